@@ -1,0 +1,146 @@
+"""QEMU's migration stream and COLO messages: every number, once.
+
+All integers on the wire are big-endian. A *target page* is 4096 bytes on x86 and ARM. This file imports nothing but
+:mod:`enum`; ``setup.py`` writes the numbers marked by :func:`c_numbers` into a C header for the core.
+
+The stream::
+
+    u32 FILE_MAGIC, u32 FILE_VERSION
+    0x07 CONFIGURATION   u32 len, machine type, [SUBSECTION...]
+    0x08 COMMAND         u16 command, u16 len, payload
+    0x01 START/0x04 FULL u32 section_id, u8 len, idstr, u32 instance_id, u32 version_id, body, footer
+    0x02 PART /0x03 END  u32 section_id, body, footer
+    0x05 SUBSECTION      u8 len, name, u32 version_id, body     (inside a vmstate body)
+    0x7e FOOTER          u32 section_id
+    0x00 EOF
+    0x06 VMDESCRIPTION   u32 len, JSON
+
+The body of the ``ram`` section is a run of records, each opened by ``u64 (offset | RamFlag)``, ended by one with EOS::
+
+    MEM_SIZE   offset = total bytes; per block: u8 len, idstr, u64 used_length [, u64 page_size] [, u64 address]
+    ZERO       [idstr] u8 fill
+    PAGE       [idstr] 4096 bytes
+    XBZRLE     [idstr] u8 1, u16 len, encoded bytes
+    COMPRESS   [idstr] u32 len, zlib stream (QEMU < 9.1)
+    CONTINUE   a bit beside the others: the block is that of the record before, no idstr follows
+
+COLO, after the ordinary stream (P primary, S secondary), each message a u32::
+
+    S CHECKPOINT_READY
+    per checkpoint:  P CHECKPOINT_REQUEST  S CHECKPOINT_REPLY  P VMSTATE_SEND, live-state sections, EOF,
+                     P VMSTATE_SIZE + u64 n, n bytes of device state  S VMSTATE_RECEIVED  S VMSTATE_LOADED
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum, IntFlag
+
+FILE_MAGIC = 0x5145564D
+"""``QEVM``: the first four bytes of a migration stream."""
+FILE_VERSION = 3
+
+TARGET_PAGE_BITS = 12
+TARGET_PAGE_BYTES = 1 << TARGET_PAGE_BITS
+
+IDSTR_MAX_BYTES = 255
+"""A section's or block's name has a one-byte length."""
+RAM_IDSTR = "ram"
+RAM_VERSION = 4
+XBZRLE_ENCODING = 1
+"""The byte that opens an XBZRLE record: the only encoding there is."""
+XBZRLE_HEADER_BYTES = 3
+
+
+class SectionType(IntEnum):
+    """The byte that opens each item of the section stream."""
+
+    EOF = 0x00
+    START = 0x01
+    PART = 0x02
+    END = 0x03
+    FULL = 0x04
+    SUBSECTION = 0x05
+    VMDESCRIPTION = 0x06
+    CONFIGURATION = 0x07
+    COMMAND = 0x08
+    FOOTER = 0x7E
+
+
+class Command(IntEnum):
+    """What a COMMAND item asks for. Payload sizes are in :data:`COMMAND_PAYLOAD_BYTES`."""
+
+    OPEN_RETURN_PATH = 1
+    PING = 2
+    POSTCOPY_ADVISE = 3
+    POSTCOPY_LISTEN = 4
+    POSTCOPY_RUN = 5
+    POSTCOPY_RAM_DISCARD = 6
+    PACKAGED = 7
+    ENABLE_COLO = 8
+    POSTCOPY_RESUME = 9
+    RECV_BITMAP = 10
+    SWITCHOVER_START = 11
+
+
+COMMAND_PAYLOAD_BYTES: dict[Command, tuple[int, ...] | None] = {
+    Command.OPEN_RETURN_PATH: (0,),
+    Command.PING: (4,),
+    Command.POSTCOPY_ADVISE: (0, 16),
+    Command.POSTCOPY_LISTEN: (0,),
+    Command.POSTCOPY_RUN: (0,),
+    Command.POSTCOPY_RAM_DISCARD: None,
+    Command.PACKAGED: (4,),
+    Command.ENABLE_COLO: (0,),
+    Command.POSTCOPY_RESUME: (0,),
+    Command.RECV_BITMAP: None,
+    Command.SWITCHOVER_START: (0,),
+}
+"""Allowed payload lengths of each command; None: any length up to 65535."""
+
+
+class ReturnPath(IntEnum):
+    """Messages from receiver to sender on the return path: u16 type, u16 len, payload."""
+
+    SHUT = 1
+    PONG = 2
+    REQ_PAGES_ID = 3
+    REQ_PAGES = 4
+    RECV_BITMAP = 5
+    RESUME_ACK = 6
+    SWITCHOVER_ACK = 7
+
+
+class RamFlag(IntFlag):
+    """Low bits of a RAM record's first u64; the page offset is in the bits above."""
+
+    ZERO = 0x002
+    MEM_SIZE = 0x004
+    PAGE = 0x008
+    EOS = 0x010
+    CONTINUE = 0x020
+    XBZRLE = 0x040
+    HOOK = 0x080
+    COMPRESS_PAGE = 0x100
+    MULTIFD_FLUSH = 0x200
+
+
+class ColoMessage(IntEnum):
+    """COLO's messages. Both directions share the one migration channel."""
+
+    CHECKPOINT_READY = 0
+    CHECKPOINT_REQUEST = 1
+    CHECKPOINT_REPLY = 2
+    VMSTATE_SEND = 3
+    VMSTATE_SIZE = 4
+    VMSTATE_RECEIVED = 5
+    VMSTATE_LOADED = 6
+
+
+def c_numbers() -> Iterator[tuple[str, int]]:
+    """The numbers the C core shares, as (macro name, value)."""
+    yield "WIRE_PAGE_BYTES", TARGET_PAGE_BYTES
+    yield "WIRE_PAGE_BITS", TARGET_PAGE_BITS
+    yield "WIRE_XBZRLE_ENCODING", XBZRLE_ENCODING
+    for flag in RamFlag:
+        yield f"WIRE_RAM_{flag.name}", int(flag)
