@@ -16,6 +16,9 @@ import stat
 
 from colo.errors import ChannelLost, DeadlineExceeded, Interrupted, Truncated
 
+cdef extern from "pagecopy.h":
+    void colo_copy_stream(uint8_t *to, const uint8_t *source, size_t n) noexcept nogil
+
 cdef enum:
     POLLIN = 1
     PEEK_LIMIT = 1 << 30
@@ -170,7 +173,7 @@ cdef class ReadBuffer:
         if have:
             if n < have:
                 have = n
-            memcpy(to, self.data + self.head, have)
+            colo_copy_stream(to, self.data + self.head, have)
             self.head += have
             return have
         if self.ended:

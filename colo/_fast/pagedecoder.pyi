@@ -1,0 +1,11 @@
+from colo._fast.buffers import ReadBuffer
+from colo._fast.ramblock import RamBlock
+from colo._fast.staging import Staging
+
+EOS: int
+
+class PageDecoder:
+    bytes_decoded: int
+    def __init__(self, staging: Staging, *, immediate: bool = False) -> None: ...
+    def set_blocks(self, blocks: list[RamBlock]) -> None: ...
+    def decode(self, buffer: ReadBuffer) -> int: ...

@@ -1,0 +1,302 @@
+# link: z
+"""The staged checkpoint: pages that have arrived but are not yet part of the committed image.
+
+It is a redo log. The stream's own bytes are read straight into the arena and stay there; an entry a page says what to
+do with them. (A stream that lies in memory already is its own arena.) Until the checkpoint is whole the image is not touched, and dropping the checkpoint is forgetting the
+entries. Once committed, the entries are replayed onto the image in the order they came. Replaying is idempotent (XBZRLE
+replaces bytes, it does not add them), so a replay cut short is repeated from the start: the committed state is image
+plus log at every instant.
+"""
+from libc.errno cimport ENOSYS, EOPNOTSUPP, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+import os
+
+from colo._fast.ramblock cimport RamBlock, clear_bit, ram_block, set_bit, test_bit
+
+from colo.errors import StorageError
+
+cdef extern from "wire_numbers.h":
+    const uint64_t WIRE_PAGE_BYTES
+    const int WIRE_PAGE_BITS
+
+cdef extern from "xbzrle.h":
+    int colo_xbzrle_decode(const uint8_t *src, int slen, uint8_t *dst, int dlen) noexcept nogil
+
+cdef extern from "pagecopy.h":
+    void colo_copy_four(uint8_t **to, const uint8_t **source, size_t n) noexcept nogil
+    void colo_zero_stream(uint8_t *to, size_t n) noexcept nogil
+    void colo_stream_fence() noexcept nogil
+
+cdef extern from "sys/mman.h":
+    void *mmap(void *address, size_t length, int prot, int flags, int fd, long offset) noexcept nogil
+    int munmap(void *address, size_t length) noexcept nogil
+    int madvise(void *address, size_t length, int advice) noexcept nogil
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_HUGEPAGE, MADV_DONTDUMP, MADV_DONTNEED
+    void *MAP_FAILED
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <unistd.h>
+    int fallocate(int fd, int mode, off_t offset, off_t length);
+    """
+    int fallocate(int fd, int mode, long offset, long length) noexcept nogil
+    ssize_t pwrite(int fd, const void *data, size_t n, long offset) noexcept nogil
+
+cdef enum:
+    NO_ROOM = 1         # more entries than the blocks can call for
+    NO_MEMORY = 2
+    MAX_BLOCKS = 4096
+    SLACK_BYTES = 16 << 20
+
+cdef uint8_t zero_page[4096]
+
+
+cdef class Staging:
+    """A staged checkpoint for the RAM blocks given to :meth:`begin`.
+
+    One object serves all checkpoints of a session in turn: :meth:`begin`, records added by
+    :class:`~colo._fast.pagedecoder.PageDecoder`, :meth:`reserve`, then :meth:`apply` or :meth:`drop`.
+    """
+
+    def __dealloc__(self):
+        self.unmap()
+        free(self.entries)
+        free(self.blocks)
+
+    cdef void unmap(self) noexcept:
+        if self.arena != NULL:
+            munmap(self.arena, self.arena_bytes)
+            self.arena = NULL
+        if self.inflated != NULL:
+            munmap(self.inflated, self.arena_bytes)
+            self.inflated = NULL
+
+    def begin(self, list blocks, limit_bytes=None):
+        """Start an empty checkpoint over ``blocks`` (list of RamBlock, in the stream's order; at most 4096).
+
+        ``limit_bytes`` bounds the stream bytes kept; by default what all pages of the blocks need, each sent once raw.
+        Raises RuntimeError if a committed checkpoint has not been applied yet.
+        """
+        cdef RamBlock block
+        cdef size_t i, pages = 0
+        if self.count:
+            raise RuntimeError("the staged checkpoint before this one was neither applied nor dropped")
+        if len(blocks) > MAX_BLOCKS:
+            raise ValueError(f"{len(blocks)} RAM blocks; at most {MAX_BLOCKS}")
+        for block in blocks:
+            pages += block.c.used_length >> WIRE_PAGE_BITS
+        need = limit_bytes if limit_bytes is not None else pages * (WIRE_PAGE_BYTES + 8) + SLACK_BYTES
+        if self.arena == NULL or self.arena_bytes < need:
+            self.unmap()
+            self.arena = reserve_address_space(need)
+            self.arena_bytes = need
+        self.limit = need
+        self.count_limit = 2 * pages + 1024
+        table = <ram_block **>realloc(self.blocks, max(1, len(blocks)) * sizeof(ram_block *))
+        if table == NULL:
+            raise MemoryError("no memory for the table of RAM blocks")
+        self.blocks = table
+        for i, block in enumerate(blocks):
+            self.blocks[i] = &block.c
+        self.block_list = list(blocks)
+        self.block_count = len(blocks)
+        self.log = self.arena
+        self.lender = None
+        self.forget()
+
+    @property
+    def staged_bytes(self):
+        """Stream bytes held for the staged records."""
+        return self.used + self.inflated_used
+
+    @property
+    def high_water_bytes(self):
+        """The most :attr:`staged_bytes` has been."""
+        return self.high_bytes
+
+    @property
+    def records(self):
+        """Entries held (a run of zero pages is one)."""
+        return self.count
+
+    def reserve(self):
+        """Give every page that is to be written its storage, so that applying cannot run out of disk.
+
+        Raises :class:`~colo.errors.StorageError`; the image is unchanged then.
+        """
+        cdef int code, bad_block = 0
+        cdef uint64_t bad_offset = 0
+        with nogil:
+            code = self.reserve_storage(&bad_block, &bad_offset)
+        if code:
+            raise StorageError(
+                f"RAM block {self.block_list[bad_block].idstr}: no storage for the page at {bad_offset:#x}: "
+                f"{os.strerror(code)}; free space in the RAM directory or give another with --ram-dir")
+
+    def apply(self):
+        """Replay the staged records onto the blocks' memory and forget them. :meth:`reserve` must have succeeded."""
+        with nogil:
+            self.replay()
+            self.forget()
+
+    def drop(self):
+        """Forget the staged records; the blocks' memory is as it was."""
+        self.forget()
+
+    def shrink(self, size_t keep_bytes):
+        """Return the arena's memory above ``keep_bytes`` to the system; only between checkpoints."""
+        cdef size_t keep
+        if self.count == 0 and self.arena != NULL and keep_bytes < self.arena_bytes:
+            keep = (keep_bytes + 4095) & ~<size_t>4095
+            madvise(self.arena + keep, self.arena_bytes - keep, MADV_DONTNEED)
+
+    cdef int add(self, int kind, int block, uint64_t page_offset, uint64_t data, uint32_t length) noexcept nogil:
+        cdef staged_entry *e
+        cdef staged_entry *grown
+        cdef size_t room
+        self.staged_pages += 1
+        if kind == STAGED_ZERO and self.count:
+            e = &self.entries[self.count - 1]
+            if (e.kind == STAGED_ZERO and e.block == block and e.length != <uint32_t>-1
+                    and e.page_offset + (<uint64_t>e.length << WIRE_PAGE_BITS) == page_offset):
+                e.length += 1
+                return 0
+        if self.count == self.room:
+            if self.count >= self.count_limit:
+                return NO_ROOM
+            room = self.room * 2 if self.room else 4096
+            grown = <staged_entry *>realloc(self.entries, room * sizeof(staged_entry))
+            if grown == NULL:
+                return NO_MEMORY
+            self.entries = grown
+            self.room = room
+        e = &self.entries[self.count]
+        self.count += 1
+        e.page_offset = page_offset
+        e.data = data
+        e.length = length
+        e.block = <uint16_t>block
+        e.kind = <uint16_t>kind
+        return 0
+
+    cdef int reserve_storage(self, int *bad_block, uint64_t *bad_offset) noexcept nogil:
+        cdef size_t i
+        cdef staged_entry *e
+        cdef ram_block *b = NULL
+        cdef uint64_t start = 0, end = 0
+        cdef int code, block = -1
+        for i in range(self.count):
+            e = &self.entries[i]
+            if e.kind == STAGED_ZERO or test_bit(self.blocks[e.block].present, e.page_offset >> WIRE_PAGE_BITS):
+                continue
+            if e.block == block and e.page_offset == end:
+                end += WIRE_PAGE_BYTES
+                continue
+            if end > start:
+                code = allocate(b, start, end)
+                if code:
+                    bad_block[0] = block
+                    bad_offset[0] = start
+                    return code
+            block = e.block
+            b = self.blocks[block]
+            start = e.page_offset
+            end = start + WIRE_PAGE_BYTES
+        if end > start:
+            code = allocate(b, start, end)
+            if code:
+                bad_block[0] = block
+                bad_offset[0] = start
+                return code
+        return 0
+
+    cdef void replay(self) noexcept nogil:
+        cdef size_t i = 0
+        cdef uint64_t page
+        cdef staged_entry *e
+        cdef ram_block *b
+        while i < self.count:
+            e = &self.entries[i]
+            b = self.blocks[e.block]
+            if b.memory == NULL:
+                pass
+            elif e.kind == STAGED_PAGE:
+                if i + 4 <= self.count and four_ascending_pages(e):
+                    self.replay_four(e, b)
+                    i += 4
+                    continue
+                memcpy(b.memory + e.page_offset, self.log + e.data, WIRE_PAGE_BYTES)
+                clear_bit(b.zero, e.page_offset >> WIRE_PAGE_BITS)
+            elif e.kind == STAGED_ZERO:
+                page = e.page_offset >> WIRE_PAGE_BITS
+                for page in range(page, page + e.length):
+                    if not test_bit(b.zero, page):
+                        colo_zero_stream(b.memory + (page << WIRE_PAGE_BITS), WIRE_PAGE_BYTES)
+                        set_bit(b.zero, page)
+            elif e.kind == STAGED_XBZRLE:
+                colo_xbzrle_decode(self.log + e.data, <int>e.length, b.memory + e.page_offset, <int>WIRE_PAGE_BYTES)
+                clear_bit(b.zero, e.page_offset >> WIRE_PAGE_BITS)
+            else:
+                memcpy(b.memory + e.page_offset, self.inflated + e.data, WIRE_PAGE_BYTES)
+                clear_bit(b.zero, e.page_offset >> WIRE_PAGE_BITS)
+            i += 1
+        colo_stream_fence()
+
+    cdef void replay_four(self, const staged_entry *e, ram_block *b) noexcept nogil:
+        cdef uint8_t *to[4]
+        cdef const uint8_t *source[4]
+        cdef int k
+        for k in range(4):
+            to[k] = b.memory + e[k].page_offset
+            source[k] = self.log + e[k].data
+            clear_bit(b.zero, e[k].page_offset >> WIRE_PAGE_BITS)
+        colo_copy_four(to, source, WIRE_PAGE_BYTES)
+
+    cdef void forget(self) noexcept nogil:
+        if self.used + self.inflated_used > self.high_bytes:
+            self.high_bytes = self.used + self.inflated_used
+        self.count = 0
+        self.used = 0
+        self.inflated_used = 0
+        self.staged_pages = 0
+
+
+cdef inline bint four_ascending_pages(const staged_entry *e) noexcept nogil:
+    """Whether e[0..4) are raw pages of one block, no page twice, so that their order does not matter."""
+    cdef int k
+    for k in range(1, 4):
+        if e[k].kind != STAGED_PAGE or e[k].block != e[0].block or e[k].page_offset <= e[k - 1].page_offset:
+            return False
+    return True
+
+
+cdef uint8_t *reserve_address_space(size_t n) except NULL:
+    cdef void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if p == MAP_FAILED:
+        raise MemoryError(f"no address space for {n} bytes of staged pages")
+    madvise(p, n, MADV_HUGEPAGE)   # far fewer faults while it is first filled
+    madvise(p, n, MADV_DONTDUMP)   # guest memory is secret
+    return <uint8_t *>p
+
+
+cdef int allocate(ram_block *b, uint64_t start, uint64_t end) noexcept nogil:
+    """Storage for [start, end) of a sparse block; 0 or an errno. Where the file system cannot allocate, write zeros."""
+    cdef uint64_t at
+    if b.fd >= 0 and fallocate(b.fd, 0, <long>start, <long>(end - start)) != 0:
+        if errno != EOPNOTSUPP and errno != ENOSYS:
+            return errno
+        at = start
+        while at < end:
+            if pwrite(b.fd, zero_page, 4096, <long>at) != 4096:
+                return errno
+            at += WIRE_PAGE_BYTES
+    for at in range(start >> WIRE_PAGE_BITS, end >> WIRE_PAGE_BITS):
+        set_bit(b.present, at)
+    return 0
