@@ -62,7 +62,19 @@ class LimitExceeded(StreamError):
 
 
 class ProtocolError(ColoError):
-    """A message that does not fit the state of the protocol."""
+    """A message that does not fit the state of the protocol.
+
+    ``state`` is where the protocol stood, ``got`` what came, ``expected`` what could have come; each is "" or
+    empty where there is no such thing to name.
+    """
+
+    def __init__(
+        self, message: str, *, state: str = "", got: str = "", expected: tuple[str, ...] = ()
+    ) -> None:
+        self.state = state
+        self.got = got
+        self.expected = expected
+        super().__init__(message)
 
 
 class ChannelError(ColoError):

@@ -1,0 +1,275 @@
+"""Bytes to messages and back: COLO's messages, and those of the return path.
+
+The decoders take what has been read so far. ``…_missing_bytes`` says how much more one whole message needs,
+so that a session never reads past it: the bytes that follow VMSTATE_SEND or VMSTATE_SIZE belong to somebody
+else. Numbers are big-endian; QEMU's side of it is migration/colo.c (colo_send_message,
+colo_receive_message) and migration/migration.c (migrate_send_rp_message, source_return_path_thread).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from colo.errors import LimitExceeded, ProtocolError, StreamError, Truncated
+from colo.protocol.words import Event
+from colo.wire import IDSTR_MAX_BYTES, ColoMessage, Command, ReturnPath
+
+DEVICE_LIMIT_BYTES = 64 << 20
+"""Most device state that is taken unless the user says otherwise."""
+
+_WHERE = "COLO message"
+_WHERE_RETURN_PATH = "return path"
+_U32 = struct.Struct(">I")
+_U64 = struct.Struct(">Q")
+_RETURN_PATH_HEADER = struct.Struct(">HH")
+
+RETURN_PATH_PAYLOAD_BYTES: dict[ReturnPath, tuple[int, int]] = {
+    ReturnPath.SHUT: (4, 4),
+    ReturnPath.PONG: (4, 4),
+    ReturnPath.REQ_PAGES_ID: (13, 13 + IDSTR_MAX_BYTES),
+    ReturnPath.REQ_PAGES: (12, 12),
+    ReturnPath.RECV_BITMAP: (1, 1 + IDSTR_MAX_BYTES),
+    ReturnPath.RESUME_ACK: (4, 4),
+    ReturnPath.SWITCHOVER_ACK: (0, 0),
+}
+"""Least and most payload bytes of each message of the return path."""
+
+
+class Message(NamedTuple):
+    """``value`` is the size in bytes that VMSTATE_SIZE announces, None for every other message."""
+
+    kind: ColoMessage
+    value: int | None = None
+
+
+class ReturnPathMessage(NamedTuple):
+    """``value`` is the u32 of SHUT, PONG and RESUME_ACK; ``payload`` is everything after the header."""
+
+    kind: ReturnPath
+    payload: bytes
+
+    @property
+    def value(self) -> int | None:
+        if len(self.payload) != _U32.size:
+            return None
+        number: int = _U32.unpack(self.payload)[0]
+        return number
+
+
+def encode_message(kind: ColoMessage, value: int | None = None) -> bytes:
+    """One COLO message; ``value`` is the byte count of a VMSTATE_SIZE, and of no other.
+
+    :raises ValueError: a value where there is none, none where there is one, or one that does not fit.
+    """
+    if kind is not ColoMessage.VMSTATE_SIZE:
+        if value is not None:
+            raise ValueError(f"{kind.name} carries no value, got {value}")
+        return _U32.pack(kind)
+    if value is None or not 0 < value < 1 << 64:
+        raise ValueError(
+            f"VMSTATE_SIZE carries the size of the device state, 1 to 2**64 - 1 bytes, got {value}"
+        )
+    return _U32.pack(kind) + _U64.pack(value)
+
+
+def message_missing_bytes(data: bytes | bytearray | memoryview) -> int:
+    """How many bytes after ``data`` the message that it begins still needs; 0 when it is whole."""
+    if len(data) < _U32.size:
+        return _U32.size - len(data)
+    if _U32.unpack_from(data)[0] == ColoMessage.VMSTATE_SIZE:
+        return max(0, _U32.size + _U64.size - len(data))
+    return 0
+
+
+def decode_message(
+    data: bytes | bytearray | memoryview,
+    *,
+    device_limit_bytes: int = DEVICE_LIMIT_BYTES,
+    offset: int | None = None,
+) -> Message:
+    """The one COLO message that ``data`` is.
+
+    :param device_limit_bytes: most that VMSTATE_SIZE may announce.
+    :param offset: where in the connection the message begins, for the errors.
+    :raises Truncated: it is not whole.
+    :raises StreamError: an unknown number, a VMSTATE_SIZE of 0, or bytes after the message.
+    :raises LimitExceeded: VMSTATE_SIZE over its limit.
+    """
+    missing = message_missing_bytes(data)
+    if missing:
+        raise Truncated(
+            f"{missing} bytes are missing", where=_WHERE, offset=offset, value=bytes(data[:12]).hex()
+        )
+    number: int = _U32.unpack_from(data)[0]
+    try:
+        kind = ColoMessage(number)
+    except ValueError:
+        raise StreamError(
+            f"{number} ({number:#x}) is no COLO message: 0 to {max(ColoMessage)} are",
+            where=_WHERE,
+            offset=offset,
+            value=number,
+        ) from None
+    size = _U32.size
+    value: int | None = None
+    if kind is ColoMessage.VMSTATE_SIZE:
+        announced: int = _U64.unpack_from(data, _U32.size)[0]
+        size += _U64.size
+        at = None if offset is None else offset + _U32.size
+        value = announced
+        if announced == 0:
+            raise StreamError("VMSTATE_SIZE of 0: there is no device state", where=_WHERE, offset=at, value=0)
+        if announced > device_limit_bytes:
+            raise LimitExceeded(
+                f"VMSTATE_SIZE of {announced} bytes is over the limit of {device_limit_bytes}",
+                where=_WHERE,
+                offset=at,
+                value=value,
+            )
+    if len(data) != size:
+        raise StreamError(
+            f"{len(data) - size} bytes follow {kind.name} in what should be one message",
+            where=_WHERE,
+            offset=offset,
+            value=len(data),
+        )
+    return Message(kind, value)
+
+
+def message_event(kind: ColoMessage) -> Event:
+    """The event that receiving ``kind`` is."""
+    return _MESSAGE_EVENTS[kind]
+
+
+_MESSAGE_EVENTS = {kind: Event[kind.name] for kind in ColoMessage}
+
+
+def encode_return_path(kind: ReturnPath, value: int | None = None, *, payload: bytes | None = None) -> bytes:
+    """One message of the return path: with a u32 ``value`` (SHUT, PONG, RESUME_ACK), or a ``payload`` as is.
+
+    :raises ValueError: the payload has not a length that this message may have, or both were given.
+    """
+    if value is not None and payload is not None:
+        raise ValueError("give a value or a payload, not both")
+    if value is not None:
+        if not 0 <= value < 1 << 32:
+            raise ValueError(f"{kind.name}: the value is a u32, got {value}")
+        payload = _U32.pack(value)
+    body = payload or b""
+    least, most = RETURN_PATH_PAYLOAD_BYTES[kind]
+    if not least <= len(body) <= most:
+        raise ValueError(f"{kind.name} carries {_span(least, most)} bytes, got {len(body)}")
+    return _RETURN_PATH_HEADER.pack(kind, len(body)) + body
+
+
+def return_path_missing_bytes(data: bytes | bytearray | memoryview) -> int:
+    """How many bytes after ``data`` the return path message that it begins still needs; 0 when it is whole.
+
+    Never asks for more than the message's type allows: a length out of bounds counts as whole, for
+    :func:`decode_return_path` to refuse.
+    """
+    if len(data) < _RETURN_PATH_HEADER.size:
+        return _RETURN_PATH_HEADER.size - len(data)
+    length: int
+    number, length = _RETURN_PATH_HEADER.unpack_from(data)
+    least, most = _return_path_bounds(number)
+    if not least <= length <= most:
+        return 0
+    return max(0, _RETURN_PATH_HEADER.size + length - len(data))
+
+
+def decode_return_path(
+    data: bytes | bytearray | memoryview, *, offset: int | None = None
+) -> ReturnPathMessage:
+    """The one return path message that ``data`` is.
+
+    :raises Truncated: it is not whole.
+    :raises StreamError: an unknown type, a length that does not go with it, or bytes after the message.
+    """
+    missing = return_path_missing_bytes(data)
+    if missing:
+        raise Truncated(
+            f"{missing} bytes are missing",
+            where=_WHERE_RETURN_PATH,
+            offset=offset,
+            value=bytes(data[:12]).hex(),
+        )
+    number, length = _RETURN_PATH_HEADER.unpack_from(data)
+    try:
+        kind = ReturnPath(number)
+    except ValueError:
+        raise StreamError(
+            f"{number} is no message of the return path: 1 to {max(ReturnPath)} are"
+            + (" (a COLO message before the return path was shut?)" if number == 0 else ""),
+            where=_WHERE_RETURN_PATH,
+            offset=offset,
+            value=number,
+        ) from None
+    least, most = RETURN_PATH_PAYLOAD_BYTES[kind]
+    if not least <= length <= most:
+        raise StreamError(
+            f"{kind.name} of {length} bytes: it carries {_span(least, most)}",
+            where=_WHERE_RETURN_PATH,
+            offset=None if offset is None else offset + 2,
+            value=length,
+        )
+    payload = bytes(data[_RETURN_PATH_HEADER.size :])
+    if len(payload) != length:
+        raise StreamError(
+            f"{len(payload) - length} bytes follow {kind.name} in what should be one message",
+            where=_WHERE_RETURN_PATH,
+            offset=offset,
+            value=len(data),
+        )
+    return ReturnPathMessage(kind, payload)
+
+
+def _return_path_bounds(number: int) -> tuple[int, int]:
+    try:
+        return RETURN_PATH_PAYLOAD_BYTES[ReturnPath(number)]
+    except ValueError:
+        return (1, 0)  # no length is right
+
+
+def _span(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def return_path_event(message: ReturnPathMessage) -> Event:
+    """The event that receiving ``message`` is.
+
+    :raises ProtocolError: postcopy's and other messages that have no place in COLO.
+    """
+    if message.kind is ReturnPath.PONG:
+        return Event.PONG
+    if message.kind is ReturnPath.SHUT:
+        return Event.SHUT if message.value == 0 else Event.SHUT_FAILED
+    raise ProtocolError(
+        f"{message.kind.name} on the return path is not for COLO: switch postcopy and switchover-ack off",
+        got=message.kind.name,
+        expected=("PONG", "SHUT"),
+    )
+
+
+_COMMAND_EVENTS = {
+    Command.OPEN_RETURN_PATH: Event.OPEN_RETURN_PATH,
+    Command.PING: Event.PING,
+    Command.ENABLE_COLO: Event.ENABLE_COLO,
+    Command.SWITCHOVER_START: Event.SWITCHOVER_START,
+}
+
+
+def command_event(command: Command) -> Event:
+    """The event that a COMMAND in the section stream is.
+
+    :raises ProtocolError: postcopy's commands, which have no place in COLO.
+    """
+    try:
+        return _COMMAND_EVENTS[command]
+    except KeyError:
+        raise ProtocolError(
+            f"command {command.name} has no place in COLO: switch the capability postcopy-ram off",
+            got=command.name,
+            expected=tuple(each.name for each in _COMMAND_EVENTS),
+        ) from None
