@@ -86,7 +86,7 @@ cdef class PageDecoder:
     """
 
     cdef Staging staging
-    cdef bint immediate
+    cdef public bint immediate
     cdef int current                # block of the record before, -1: none
     cdef size_t at                  # in the log: next record
     cdef size_t filled              # in the log: bytes read
