@@ -15,6 +15,8 @@ class Committed:
 
     number: int
     configuration: Configuration
+    ram_section_id: int
+    """The id the ``ram`` section had: none of the device sections has it."""
     device_state: bytes
     """FULL sections up to their EOF, as received."""
     blocks: tuple[RamBlock, ...]

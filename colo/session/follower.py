@@ -374,7 +374,7 @@ class Follower:
         self._log_is_committed = True
         self.image.commit(self._staged_blocks)
         self.committed = Committed(
-            self.machine.epoch, self._configuration, self._device_state, tuple(self._staged_blocks),
+            self.machine.epoch, self._configuration, next(iter(self._live_sections)), self._device_state, tuple(self._staged_blocks),
             time.monotonic_ns(),
         )
         return Event.COMMITTED

@@ -1,0 +1,86 @@
+"""Who is let in as the primary: the first connection that opens a migration stream, and nobody after it."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable
+
+from colo.errors import Interrupted
+from colo.wire import FILE_MAGIC
+
+PENDING_LIMIT = 4
+"""Connections that may stand at the door at once; the kernel holds a few more, and refuses the rest."""
+MAGIC = FILE_MAGIC.to_bytes(4, "big")
+
+
+def admit(
+    listener: socket.socket,
+    *,
+    handshake_s: float,
+    wake_fd: int,
+    prepare: Callable[[socket.socket], None],
+    refused: Callable[[str], None] = lambda reason: None,
+) -> socket.socket:
+    """Accept connections on ``listener`` until one sends a migration stream's first bytes; the others are closed.
+
+    One that sends something else, or nothing within ``handshake_s``, is closed and told to ``refused``. ``prepare`` sets
+    a new connection's options. Raises Interrupted when ``wake_fd`` becomes readable.
+    """
+    waiting: dict[socket.socket, float] = {}
+    try:
+        while True:
+            now = time.monotonic()
+            for sock in [s for s, until in waiting.items() if until <= now]:
+                refused(f"a connection sent nothing within {handshake_s:g} s")
+                del waiting[sock]
+                sock.close()
+            poller = select.poll()
+            poller.register(wake_fd, select.POLLIN)
+            by_fd = {s.fileno(): s for s in waiting}
+            for fd in by_fd:
+                poller.register(fd, select.POLLIN)
+            if len(waiting) < PENDING_LIMIT:
+                poller.register(listener.fileno(), select.POLLIN)
+            left = min(waiting.values(), default=None)
+            for fd, _ in poller.poll(None if left is None else max(0.0, left - now) * 1000 + 1):
+                if fd == wake_fd:
+                    raise Interrupted("the wait for a primary was ended from this side")
+                if fd == listener.fileno():
+                    with contextlib.suppress(OSError):
+                        sock, _ = listener.accept()
+                        prepare(sock)
+                        waiting[sock] = now + handshake_s
+                    continue
+                sock = by_fd[fd]
+                if _opens_stream(sock, refused, waiting):
+                    del waiting[sock]
+                    return sock
+    finally:
+        for sock in waiting:
+            sock.close()
+
+
+def _opens_stream(sock: socket.socket, refused: Callable[[str], None], waiting: dict[socket.socket, float]) -> bool:
+    try:
+        first = sock.recv(len(MAGIC), socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        first, reason = b"", error.strerror or str(error)
+    else:
+        reason = "closed before it sent anything"
+    if first == MAGIC:
+        return True
+    if first and MAGIC.startswith(first):
+        # A part of it is here: poll would report it again at once, so the rest gets a moment.
+        time.sleep(0.005)
+        return False
+    if first:
+        reason = f"{first!r} is not the start of a migration stream"
+    refused(f"a connection was refused: {reason}")
+    del waiting[sock]
+    sock.close()
+    return False

@@ -1,0 +1,58 @@
+"""The last committed checkpoint as a stream that any QEMU of the same machine type loads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from colo._fast.pageencoder import PageEncoder
+from colo._fast.ramblock import RamBlock
+from colo.session.checkpoint import Committed
+from colo.stream import Configuration, RamBlockInfo
+from colo.stream.configuration import configuration
+from colo.stream.ram import end_of_section
+from colo.stream.writer import file_header, ram_start_section, section_end, section_footer
+
+IGNORE_SHARED = "x-ignore-shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A loadable stream: bytes, then the pages of ``sent_blocks``, then bytes."""
+
+    head: bytes
+    sent_blocks: tuple[RamBlock, ...]
+    tail: bytes = field(repr=False)
+
+    def write(self, fd: int, *, timeout_s: float) -> int:
+        """Write the stream to ``fd``; returns the bytes written. Raises ChannelLost or DeadlineExceeded."""
+        encoder = PageEncoder(fd, timeout_s=timeout_s)
+        encoder.write(self.head)
+        for block in self.sent_blocks:
+            encoder.begin_block(block.idstr, memoryview(block.memory_buffer)[: block.used_length])
+            encoder.encode()
+        encoder.write(self.tail)
+        return encoder.stats.sent_bytes
+
+
+def compose(committed: Committed, *, shared: Collection[str] = (), addresses: Mapping[str, int] = {}) -> Composed:
+    """The stream that resumes ``committed``.
+
+    The blocks named in ``shared`` are left out: the receiver maps their files (capability x-ignore-shared, which is then
+    announced and needs each block's guest-physical ``addresses``). Without any, all pages are sent.
+    """
+    section_id = committed.ram_section_id
+    infos = [
+        RamBlockInfo(b.idstr, b.used_length, address=addresses.get(b.idstr, 0) if shared else None)
+        for b in committed.blocks
+    ]
+    capabilities = (IGNORE_SHARED,) if shared else ()
+    head = b"".join((
+        file_header(),
+        configuration(Configuration(0, committed.configuration.machine, capabilities=capabilities)),
+        ram_start_section(section_id, infos),
+        section_end(section_id),
+    ))
+    tail = end_of_section() + section_footer(section_id) + committed.device_state
+    return Composed(head, tuple(b for b in committed.blocks if b.idstr not in shared), tail)
+
