@@ -1,0 +1,366 @@
+"""The secondary: follows a primary, and runs its VM from the last committed checkpoint when the primary is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from colo.errors import (
+    ArbitrationError,
+    ArbitrationLost,
+    ChannelError,
+    ColoError,
+    Interrupted,
+    NoCheckpoint,
+    StandbyError,
+)
+from colo.memory import RamImage
+from colo.protocol import Event, Failover, FailoverEvent, FailoverStatus, Mode
+from colo.qemu.standby import Standby
+from colo.session.admission import PENDING_LIMIT, admit
+from colo.session.arbiter import Arbiter, arbiter_from_uri
+from colo.session.checkpoint import CheckpointReport, Committed
+from colo.session.compose import compose
+from colo.session.control import SOCKET_NAME, ControlServer
+from colo.session.deadlines import Deadlines
+from colo.session.follower import Follower, explain
+from colo.session.keeper import StandbyKeeper
+from colo.session.statistics import CheckpointStatistics
+from colo.session.takeover import TakeoverReport
+from colo.stream import Configuration, RamBlockInfo, StreamLimits
+from colo.transport import listen, tune
+
+ARBITRATION_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SecondaryConfig:
+    """What a secondary needs to know. Only ``listen`` and ``ram_dir`` have no default."""
+
+    listen: str
+    """``tcp:HOST:PORT`` or ``unix:PATH``."""
+    ram_dir: str | os.PathLike[str]
+    """Directory of the RAM image and of the control socket; on tmpfs, for speed (mode 0700, made if missing)."""
+    standby: Sequence[str] | None = None
+    """QEMU command line (the primary's will do) of the VM that takes over. None: checkpoints are kept, no takeover."""
+    arbiter: str = ""
+    """``file:DIR``, ``exec:COMMAND`` or ``none``; a takeover needs one."""
+    share_ram: bool = True
+    """Let the stand-by map the RAM image; False sends all pages at takeover."""
+    on_loss: str = "takeover"
+    """``takeover``, or ``hold``: wait for a request."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    limits: StreamLimits = field(default_factory=StreamLimits)
+    max_ram_bytes: int | None = None
+    """Most RAM a primary may announce; default: this machine's physical memory."""
+    mode: Mode = Mode.EARLY
+    insecure: bool = False
+    """Allow plaintext TCP beyond loopback."""
+    takeover_s: float = 30.0
+    """Most a stand-by may take to load the checkpoint and run."""
+
+
+class Secondary:
+    """A secondary session. ::
+
+        with Secondary(SecondaryConfig("tcp:127.0.0.1:9000", "/dev/shm/vm1", standby=argv, arbiter="file:/shared/vm1")) as s:
+            report = s.run()          # returns when the VM runs here
+            print(report.qmp_path, report.pid)
+
+    ``on_event(kind, data)`` is called, from the session's threads, with ``listening``, ``connected``, ``announced``,
+    ``checkpoint``, ``lost``, ``taking-over``, ``notice`` and ``running``. :meth:`request_failover`, :meth:`status` and
+    :meth:`stop` may be called from any thread.
+    """
+
+    def __init__(
+        self, config: SecondaryConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None
+    ) -> None:
+        self.config = config
+        self.statistics = CheckpointStatistics()
+        self.failover = Failover()
+        self.state = "starting"
+        self.report: TakeoverReport | None = None
+        self._on_event = on_event
+        self._cleanup = contextlib.ExitStack()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._cleanup.callback(os.close, self._wake_fd)
+        self._requested: str | None = None
+        self._stopping = False
+        self._result: Future[TakeoverReport] = Future()
+        self._follower: Follower | None = None
+        self._keeper: StandbyKeeper | None = None
+        self._arbiter: Arbiter | None = None
+        self._generation: int | None = None
+        try:
+            self._open()
+        except BaseException:
+            self._cleanup.close()
+            raise
+
+    def _open(self) -> None:
+        config = self.config
+        if config.on_loss not in ("takeover", "hold"):
+            raise ValueError(f"on_loss is 'takeover' or 'hold', not {config.on_loss!r}")
+        if config.standby is not None:
+            if not config.arbiter:
+                raise ArbitrationError(
+                    "a takeover needs an arbiter, or both sides may run: --arbiter file:DIR (storage both reach), "
+                    "exec:COMMAND (your fencing), or none to go without"
+                )
+            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary")
+            self._cleanup.callback(self._arbiter.close)
+            self._generation = self._arbiter.generation()
+        self.image = self._cleanup.enter_context(RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes))
+        self._listener = self._cleanup.enter_context(
+            listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
+        self.address = self._listener.address
+        control = ControlServer(
+            Path(config.ram_dir) / SOCKET_NAME, {"status": self.status, "failover": self._failover_command})
+        self._cleanup.callback(control.close)
+        self.state = "listening"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session: connection, stand-by (unless it took over), files and sockets."""
+        self._stopping = True
+        if self._follower is not None:
+            self._follower.close()
+            self._follower = None
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+        if not self._result.done():
+            self._result.cancel()
+        self._cleanup.close()
+
+    # -- requests, from any thread
+
+    def request_failover(self, reason: str = "request") -> Future[TakeoverReport]:
+        """Ask for a takeover; the future has its report, or the error it ended with. Raises NoCheckpoint at once."""
+        if self._follower is None or self._follower.committed is None:
+            raise NoCheckpoint("nothing to resume from: no checkpoint has been committed yet")
+        if self.config.standby is None:
+            raise StandbyError("this session has no stand-by: give --standby with the primary's command line")
+        if self._requested is None:
+            self._requested = reason
+        self._wake()
+        return self._result
+
+    def stop(self) -> None:
+        """End :meth:`run` with Interrupted."""
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _failover_command(self) -> dict[str, Any]:
+        return self.request_failover().result(self.config.takeover_s + 10).as_dict()
+
+    def status(self) -> dict[str, Any]:
+        """What ``colo status`` shows; keys are stable."""
+        follower = self._follower
+        committed = follower.committed if follower else None
+        return {
+            "state": self.state,
+            "failover": self.failover.status.value,
+            "listen": self.address,
+            "protocol_state": follower.machine.state.value if follower else None,
+            "checkpoint": committed.number if committed else None,
+            "checkpoint_age_ms": round((time.monotonic_ns() - committed.at_ns) / 1e6, 1) if committed else None,
+            "machine": committed.configuration.machine if committed else None,
+            "ram_bytes": self.image.total_bytes,
+            "ram_storage_bytes": self.image.storage_bytes,
+            "staged_high_water_bytes": follower.staged_high_water_bytes if follower else 0,
+            "standby": self._keeper.state if self._keeper else None,
+            "generation": self._generation,
+            "statistics": self.statistics.as_dict(),
+            "takeover": self.report.as_dict() if self.report else None,
+        }
+
+    def _tell(self, kind: str, data: Any = None) -> None:
+        self._on_event(kind, data)
+
+    # -- the session
+
+    def run(self) -> TakeoverReport:
+        """Wait for a primary, follow it, take over when it is lost. Returns the takeover's report.
+
+        Raises NoCheckpoint (lost before the first commit), ArbitrationLost (the other side runs), StandbyError,
+        Interrupted (:meth:`stop`), and with ``on_loss="hold"`` whatever a later request ends with.
+        """
+        try:
+            report = self._run()
+        except BaseException as error:
+            self.state = "failed"
+            if not self._result.done():
+                self._result.set_exception(
+                    error if isinstance(error, ColoError) else Interrupted(f"the session ended: {explain(error)}"))
+            raise
+        self._result.set_result(report)
+        return report
+
+    def _run(self) -> TakeoverReport:
+        self._tell("listening", self.address)
+        sock = admit(
+            self._listener.socket, handshake_s=self.config.deadlines.handshake_s, wake_fd=self._wake_fd,
+            prepare=lambda s: tune(s, self.config.deadlines.message_s),
+            refused=lambda reason: self._tell("notice", reason),
+        )
+        self._listener.close()  # one primary: there is no second one to admit
+        self.state = "connected"
+        self._tell("connected")
+        follower = self._follower = Follower(
+            sock, self.image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
+            wake_fd=self._wake_fd, on_announced=self._announced, on_commit=self._committed,
+        )
+        reason, noticed_ns = self._follow(follower)
+        if self._stopping:
+            raise Interrupted("the session was asked to stop")
+        if follower.committed is None:
+            raise NoCheckpoint(
+                f"the primary was lost before the first checkpoint was whole, there is nothing to resume from: {reason}")
+        if self.config.standby is None:
+            raise StandbyError(
+                f"{reason}; checkpoint {follower.committed.number} is committed, but there is no stand-by (--standby)")
+        if self._requested is None and self.config.on_loss == "hold":
+            self.state = "holding"
+            noticed_ns = self._wait_for_request()
+            reason = self._requested or reason
+        return self._take_over(follower, reason, noticed_ns)
+
+    def _announced(self, configuration: Configuration, blocks: list[RamBlockInfo]) -> None:
+        self._tell("announced", (configuration, blocks))
+        if self.config.standby is not None:
+            self._keeper = StandbyKeeper(
+                self.config.standby, self.image, Path(self.config.ram_dir) / "standby",
+                share_ram=self.config.share_ram, on_event=lambda text: self._tell("notice", text),
+            )
+            self._keeper.start(configuration, blocks)
+
+    def _committed(self, committed: Committed, report: CheckpointReport) -> None:
+        self.state = "protecting"
+        self.statistics.add(report)
+        self._tell("checkpoint", report)
+
+    def _follow(self, follower: Follower) -> tuple[str, int]:
+        """Follow until the connection ends; why, and when it was noticed."""
+        while True:
+            try:
+                follower.run()
+            except Interrupted:
+                noticed_ns = time.monotonic_ns()
+                os.eventfd_read(self._wake_fd)
+                if self._stopping or self._requested is not None:
+                    follower.abandon()
+                    return self._requested or "stopped", noticed_ns
+            except (ChannelError, ColoError) as error:
+                noticed_ns = time.monotonic_ns()
+                reason = explain(error)
+                self._tell("lost", reason)
+                return reason, noticed_ns
+            finally:
+                with contextlib.suppress(OSError):
+                    follower.sock.shutdown(socket.SHUT_RDWR)
+
+    def _wait_for_request(self) -> int:
+        while self._requested is None:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+            if self._stopping:
+                raise Interrupted("the session was asked to stop")
+            threading.Event().wait(0.02)
+        return time.monotonic_ns()
+
+    # -- the takeover
+
+    def _take_over(self, follower: Follower, reason: str, noticed_ns: int) -> TakeoverReport:
+        self.state = "taking-over"
+        self._tell("taking-over", reason)
+        self.failover.feed(FailoverEvent.REQUEST)
+        follower.sock.close()
+        self._arbitrate(follower)
+        arbitrated_ns = time.monotonic_ns()
+        committed = follower.settle()
+        assert committed is not None and self._keeper is not None
+        standby = self._keeper.take(self.config.takeover_s)
+        try:
+            report = self._resume(committed, standby, reason, follower, noticed_ns, arbitrated_ns)
+        except BaseException:
+            with contextlib.suppress(ColoError):
+                self.failover.feed(FailoverEvent.BROKEN)
+            standby.close()
+            raise
+        self.failover.feed(FailoverEvent.RUNNING)
+        self.report = report
+        self.state = "running"
+        self._tell("running", report)
+        return report
+
+    def _arbitrate(self, follower: Follower) -> None:
+        """Win the generation, or raise ArbitrationLost. While it cannot be decided, nobody takes over."""
+        assert self._arbiter is not None and self._generation is not None
+        told = False
+        while True:
+            try:
+                self._arbiter.claim(self._generation)
+                self._generation += 1
+                self.failover.feed(FailoverEvent.WON)
+                return
+            except ArbitrationLost:
+                self.failover.feed(FailoverEvent.REFUSED)
+                raise
+            except ArbitrationError as error:
+                if not told:
+                    self._tell("notice", f"who may run is undecided, trying again: {error}")
+                    told = True
+                if self._stopping:
+                    raise
+                time.sleep(ARBITRATION_RETRY_S)
+
+    def _resume(
+        self, committed: Committed, standby: Standby, reason: str, follower: Follower, noticed_ns: int,
+        arbitrated_ns: int,
+    ) -> TakeoverReport:
+        ready_ns = time.monotonic_ns()
+        stream = compose(committed, shared=standby.shared_blocks, addresses=standby.block_addresses)
+        channel = standby.connect()
+        with channel:
+            channel.settimeout(self.config.takeover_s)
+            sent_bytes = stream.write(channel.fileno(), timeout_s=self.config.takeover_s)
+            channel.shutdown(socket.SHUT_WR)
+            composed_ns = time.monotonic_ns()
+            outcome = standby.finish(self.config.takeover_s)
+        running_ns = time.monotonic_ns()
+        qmp_path, pid = standby.hand_over()
+        self.image.remove_files()
+        return TakeoverReport(
+            checkpoint=committed.number,
+            reason=reason,
+            generation=self._generation,
+            detection_ms=max(0, noticed_ns - follower.last_byte_ns) / 1e6,
+            arbitration_ms=(arbitrated_ns - noticed_ns) / 1e6,
+            settle_ms=(ready_ns - arbitrated_ns) / 1e6,
+            compose_ms=(composed_ns - ready_ns) / 1e6,
+            load_ms=max(0.0, (running_ns - composed_ns) / 1e6 - outcome.running_ms),
+            running_ms=outcome.running_ms,
+            total_ms=(running_ns - noticed_ns) / 1e6,
+            checkpoint_age_ms=(noticed_ns - committed.at_ns) / 1e6,
+            sent_bytes=sent_bytes,
+            shared_blocks=tuple(standby.shared_blocks),
+            qmp_path=str(qmp_path),
+            pid=pid,
+        )
