@@ -1,0 +1,161 @@
+"""What a session shows: a live table on a terminal, plain lines in a pipe, JSON objects (one a line) on request."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from colo.session.checkpoint import CheckpointReport
+from colo.session.statistics import CheckpointStatistics
+
+LINE_EVERY_S = 1.0
+"""In a pipe, one line a second stands for all checkpoints of that second."""
+SHOWN = 10
+UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+def size(value: float) -> str:
+    """Bytes for people: 1.5 MiB."""
+    for unit, name in UNITS:
+        if value >= unit:
+            return f"{value / unit:.1f} {name}"
+    return f"{value:.0f} B"
+
+
+class SessionOutput:
+    """Shows a session's events; :meth:`event` may be called from any thread. ``json_lines`` gives JSON."""
+
+    def __init__(self, *, json_lines: bool = False, title: str = "colo") -> None:
+        self.console = Console(highlight=False)
+        self.statistics = CheckpointStatistics()
+        self.pauses_ms: list[float] = []
+        self._json = json_lines
+        self._title = title
+        self._recent: list[CheckpointReport] = []
+        self._notes: list[str] = []
+        self._last_line = 0.0
+        self._live: Live | None = None
+        if self.console.is_terminal and not json_lines:
+            self._live = Live(self._render(), console=self.console, refresh_per_second=8, transient=False)
+            self._live.start()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.update(self._render(), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def event(self, kind: str, data: Any = None) -> None:
+        """One event of a session."""
+        if kind == "checkpoint":
+            self._checkpoint(data)
+        elif self._json:
+            self._print_json(kind, data)
+        else:
+            self.say(self._sentence(kind, data))
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._json:
+            self._print_json("notice", text)
+        elif self._live is not None:
+            self._notes = [*self._notes, text][-6:]
+            self._live.update(self._render())
+        else:
+            print(text, flush=True)
+
+    def pause(self, pause_ms: float) -> None:
+        """How long the primary's VM stood still for the last checkpoint, where that is known."""
+        self.pauses_ms.append(pause_ms)
+        if self._json:
+            self._print_json("pause", {"pause_ms": round(pause_ms, 3)})
+
+    def _print_json(self, kind: str, data: Any) -> None:
+        if hasattr(data, "as_dict"):
+            data = data.as_dict()
+        elif kind == "announced":
+            configuration, blocks = data
+            data = {"machine": configuration.machine, "blocks": {b.idstr: b.used_length for b in blocks}}
+        print(json.dumps({"event": kind, "time": round(time.time(), 3), "data": data}), flush=True)
+
+    def _sentence(self, kind: str, data: Any) -> str:
+        if kind == "listening":
+            return f"listening on {data}"
+        if kind == "connected":
+            return "a primary connected"
+        if kind == "announced":
+            configuration, blocks = data
+            total = sum(block.used_length for block in blocks)
+            return f"machine {configuration.machine}, {size(total)} of RAM in {len(blocks)} blocks"
+        if kind == "lost":
+            return f"channel lost: {data}"
+        if kind == "taking-over":
+            return f"taking over ({data})"
+        if kind == "running":
+            return f"running from checkpoint {data.checkpoint} after {data.total_ms:.1f} ms (pid {data.pid}, QMP {data.qmp_path})"
+        return str(data)
+
+    def _checkpoint(self, report: CheckpointReport) -> None:
+        self.statistics.add(report)
+        if self._json:
+            self._print_json("checkpoint", report)
+            return
+        self._recent = [*self._recent, report][-SHOWN:]
+        if self._live is not None:
+            self._live.update(self._render())
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            print(
+                f"checkpoint {report.number}: every {report.interval_ms:.0f} ms, held {report.held_ms:.2f} ms, "
+                f"{report.dirty_pages} pages ({report.normal_pages} raw, {report.xbzrle_pages} xbzrle, "
+                f"{report.zero_pages} zero), {size(report.stream_bytes)}",
+                flush=True,
+            )
+
+    def _render(self) -> Group:
+        table = Table(title=self._title, title_justify="left", expand=False)
+        for heading in ("checkpoint", "interval ms", "pause ms", "held ms", "raw", "xbzrle", "zero", "bytes", "rate"):
+            table.add_column(heading, justify="right")
+        first = len(self.pauses_ms) - len(self._recent)
+        for index, r in enumerate(self._recent):
+            place = first + index
+            pause = f"{self.pauses_ms[place]:.2f}" if 0 <= place < len(self.pauses_ms) else "–"
+            rate = f"{size(r.stream_bytes / r.interval_ms * 1000)}/s" if r.interval_ms else "–"
+            table.add_row(
+                str(r.number), f"{r.interval_ms:.0f}", pause, f"{r.held_ms:.2f}", str(r.normal_pages),
+                str(r.xbzrle_pages), str(r.zero_pages), size(r.stream_bytes), rate,
+            )
+        return Group(table, *(Text(note) for note in self._notes))
+
+
+def print_mapping(data: dict[str, Any], *, json_output: bool) -> None:
+    """A dict as JSON, or as aligned lines with nested keys joined by dots."""
+    if json_output:
+        json.dump(data, sys.stdout, indent=2)
+        print()
+        return
+    rows = list(_flatten("", data))
+    width = max((len(key) for key, _ in rows), default=0)
+    for key, value in rows:
+        print(f"{key:<{width}}  {'–' if value is None else value}")
+
+
+def _flatten(prefix: str, data: dict[str, Any]) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            rows += _flatten(f"{name}.", value)
+        else:
+            rows.append((name, value))
+    return rows

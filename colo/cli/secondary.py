@@ -1,0 +1,100 @@
+"""``colo secondary``: follow a primary, take over when it is lost."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import signal
+from dataclasses import replace
+from typing import Any
+
+from colo.cli.output import SessionOutput
+from colo.protocol import Mode
+from colo.session.deadlines import Deadlines
+from colo.session.secondary import Secondary, SecondaryConfig
+from colo.stream import StreamLimits
+
+SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def byte_size(text: str) -> int:
+    """``16G``, ``512M``, ``4096``."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    if not found or int(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: a number with K, M, G or T")
+    return int(found[1]) * SUFFIXES[found[2].upper()]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "secondary", help="follow a primary and take over when it is lost",
+        description="Listens for a QEMU primary with x-colo (see `colo protect`), keeps its last committed checkpoint in "
+        "--ram-dir, and runs its VM in a stand-by QEMU when the primary is lost.",
+    )
+    parser.add_argument("listen", metavar="LISTEN", help="tcp:HOST:PORT or unix:PATH")
+    parser.add_argument("--ram-dir", required=True, metavar="DIR",
+                        help="where the RAM image lives, on tmpfs for speed; made with mode 0700 if missing")
+    parser.add_argument("--standby", metavar="COMMAND", help="the primary's QEMU command line; what a stand-by needs "
+                        "besides (RAM backend, -incoming, our QMP socket) is added")
+    parser.add_argument("--arbiter", default="", metavar="ARBITER", help="who may run: file:DIR, exec:COMMAND or none")
+    parser.add_argument("--deadline-ms", type=float, metavar="N",
+                        help="most silence from the primary, also between checkpoints (so more than its checkpoint delay)")
+    defaults = Deadlines()
+    for name, text in (
+        ("handshake", "from the connection to the stream's configuration"), ("message", "one message"),
+        ("progress", "without a byte while bytes are due"), ("epoch", "a whole checkpoint"),
+        ("idle", "silence between checkpoints"),
+    ):
+        parser.add_argument(f"--{name}-s", type=float, default=getattr(defaults, f"{name}_s"), metavar="S",
+                            help=f"deadline: {text} (default %(default)s)")
+    parser.add_argument("--on-loss", choices=("takeover", "hold"), default="takeover",
+                        help="hold: keep the checkpoint and wait for `colo failover`")
+    parser.add_argument("--no-shared-ram", action="store_true", help="send all pages to the stand-by at takeover")
+    parser.add_argument("--strict", action="store_true", help="acknowledge a checkpoint only when it is applied")
+    parser.add_argument("--max-ram", type=byte_size, metavar="SIZE", help="most RAM a primary may announce")
+    parser.add_argument("--max-device-state", type=byte_size, default=64 << 20, metavar="SIZE",
+                        help="most device state of a checkpoint (default 64M)")
+    parser.add_argument("--insecure", action="store_true", help="allow plaintext TCP beyond loopback")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.set_defaults(run=run)
+
+
+def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
+    """The session's configuration, from parsed arguments."""
+    deadlines = Deadlines(
+        arguments.handshake_s, arguments.message_s, arguments.progress_s, arguments.epoch_s, arguments.idle_s)
+    if arguments.deadline_ms is not None:
+        deadlines = deadlines.capped(arguments.deadline_ms)
+    return SecondaryConfig(
+        listen=arguments.listen,
+        ram_dir=arguments.ram_dir,
+        standby=shlex.split(arguments.standby) if arguments.standby else None,
+        arbiter=arguments.arbiter,
+        share_ram=not arguments.no_shared_ram,
+        on_loss=arguments.on_loss,
+        deadlines=deadlines,
+        limits=replace(StreamLimits(), device_state_bytes=arguments.max_device_state),
+        max_ram_bytes=arguments.max_ram,
+        mode=Mode.STRICT if arguments.strict else Mode.EARLY,
+        insecure=arguments.insecure,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the session until the VM runs here (0), or an error."""
+    output = SessionOutput(json_lines=arguments.json, title="colo secondary")
+    try:
+        with Secondary(config_from(arguments), on_event=output.event) as session:
+            stop_on_signals(session)
+            session.run()
+    finally:
+        output.close()
+    return 0
+
+
+def stop_on_signals(session: Secondary) -> None:
+    """SIGTERM and SIGINT end the session in order: nothing of it is left."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: session.stop())
