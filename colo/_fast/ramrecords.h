@@ -80,8 +80,8 @@ static inline size_t colo_record_worst_bytes(size_t page_bytes)
 static inline void colo_records_wrote(colo_records *r, size_t n)
 {
     uint8_t *at = r->arena + r->used;
-    struct iovec *last = &r->iov[r->count - 1];
-    if (r->count > r->first && (uint8_t *)last->iov_base + last->iov_len == at)
+    struct iovec *last = r->count > r->first ? &r->iov[r->count - 1] : NULL;
+    if (last && (uint8_t *)last->iov_base + last->iov_len == at)
         last->iov_len += n;
     else
         r->iov[r->count++] = (struct iovec){at, n};
@@ -200,8 +200,10 @@ static inline void colo_encode_delta(colo_records *r, const colo_ram_block *b, s
     }
 }
 
-/* A page whose new bytes are at stable, with no old copy to encode against. */
-static inline void colo_encode_fresh(colo_records *r, const colo_ram_block *b, size_t page, const uint8_t *stable)
+/* A page with no old copy to encode against. stable: its bytes, which nothing changes while they are compressed; raw: where
+ * to gather them from, which stays until they are sent. */
+static inline void colo_encode_fresh(colo_records *r, const colo_ram_block *b, size_t page, const uint8_t *stable,
+                                     const uint8_t *raw)
 {
     int encoding = 0, n = 0;
     if (r->codec.compress)
@@ -210,7 +212,16 @@ static inline void colo_encode_fresh(colo_records *r, const colo_ram_block *b, s
     if (n)
         colo_record_encoded(r, b, page, encoding, (size_t)n);
     else
-        colo_record_page(r, b, page, stable);
+        colo_record_page(r, b, page, raw);
+}
+
+/* The same for a page that is not remembered, straight from guest memory. */
+static inline void colo_encode_live(colo_records *r, const colo_ram_block *b, size_t page)
+{
+    const uint8_t *live = b->memory + page * b->page_bytes;
+    if (r->codec.compress)
+        memcpy(r->snapshot, live, b->page_bytes);
+    colo_encode_fresh(r, b, page, r->snapshot, live);
 }
 
 static inline void colo_encode_shadowed(colo_records *r, const colo_ram_block *b, size_t page, size_t next)
@@ -237,7 +248,7 @@ static inline void colo_encode_shadowed(colo_records *r, const colo_ram_block *b
         s->counts.misses++;
         memcpy(old, live, b->page_bytes);
         s->valid[page / 64] |= bit;
-        colo_encode_fresh(r, b, page, old);
+        colo_encode_fresh(r, b, page, old, old);
     }
 }
 
@@ -259,25 +270,20 @@ static inline void colo_encode_cached(colo_records *r, const colo_ram_block *b, 
             memset(old, 0, b->page_bytes);
         colo_record_zero(r, b, page);
     } else if (old) {
-        colo_encode_delta(r, b, page, old, NULL, next < b->pages ? b->memory + next * b->page_bytes : NULL, &c->counts);
+        const uint8_t *next_old = NULL, *next_live = NULL;
+        if (next < b->pages) {
+            next_old = c->data + colo_cache_index(c, b->address + (uint64_t)next * b->page_bytes) * b->page_bytes;
+            next_live = b->memory + next * b->page_bytes;
+        }
+        colo_encode_delta(r, b, page, old, next_old, next_live, &c->counts);
     } else {
         c->counts.misses++;
         old = colo_cache_insert(c, address, b->age);
         if (old) {
             memcpy(old, live, b->page_bytes);
-            colo_encode_fresh(r, b, page, old);
-        } else if (r->codec.compress) {
-            memcpy(r->snapshot, live, b->page_bytes);
-            /* Not colo_encode_fresh: raw bytes must not be gathered from the snapshot, which the next page overwrites. */
-            int encoding = 0;
-            int n = r->codec.compress(r->codec.state, NULL, r->snapshot, (int)b->page_bytes, -1,
-                                      colo_record_encoding_room(r), colo_encoding_room_bytes(b), &encoding);
-            if (n)
-                colo_record_encoded(r, b, page, encoding, (size_t)n);
-            else
-                colo_record_page(r, b, page, live);
+            colo_encode_fresh(r, b, page, old, old);
         } else {
-            colo_record_page(r, b, page, live);
+            colo_encode_live(r, b, page);
         }
     }
 }
@@ -297,18 +303,8 @@ static inline size_t colo_encode_pages(colo_records *r, const colo_ram_block *b,
             colo_encode_cached(r, b, page, next < end ? next : b->pages);
         else if (b->detect_zero && b->kernels->is_zero(b->memory + page * b->page_bytes, b->page_bytes))
             colo_record_zero(r, b, page);
-        else if (r->codec.compress) {
-            /* The page may change while it is read: what is compressed must be one state of it. */
-            memcpy(r->snapshot, b->memory + page * b->page_bytes, b->page_bytes);
-            int encoding = 0;
-            int n = r->codec.compress(r->codec.state, NULL, r->snapshot, (int)b->page_bytes, -1,
-                                      colo_record_encoding_room(r), colo_encoding_room_bytes(b), &encoding);
-            if (n)
-                colo_record_encoded(r, b, page, encoding, (size_t)n);
-            else
-                colo_record_page(r, b, page, b->memory + page * b->page_bytes);
-        } else
-            colo_record_page(r, b, page, b->memory + page * b->page_bytes);
+        else
+            colo_encode_live(r, b, page);
         ++*seen;
         page = next;
     }
