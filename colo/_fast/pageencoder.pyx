@@ -1,0 +1,410 @@
+"""Sends dirty pages as records of the ``ram`` section: dirty bitmap + RAM block + remembered pages -> file descriptor.
+
+The work is done in C, in batches, without the GIL (``ramrecords.h`` makes the records, ``gather.h`` sends them). Raw pages are
+gathered from where they lie, never copied in this process.
+
+What is remembered and what is sent must be the same bytes even while the guest writes:
+
+* without a cache, a raw page is read by the kernel as it is sent, and a page written meanwhile may arrive as a mixture of
+  old and new. It is dirty again, then, and follows in a later round; what the VM resumes from is sent while it is stopped;
+* with a cache or shadow copy each page is read once, into the copy, and encoded and sent from there.
+
+Memory that goes away (a file mapping whose file is cut short) ends the process by SIGBUS, as for any program; a
+buffer whose owner can resize it refuses to while a block is open.
+"""
+from typing import NamedTuple
+
+cimport cython
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport (
+    EDQUOT, EFAULT, EFBIG, EHOSTUNREACH, EIO, ENETDOWN, ENETUNREACH, ENOSPC, EPIPE, ECONNRESET, ENOTCONN, ETIMEDOUT,
+    ECONNABORTED, ENOMEM,
+)
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy
+
+import fcntl
+import os
+import stat
+
+from colo.errors import ChannelError, ChannelLost, DeadlineExceeded, Interrupted, StorageError
+
+from .bitmap cimport DirtyBitmap
+from .kernels cimport COLO_PAGE_BYTES_MAX, COLO_PAGE_BYTES_MIN, for_level
+from .pagecache cimport PageCache, ShadowCache
+
+cdef size_t ARENA_BYTES = 256 << 10
+cdef uint64_t NO_BUDGET = ~(<uint64_t>0)
+KINDS = ("zero", "page", "xbzrle", "lz4_delta", "zstd_delta", "lz4_page", "zstd_page", "unchanged")
+
+
+class EncoderStats(NamedTuple):
+    """Counts since the encoder was made.
+
+    ``pages`` and ``bytes`` are by kind of record: ``zero``, ``page`` (raw), ``xbzrle``, ``lz4_delta``, ``zstd_delta``,
+    ``lz4_page``, ``zstd_page``, and ``unchanged`` (marked dirty, but equal to what the receiver holds: nothing is sent).
+    ``bytes`` counts whole records, with their headers. ``sent_bytes`` is all that went out, section headers included, in ``sends``
+    system calls or more (a call that could not take all is repeated and counted once).
+    """
+
+    pages: dict[str, int]
+    bytes: dict[str, int]
+    sent_bytes: int
+    sends: int
+
+
+cdef object channel_error(int error):
+    message = os.strerror(error)
+    if error in (EPIPE, ECONNRESET, ENOTCONN, ECONNABORTED):
+        made = ChannelLost(f"the peer closed the connection while pages were sent ({message})")
+    elif error in (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, ENETDOWN):
+        made = ChannelLost(f"the network lost the peer while pages were sent ({message})")
+    elif error in (ENOSPC, EDQUOT, EFBIG, EIO):
+        made = StorageError(f"the file that pages are written to took no more ({message}): free space, or choose another")
+    elif error == EFAULT:
+        made = ChannelError("guest memory could not be read while it was sent (bad address): is it still mapped?")
+    else:
+        made = ChannelError(f"pages could not be sent ({message})")
+    made.__cause__ = OSError(error, message)
+    return made
+
+
+@cython.no_gc_clear  # clearing would drop the buffer's owner without releasing the buffer
+cdef class PageEncoder:
+    """Encodes and sends pages. One user at a time; it belongs to one connection and ends with it.
+
+    ``fd``: a socket, pipe or file open for writing, not owned; or None to collect the bytes for :meth:`take`. A blocking
+    descriptor is waited on without a limit only when a call gives no deadline. A blocking *pipe* under a deadline is written
+    in pieces of 4 KiB, the most that cannot block: set O_NONBLOCK on it for speed. Sockets never raise SIGPIPE; on a
+    pipe it must be ignored, as Python does. ``wake_fd``: when this becomes readable, a call that waits ends with
+    Interrupted. ``page_bytes``: the target's page, a power of two of 1024 to 65536. ``simd``: see
+    :mod:`colo._fast.kernels`.
+
+    Raises ValueError for a descriptor that is not open for writing, or a page size that is not one.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.outlet.wake_fd = -1
+
+    def __init__(self, fd=None, *, Py_ssize_t page_bytes=4096, int wake_fd=-1, simd=None):
+        if self.records.arena != NULL:
+            raise TypeError("a PageEncoder is made once")
+        if page_bytes < COLO_PAGE_BYTES_MIN or page_bytes > COLO_PAGE_BYTES_MAX or page_bytes & (page_bytes - 1):
+            raise ValueError(f"a page has {COLO_PAGE_BYTES_MIN} to {COLO_PAGE_BYTES_MAX} bytes, a power of two, not {page_bytes}")
+        self.block.kernels = for_level(simd)
+        self.page_bytes = page_bytes
+        self.outlet.fd = -1
+        self.outlet.kind = COLO_OUTLET_MEMORY
+        self.outlet.wake_fd = wake_fd
+        self.outlet.deadline_ns = COLO_NO_DEADLINE
+        if fd is not None:
+            self.outlet.fd = fd if isinstance(fd, int) else fd.fileno()
+            self.look_at_fd()
+        self.records.room = max(ARENA_BYTES, 8 * colo_record_worst_bytes(page_bytes))
+        self.records.max = COLO_GATHER_MAX
+        self.records.arena = <uint8_t *>malloc(self.records.room)
+        self.records.snapshot = <uint8_t *>malloc(page_bytes)
+        self.records.iov = <iovec *>calloc(self.records.max, sizeof(iovec))
+        if self.records.arena == NULL or self.records.snapshot == NULL or self.records.iov == NULL:
+            raise MemoryError("no memory for a page encoder")
+
+    def look_at_fd(self):
+        try:
+            mode = os.fstat(self.outlet.fd).st_mode
+            flags = fcntl.fcntl(self.outlet.fd, fcntl.F_GETFL)
+        except OSError as error:
+            raise ValueError(f"file descriptor {self.outlet.fd} cannot be used to send pages: {error.strerror}") from error
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            raise ValueError(f"file descriptor {self.outlet.fd} is not open for writing")
+        self.outlet.nonblocking = bool(flags & os.O_NONBLOCK)
+        if stat.S_ISSOCK(mode):
+            self.outlet.kind = COLO_OUTLET_SOCKET
+        elif stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+            self.outlet.kind = COLO_OUTLET_FILE
+        else:
+            self.outlet.kind = COLO_OUTLET_PIPE
+
+    def __dealloc__(self):
+        if self.memory_held:
+            PyBuffer_Release(&self.memory)
+        free(self.records.arena)
+        free(self.records.snapshot)
+        free(self.records.iov)
+        free(self.sink)
+
+    # -- the engine, without the GIL
+
+    cdef int send(self) noexcept nogil:
+        """Send what is pending. COLO_SENT_SIGNAL: run handlers and call again."""
+        cdef colo_records *r = &self.records
+        cdef size_t i, need = self.sink_used
+        cdef void *grown
+        cdef int status
+        if r.first == 0:
+            self.sends += 1
+        if self.outlet.kind != COLO_OUTLET_MEMORY:
+            status = colo_gather_send(&self.outlet, r.iov, &r.first, r.count, &self.error)
+            if status == COLO_SENT_ALL:
+                colo_records_reset(r)
+            return status
+        for i in range(r.count):
+            need += r.iov[i].iov_len
+        if need > self.sink_room:
+            grown = realloc(self.sink, need * 2)
+            if grown == NULL:
+                self.error = ENOMEM
+                return COLO_SENT_ERROR
+            self.sink = <uint8_t *>grown
+            self.sink_room = need * 2
+        for i in range(r.count):
+            memcpy(self.sink + self.sink_used, r.iov[i].iov_base, r.iov[i].iov_len)
+            self.sink_used += r.iov[i].iov_len
+        colo_records_reset(r)
+        return COLO_SENT_ALL
+
+    cdef int drive(self, uint64_t budget_bytes, bint flush) noexcept nogil:
+        """Encode and send until the budget or the block is used up. After COLO_SENT_SIGNAL a second call goes on."""
+        cdef colo_records *r = &self.records
+        cdef bint more
+        cdef int status
+        while True:
+            if self.must_send:
+                status = self.send()
+                if status != COLO_SENT_ALL:
+                    return status
+                self.must_send = False
+            more = self.next_page < self.block.pages and r.bytes < budget_bytes
+            if more:
+                self.next_page = colo_encode_pages(r, &self.block, self.next_page, self.block.pages, budget_bytes,
+                                                   &self.seen)
+                more = self.next_page < self.block.pages and r.bytes < budget_bytes
+                self.must_send = r.count > 0 and (more or flush or r.outside)
+            elif r.count > 0 and (flush or r.outside):
+                self.must_send = True
+            if not more and not self.must_send:
+                return COLO_SENT_ALL
+
+    # -- the edge
+
+    cdef int enter(self, object deadline_ns) except -1:
+        if self.busy:
+            raise RuntimeError("this PageEncoder is in use by another thread")
+        if self.failed:
+            raise ChannelError("an earlier call of this PageEncoder failed in the middle of the stream: make a new one")
+        self.outlet.deadline_ns = COLO_NO_DEADLINE if deadline_ns is None else <int64_t>deadline_ns
+        self.busy = True
+        return 0
+
+    cdef int leave(self, int status) except -1:
+        self.busy = False
+        if status == COLO_SENT_ALL:
+            return 0
+        self.failed = True
+        if status == COLO_SENT_DEADLINE:
+            raise DeadlineExceeded("the peer did not take the pages in time", phase="send pages")
+        if status == COLO_SENT_WOKEN:
+            raise Interrupted("sending of pages was ended from this side")
+        if self.error == ENOMEM:
+            raise MemoryError(f"no memory for the {self.sink_used} bytes encoded so far")
+        raise channel_error(self.error)
+
+    cdef int flush_now(self) except -1:
+        cdef int status = COLO_SENT_ALL
+        while self.records.count > 0:
+            with nogil:
+                status = self.send()
+            if status != COLO_SENT_SIGNAL:
+                break
+            try:
+                PyErr_CheckSignals()
+            except BaseException:
+                self.busy = False
+                self.failed = True
+                raise
+        self.leave(status)
+        return 0
+
+    def begin_block(self, str idstr not None, memory, DirtyBitmap bitmap=None, RememberedPages cache=None, *,
+                    uint64_t address=0, uint64_t age=0, bint detect_zero=True):
+        """Open a RAM block: the pages sent from now on are its.
+
+        ``memory``: a contiguous buffer of single bytes, a whole number of pages; read-only will do, and no alignment is
+        needed. It is kept exported until :meth:`close` or the next block. ``bitmap``: which pages to send, of as many pages
+        as the block; None: all. It is not changed, and must not be by others until the block is done. ``cache``: a
+        :class:`~colo._fast.pagecache.PageCache` (``address`` is the block's address in it, ``age`` the number of the checkpoint),
+        a :class:`~colo._fast.pagecache.ShadowCache` of as many pages, or None to send whole pages.
+
+        Raises ValueError or BufferError, with nothing changed, when something does not fit.
+        """
+        cdef bytes name = idstr.encode()
+        cdef Py_buffer view
+        cdef size_t pages
+        cdef uint8_t *copy
+        if self.busy:
+            raise RuntimeError("this PageEncoder is in use by another thread")
+        if not 0 < len(name) <= 255:
+            raise ValueError(f"a RAM block's name has 1 to 255 bytes, not {len(name)}: {idstr!r}")
+        PyObject_GetBuffer(memory, &view, PyBUF_ND | PyBUF_FORMAT)
+        try:
+            if view.itemsize != 1:
+                raise ValueError(f"RAM block {idstr!r}: a buffer of single bytes is needed, not items of {view.itemsize}")
+            if view.len % self.page_bytes:
+                raise ValueError(f"RAM block {idstr!r}: {view.len} bytes are no whole number of pages of {self.page_bytes}")
+            pages = view.len // self.page_bytes
+            if bitmap is not None and <size_t>bitmap.pages != pages:
+                raise ValueError(f"RAM block {idstr!r} has {pages} pages, its dirty bitmap {bitmap.pages}")
+            if cache is not None and cache.page_bytes != self.page_bytes:
+                raise ValueError(f"RAM block {idstr!r}: the cache's pages have {cache.page_bytes} bytes, not {self.page_bytes}")
+            if isinstance(cache, ShadowCache):
+                if (<ShadowCache>cache).shadow.pages != pages:
+                    raise ValueError(f"RAM block {idstr!r} has {pages} pages, its shadow copy {cache.pages}")
+                copy = (<ShadowCache>cache).shadow.data
+                if <uintptr_t>copy < <uintptr_t>view.buf + view.len and <uintptr_t>view.buf < <uintptr_t>copy + view.len:
+                    raise ValueError(f"RAM block {idstr!r} and its shadow copy overlap")
+            elif cache is not None and not isinstance(cache, PageCache):
+                raise ValueError(f"RAM block {idstr!r}: not a PageCache or ShadowCache: {cache!r}")
+        except ValueError:
+            PyBuffer_Release(&view)
+            raise
+        if self.memory_held:
+            PyBuffer_Release(&self.memory)
+        self.memory = view
+        self.memory_held = True
+        self.bitmap = bitmap
+        self.remembered = cache
+        self.block.memory = <const uint8_t *>view.buf
+        self.block.pages = pages
+        self.block.page_bytes = self.page_bytes
+        self.block.dirty = NULL if bitmap is None else bitmap.words
+        self.block.shadow = &(<ShadowCache>cache).shadow if isinstance(cache, ShadowCache) else NULL
+        self.block.cache = &(<PageCache>cache).cache if isinstance(cache, PageCache) else NULL
+        self.block.address = address
+        self.block.age = age
+        self.block.detect_zero = detect_zero
+        self.block.name[0] = <uint8_t>len(name)
+        memcpy(&self.block.name[1], PyBytes_AS_STRING(name), len(name))
+        self.block.name_bytes = 1 + len(name)
+        self.records.named = 0
+        self.next_page = 0
+
+    def encode(self, budget_bytes=None, deadline_ns=None, bint flush=True):
+        """Send dirty pages of the open block, in order, until ``budget_bytes`` are reached (None: all of them).
+
+        The budget may be passed by less than one record. ``deadline_ns``: on time.monotonic_ns()'s clock. ``flush`` False
+        lets small records wait, to leave together with what follows, until a call that flushes. Returns (pages looked at, bytes
+        made, whether pages are left).
+
+        Raises ChannelLost, DeadlineExceeded, Interrupted, StorageError, or another ChannelError. The stream then ends in
+        the middle: the encoder is of no more use, and the pages of the checkpoint must be invalidated in the cache.
+        """
+        cdef uint64_t budget = NO_BUDGET if budget_bytes is None else <uint64_t>budget_bytes
+        cdef int status
+        if not self.memory_held:
+            raise RuntimeError("begin_block() first")
+        self.enter(deadline_ns)
+        if self.remembered is not None:
+            try:
+                self.remembered.hold()
+            except BaseException:
+                self.busy = False
+                raise
+        self.seen = 0
+        self.records.bytes = 0
+        try:
+            while True:
+                with nogil:
+                    status = self.drive(budget, flush)
+                if status != COLO_SENT_SIGNAL:
+                    break
+                PyErr_CheckSignals()
+        except BaseException:
+            self.busy = False
+            self.failed = True
+            raise
+        finally:
+            if self.remembered is not None:
+                self.remembered.release()
+        self.sent_bytes += self.records.bytes
+        self.leave(status)
+        return self.seen, self.records.bytes, self.next_page < self.block.pages
+
+    def write(self, const uint8_t[::1] data not None, deadline_ns=None, bint flush=False):
+        """Put other bytes of the stream (section headers, footers) between the records; they leave with the next flush, or at once
+        when they are long or ``flush`` is given. Raises what :meth:`encode` does."""
+        self.enter(deadline_ns)
+        if data.shape[0]:
+            self.put(&data[0], data.shape[0], flush)
+        elif flush:
+            self.flush_now()
+        self.busy = False
+
+    cdef int put(self, const uint8_t *data, size_t n, bint flush) except -1:
+        if self.records.count == self.records.max:
+            self.flush_now()
+            self.busy = True
+        if n <= self.records.room - self.records.used:
+            memcpy(self.records.arena + self.records.used, data, n)
+            colo_records_wrote(&self.records, n)
+        else:
+            colo_records_point(&self.records, data, n)
+            flush = True
+        self.sent_bytes += n
+        if flush:
+            self.flush_now()
+        self.busy = False
+        return 0
+
+    def end_section(self, deadline_ns=None, bint flush=True):
+        """Write the EOS record that ends a section's body; the next record names its block again. The block stays open, so that
+        :meth:`encode` can go on in a further section. Raises what :meth:`encode` does."""
+        cdef uint8_t eos[8]
+        colo_put_u64(eos, WIRE_RAM_EOS)
+        self.enter(deadline_ns)
+        self.records.named = 0
+        self.put(eos, 8, flush)
+
+    def flush(self, deadline_ns=None):
+        """Send what is pending. Raises what :meth:`encode` does."""
+        self.enter(deadline_ns)
+        self.flush_now()
+
+    def close(self):
+        """Let go of the block's memory. What is pending and was not flushed is dropped."""
+        if self.busy:
+            raise RuntimeError("this PageEncoder is in use by another thread")
+        if self.memory_held:
+            PyBuffer_Release(&self.memory)
+            self.memory_held = False
+        self.block.pages = 0
+        self.bitmap = None
+        self.remembered = None
+        self.next_page = 0
+        colo_records_reset(&self.records)
+
+    def take(self):
+        """The bytes collected so far, when there is no file descriptor; they are let go. ValueError when there is one."""
+        if self.outlet.kind != COLO_OUTLET_MEMORY:
+            raise ValueError("this PageEncoder writes to a file descriptor")
+        if self.busy:
+            raise RuntimeError("this PageEncoder is in use by another thread")
+        made = PyBytes_FromStringAndSize(<char *>self.sink, self.sink_used)
+        self.sink_used = 0
+        return made
+
+    @property
+    def pending_bytes(self):
+        """Bytes made and not yet sent."""
+        cdef size_t i, total = 0
+        for i in range(self.records.first, self.records.count):
+            total += self.records.iov[i].iov_len
+        return total
+
+    @property
+    def stats(self):
+        """An :class:`EncoderStats`."""
+        cdef colo_record_counts *c = &self.records.counts
+        return EncoderStats({kind: c.pages[i] for i, kind in enumerate(KINDS)},
+                            {kind: c.bytes[i] for i, kind in enumerate(KINDS)}, self.sent_bytes, self.sends)
