@@ -225,7 +225,7 @@ class Standby:
                     loaded = event
                 elif event.name == "MIGRATION":
                     state = event.data.get("status")
-                    accepted = accepted or event
+                    accepted = accepted or (event if state == "active" else None)
                     if state == "failed":
                         raise StandbyError(f"the stand-by refused the stream{self._said()}")
                     if state == "completed":
