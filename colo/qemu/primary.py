@@ -1,0 +1,305 @@
+"""An unmodified QEMU as COLO primary, by QMP: set it up, watch its pauses, free it or stop it after a loss."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from colo.errors import QemuError, QemuUnsupported
+from colo.qemu.process import Qemu
+from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
+from colo.qemu.standby import capability_list
+
+PAUSES_KEPT = 100_000
+UNLIMITED_BANDWIDTH = (1 << 63) - 1
+"""Bytes per second; QEMU's own default (128 MiB/s) would lengthen every pause."""
+MIGRATION_YANK = {"instances": [{"type": "migration"}]}
+ENDED = frozenset({"completed", "failed", "cancelled", "cancelling"})
+
+
+@dataclass(frozen=True)
+class ColoSettings:
+    """How a QEMU primary is set up.
+
+    ``checkpoint_delay_ms`` from the end of one checkpoint to the start of the next (QEMU's default is 20 s);
+    ``xbzrle`` with a cache of ``xbzrle_cache_bytes`` (a power of two; None: QEMU's own, 64 MiB);
+    ``compress`` sends RAM zlib-compressed (QEMU before 9.1 only).
+    """
+
+    checkpoint_delay_ms: int = 200
+    xbzrle: bool = False
+    xbzrle_cache_bytes: int | None = None
+    compress: bool = False
+    max_bandwidth_bytes: int = UNLIMITED_BANDWIDTH
+
+
+class PauseMeter:
+    """Pauses of the VM from QEMU's STOP and RESUME events, in milliseconds of QEMU's own clock."""
+
+    def __init__(self, on_pause: Callable[[float], None] | None = None) -> None:
+        self.count = 0
+        self.pauses_ms: collections.deque[float] = collections.deque(maxlen=PAUSES_KEPT)
+        self.stopped_at_us: int | None = None
+        """When the VM stopped, if it stands still now."""
+        self._on_pause = on_pause
+
+    def event(self, event: QmpEvent) -> None:
+        """Take one event; others than STOP and RESUME are passed over."""
+        if event.name == "STOP":
+            self.stopped_at_us = event.timestamp_us
+        elif event.name == "RESUME" and self.stopped_at_us is not None:
+            pause_ms = (event.timestamp_us - self.stopped_at_us) / 1e3
+            self.stopped_at_us = None
+            self.count += 1
+            self.pauses_ms.append(pause_ms)
+            if self._on_pause is not None:
+                self._on_pause(pause_ms)
+
+
+class QemuPrimary:
+    """A QEMU that is, or becomes, a COLO primary."""
+
+    def __init__(self, qemu: Qemu) -> None:
+        self.qemu = qemu
+        self.colo_exited = threading.Event()
+        """Set when QEMU says COLO_EXIT: its VM goes on alone, or waits to be told."""
+        self.exit_reason = ""
+        self._end_exit = qemu.qmp.on_event(self._on_exit, "COLO_EXIT")
+
+    @classmethod
+    def attach(cls, path: str | os.PathLike[str], timeout_s: float = 5.0) -> Self:
+        """Connect to the QMP socket of a running QEMU. :raises QmpError: as :meth:`Qemu.attach`."""
+        return cls(Qemu.attach(path, timeout_s))
+
+    def _on_exit(self, event: QmpEvent) -> None:
+        self.exit_reason = str(event.data.get("reason", ""))
+        self.colo_exited.set()
+
+    # Setting up
+
+    def require(self) -> None:
+        """Refuse a QEMU that cannot be a COLO primary.
+
+        :raises QemuUnsupported: its version, its build or its accelerator, with what to do.
+        """
+        qemu = self.qemu
+        qemu.quirks.require_colo(qemu.accelerator)
+        capabilities = self._capabilities()
+        if "x-colo" not in capabilities:
+            raise QemuUnsupported(
+                f"this build of QEMU {qemu.version} has no x-colo (it was configured without replication): "
+                "use a build with COLO, such as Debian's"
+            )
+        if qemu.quirks.needs_return_path and "return-path" not in capabilities:
+            raise QemuUnsupported(f"QEMU {qemu.version} has no capability return-path, which its x-colo needs")
+
+    def _capabilities(self) -> dict[str, bool]:
+        entries = self.qemu.qmp.execute("query-migrate-capabilities")
+        return {str(entry["capability"]): bool(entry["state"]) for entry in entries}
+
+    def unreplicated_disks(self) -> list[str]:
+        """Its writable block devices: COLO moves memory and devices, what the guest writes to a disk it does not.
+
+        Such a disk is safe only where both sides see the same storage, or a replication driver is in its graph.
+        """
+        disks = []
+        for entry in self.qemu.qmp.execute("query-block"):
+            inserted = entry.get("inserted")
+            if inserted and not inserted.get("ro") and inserted.get("drv") not in ("replication", "quorum"):
+                disks.append(str(entry.get("device") or entry.get("qdev") or inserted.get("node-name")))
+        return disks
+
+    def set_up(self, uri: str, settings: ColoSettings | None = None, *, timeout_s: float = 60.0) -> None:
+        """Become the primary of the secondary at ``uri`` (``tcp:HOST:PORT``, ``unix:PATH``); returns in status `colo`.
+
+        :raises QemuUnsupported: as :meth:`require`, or a setting its version does not have.
+        :raises QemuError: QEMU refused, or the secondary did not come to the first checkpoint in ``timeout_s``
+            seconds (the attempt is cancelled then: the VM runs on, unprotected).
+        """
+        settings = settings or ColoSettings()
+        self.require()
+        qmp, quirks = self.qemu.qmp, self.qemu.quirks
+        if settings.compress and not quirks.has_compression:
+            raise QemuUnsupported(f"QEMU {self.qemu.version} cannot compress RAM (removed in 9.1)")
+        if self.migration_status() in ("setup", "active", "colo", "device", "pre-switchover"):
+            raise QemuError(f"QEMU already has a migration in progress ({self.migration_status()}): end it first")
+        # One call each: some versions refuse x-colo unless return-path is on already, not merely in the same call.
+        capabilities: list[tuple[str, bool]] = [("events", True)]
+        if quirks.needs_return_path:
+            capabilities.append(("return-path", True))
+        capabilities += [("xbzrle", settings.xbzrle), ("x-colo", True)]
+        if quirks.has_compression:
+            capabilities.append(("compress", settings.compress))
+        for name, state in capabilities:
+            qmp.execute("migrate-set-capabilities", {"capabilities": capability_list({name: state})})
+        parameters: dict[str, Any] = {
+            "x-checkpoint-delay": settings.checkpoint_delay_ms,
+            "max-bandwidth": settings.max_bandwidth_bytes,
+        }
+        if settings.xbzrle and settings.xbzrle_cache_bytes is not None:
+            parameters["xbzrle-cache-size"] = settings.xbzrle_cache_bytes
+        qmp.execute("migrate-set-parameters", parameters)
+        self.colo_exited.clear()
+        with qmp.subscribe("MIGRATION") as events:
+            qmp.execute("migrate", {"uri": uri}, timeout_s=timeout_s)
+            try:
+                self._await_colo(events, time.monotonic() + timeout_s)
+            except QmpTimeout as error:
+                self._give_up()
+                raise QemuError(
+                    f"the secondary at {uri} did not come to its first checkpoint within {timeout_s:.0f} s; "
+                    "the VM runs on, unprotected"
+                ) from error
+            except QmpError:
+                raise
+            except QemuError:
+                self._switch_off()
+                raise
+
+    def _await_colo(self, events: EventSubscription, deadline: float) -> None:
+        while True:
+            status = str(events.get(deadline - time.monotonic()).data.get("status"))
+            if status == "colo":
+                return
+            if status in ENDED:
+                information = self.qemu.qmp.execute("query-migrate")
+                reason = information.get("error-desc")
+                if status == "completed":
+                    reason = (
+                        "it finished as a plain migration: this QEMU's COLO is broken, or the secondary took it for one"
+                    )
+                raise QemuError(f"QEMU did not become a primary ({status}): {reason or 'it gives no reason'}")
+
+    def _give_up(self) -> None:
+        """Cancel an attempt that hangs. The out-of-band yank works also when the main loop is blocked by it."""
+        with contextlib.suppress(QmpError):
+            self.yank(timeout_s=2.0)
+        with contextlib.suppress(QmpError):
+            self.qemu.qmp.execute("migrate_cancel", timeout_s=2.0)
+        self._switch_off()
+
+    def _switch_off(self) -> None:
+        deadline = time.monotonic() + 2.0
+        while time.monotonic() < deadline:
+            with contextlib.suppress(QmpError):
+                arguments = {"capabilities": capability_list({"x-colo": False})}
+                self.qemu.qmp.execute("migrate-set-capabilities", arguments, timeout_s=2.0)
+                return
+            time.sleep(0.05)
+
+    # Watching
+
+    def migration_status(self, timeout_s: float = 10.0) -> str:
+        """``colo`` while it is a primary; else ``none``, ``active``, ``completed``, ``failed``, … (query-migrate)."""
+        return str(self.qemu.qmp.execute("query-migrate", timeout_s=timeout_s).get("status", "none"))
+
+    def measure_pauses(self, on_pause: Callable[[float], None] | None = None) -> PauseMeter:
+        """Measure every pause from now on; ``on_pause`` is called with each, in ms, from the monitor's thread."""
+        meter = PauseMeter(on_pause)
+        self.qemu.qmp.on_event(meter.event, "STOP", "RESUME")
+        return meter
+
+    # After a loss
+
+    def yank(self, *, timeout_s: float = 2.0) -> bool:
+        """Shut the migration channel down from inside, out of band; False if there was none.
+
+        Works while QEMU waits for a hung peer, also in the middle of RAM, when no ordinary command is answered.
+        """
+        try:
+            self.qemu.qmp.execute_oob("yank", MIGRATION_YANK, timeout_s=timeout_s)
+        except QmpCommandError as error:
+            if error.error_class == "DeviceNotFound":
+                return False
+            raise
+        return True
+
+    def lost_heartbeat(self, *, timeout_s: float = 2.0) -> None:
+        """Tell QEMU that its secondary is lost: it leaves COLO and runs on alone. Win the arbitration first."""
+        self.qemu.qmp.execute("x-colo-lost-heartbeat", timeout_s=timeout_s)
+
+    def free_from_lost_secondary(self, timeout_s: float = 5.0) -> float:
+        """Yank, say that the secondary is lost, and see the VM run alone; returns how long that took, in ms.
+
+        For the winner of the arbitration only.
+
+        :raises QemuError: the VM was not running within ``timeout_s`` seconds.
+        """
+        began = time.monotonic()
+        deadline = began + timeout_s
+        self.yank(timeout_s=_left(deadline))
+        try:
+            self.lost_heartbeat(timeout_s=_left(deadline))
+        except QmpCommandError:
+            # Not in COLO any more, or not yet: then what counts is whether it runs.
+            if self.migration_status(_left(deadline)) == "colo":
+                raise
+        while True:
+            status, migration = self.qemu.status(_left(deadline)), self.migration_status(_left(deadline))
+            if status == "running" and migration not in ("colo", "active", "cancelling"):
+                return (time.monotonic() - began) * 1e3
+            if time.monotonic() >= deadline:
+                raise QemuError(
+                    f"QEMU was told that its secondary is lost, but after {timeout_s:.1f} s it is {status!r}, its "
+                    f"migration {migration!r}"
+                )
+            time.sleep(0.002)
+
+    def stop_loser(self, timeout_s: float = 2.0, *, kill: bool = False) -> str:
+        """Make sure that the VM does not run: this side lost the arbitration. Returns ``stopped`` or ``killed``.
+
+        Stops it by QMP. A checkpoint may be in the air whose last acknowledgement, already in the socket, would make
+        QEMU start its VM again: so the channel is yanked first and COLO's end is awaited. When QEMU does not answer
+        in time, or ``kill`` is set, it is killed.
+
+        :raises QemuError: it neither answers nor can be killed from here.
+        """
+        deadline = time.monotonic() + timeout_s
+        if not kill:
+            with contextlib.suppress(QmpError):
+                self._stop_for_good(deadline)
+                return "stopped"
+        if not self.qemu.alive():
+            return "killed"
+        try:
+            self.qemu.send_signal(signal.SIGKILL)
+        except QemuError as error:
+            raise QemuError(f"the losing QEMU does not stop: {error}") from error
+        while self.qemu.alive():
+            if time.monotonic() > deadline + 5.0:
+                raise QemuError(f"the losing QEMU (pid {self.qemu.pid}) is not gone after SIGKILL")
+            time.sleep(0.002)
+        return "killed"
+
+    def _stop_for_good(self, deadline: float) -> None:
+        self.qemu.qmp.execute("stop", timeout_s=_left(deadline))
+        if self.migration_status(_left(deadline)) == "colo":
+            self.yank(timeout_s=_left(deadline))
+            if not self.colo_exited.wait(_left(deadline)):
+                raise QmpTimeout("COLO did not end")
+            self.qemu.qmp.execute("stop", timeout_s=_left(deadline))
+        if self.qemu.status(_left(deadline)) == "running":
+            raise QmpTimeout("the VM still runs")
+
+    def detach(self) -> None:
+        """Close our QMP connection; QEMU lives on."""
+        self._end_exit()
+        self.qemu.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.detach()
+
+
+def _left(deadline: float) -> float:
+    """Seconds to ``deadline``, never so few that an answer had no chance."""
+    return max(0.05, deadline - time.monotonic())

@@ -1,0 +1,441 @@
+"""A QEMU monitor for blocking code: `qemu.qmp`, run by one background thread for the whole process.
+
+Every call blocks its own thread only, with a timeout; any number of threads may share a connection.
+Out-of-band commands overtake ordinary ones, also while QEMU's main loop is stuck in a migration.
+Events carry QEMU's own timestamps, which is what a pause is measured by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import queue
+import socket
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from qemu.qmp import QMPClient
+from qemu.qmp import QMPError as LibraryError
+from qemu.qmp.error import ProtocolError as LibraryProtocolError
+from qemu.qmp.message import Message
+from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
+
+from colo.errors import QemuError
+
+T = TypeVar("T")
+
+UNIX_PATH_MAX_BYTES = 107
+"""A unix socket's address has room for this many bytes of path (Linux)."""
+
+THREAD_NAME = "colo-qmp"
+
+
+class QmpError(QemuError):
+    """The monitor did not do what was asked. ``command`` is the QMP command, if one was being executed."""
+
+    def __init__(self, message: str, *, command: str = "") -> None:
+        self.command = command
+        super().__init__(message)
+
+
+class QmpCommandError(QmpError):
+    """QEMU answered with an error; ``error_class`` is its class, e.g. ``CommandNotFound``."""
+
+    def __init__(self, message: str, *, command: str, error_class: str) -> None:
+        self.error_class = error_class
+        super().__init__(message, command=command)
+
+
+class QmpTimeout(QmpError):
+    """No answer, or no event, in time. The command may still be carried out later."""
+
+
+class QmpLost(QmpError):
+    """The connection is gone: QEMU exited or was killed, or it was closed from our side."""
+
+
+@dataclass(frozen=True)
+class QmpEvent:
+    """One event. ``timestamp_us`` is QEMU's clock (since the epoch), ``arrived_ns`` our monotonic clock."""
+
+    name: str
+    data: Mapping[str, Any]
+    timestamp_us: int
+    arrived_ns: int = field(compare=False)
+
+    @property
+    def timestamp_ms(self) -> float:
+        """QEMU's own timestamp in milliseconds since the epoch."""
+        return self.timestamp_us / 1000
+
+
+class _Client(QMPClient):
+    """The library's client without what would cost: an event history that grows for ever, printed messages."""
+
+    logger = logging.getLogger("colo.qmp")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False  # a killed QEMU is an error to the library; here it is ordinary, and raised
+
+    def __init__(self, on_event: Callable[[QmpEvent], None]) -> None:
+        super().__init__("colo")
+        self._colo_on_event = on_event
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+    async def _event_dispatch(self, msg: Message) -> None:
+        stamp, data = msg.get("timestamp"), msg.get("data")
+        stamp = stamp if isinstance(stamp, dict) else {}
+        self._colo_on_event(
+            QmpEvent(
+                str(msg["event"]),
+                data if isinstance(data, dict) else {},
+                int(stamp.get("seconds", 0)) * 1_000_000 + int(stamp.get("microseconds", 0)),
+                time.monotonic_ns(),
+            )
+        )
+
+
+class _Loop:
+    """The one background thread with its asyncio loop; started by the first connection of this process."""
+
+    _lock = threading.Lock()
+    _loop: asyncio.AbstractEventLoop | None = None
+    _pid = 0
+
+    @classmethod
+    def get(cls) -> asyncio.AbstractEventLoop:
+        with cls._lock:
+            if cls._loop is None or cls._pid != os.getpid():  # a fork has no thread of its own
+                cls._loop, cls._pid = asyncio.new_event_loop(), os.getpid()
+                threading.Thread(target=cls._loop.run_forever, name=THREAD_NAME, daemon=True).start()
+            return cls._loop
+
+
+class EventSubscription:
+    """A queue of events from the moment it was made. Iterating ends when the connection does."""
+
+    def __init__(self, connection: QmpConnection, names: frozenset[str]) -> None:
+        self.names = names
+        self._connection = connection
+        self._queue: queue.SimpleQueue[QmpEvent | None] = queue.SimpleQueue()
+
+    def _put(self, event: QmpEvent | None) -> None:
+        if event is None or not self.names or event.name in self.names:
+            self._queue.put(event)
+
+    def get(self, timeout_s: float | None = None) -> QmpEvent:
+        """The next event.
+
+        :raises QmpTimeout: none came in ``timeout_s`` seconds (None: waits for ever).
+        :raises QmpLost: the connection ended, and all events before that were taken.
+        """
+        try:
+            event = self._queue.get(timeout=None if timeout_s is None else max(0.0, timeout_s))
+        except queue.Empty:
+            wanted = ", ".join(sorted(self.names)) or "any"
+            raise QmpTimeout(f"no event ({wanted}) from QEMU within {timeout_s:.3f} s") from None
+        if event is None:
+            self._queue.put(None)
+            raise self._connection._lost_error("while waiting for an event")
+        return event
+
+    def drain(self) -> list[QmpEvent]:
+        """All events that have arrived and were not taken yet; never waits."""
+        events: list[QmpEvent] = []
+        while True:
+            try:
+                event = self._queue.get_nowait()
+            except queue.Empty:
+                return events
+            if event is None:
+                self._queue.put(None)
+                return events
+            events.append(event)
+
+    def __iter__(self) -> Iterator[QmpEvent]:
+        while True:
+            try:
+                yield self.get()
+            except QmpLost:
+                return
+
+    def close(self) -> None:
+        """Take no more events. Idempotent."""
+        self._connection._unsubscribe(self)
+
+    def __enter__(self) -> EventSubscription:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class QmpConnection:
+    """A negotiated QMP connection; made by :meth:`connect`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.version: tuple[int, int, int] = (0, 0, 0)
+        """QEMU's version from its greeting: major, minor, micro."""
+        self.package = ""
+        self.peer_pid: int | None = None
+        """The process at the other end (SO_PEERCRED), if it made the socket itself."""
+        self._loop = _Loop.get()
+        self._client = _Client(self._dispatch)
+        self._lock = threading.Lock()
+        self._subscriptions: list[EventSubscription] = []
+        self._callbacks: list[tuple[frozenset[str], Callable[[QmpEvent], None]]] = []
+        self._on_lost: list[Callable[[], None]] = []
+        self._closed_by_us = False
+        self._lost = threading.Event()
+        self._reason = ""
+
+    @classmethod
+    def connect(cls, path: str | os.PathLike[str], timeout_s: float = 5.0) -> QmpConnection:
+        """Connect to the unix socket of a monitor and negotiate, out-of-band execution included.
+
+        A QEMU serves one client per monitor: a second one gets no greeting, and so runs into the timeout.
+
+        :raises QmpError: no such socket, nobody listens, no permission, or not a QMP monitor.
+        :raises QmpTimeout: no greeting within ``timeout_s`` seconds.
+        """
+        text = os.fspath(path)
+        if len(os.fsencode(text)) > UNIX_PATH_MAX_BYTES:
+            raise QmpError(f"the QMP socket's path is longer than {UNIX_PATH_MAX_BYTES} bytes: {text}")
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            peer.settimeout(timeout_s)
+            peer.connect(text)
+            peer.setblocking(False)
+        except TimeoutError:
+            peer.close()
+            raise QmpTimeout(f"the QMP socket {text} took no connection within {timeout_s:.3f} s") from None
+        except OSError as error:
+            peer.close()
+            raise QmpError(f"cannot connect to the QMP socket {text}: {error.strerror or error}") from error
+        return cls._on_socket(peer, text, timeout_s)
+
+    @classmethod
+    def _on_socket(cls, peer: socket.socket, path: str, timeout_s: float) -> QmpConnection:
+        connection = cls(path)
+        with contextlib.suppress(OSError):
+            pid, _uid, _gid = struct.unpack("iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            connection.peer_pid = pid or None
+        try:
+            connection._run(connection._client.connect(peer), timeout_s, "")
+        except QmpTimeout:
+            connection.close()
+            peer.close()
+            raise QmpTimeout(
+                f"no greeting on {path} within {timeout_s:.3f} s: QEMU hangs, or another client holds this monitor"
+            ) from None
+        except Exception as error:
+            connection.close()
+            peer.close()
+            raise QmpError(f"{path} is not a QMP monitor, or its QEMU just ended: {error}") from error
+        greeting = connection._client.greeting
+        if greeting is not None:
+            version: dict[str, Any] = dict(greeting.QMP.version)
+            numbers = version["qemu"]
+            connection.version = (int(numbers["major"]), int(numbers["minor"]), int(numbers["micro"]))
+            connection.package = str(version.get("package", ""))
+        asyncio.run_coroutine_threadsafe(connection._watch(), connection._loop)
+        _connections.add(connection)
+        return connection
+
+    # Calls
+
+    def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 10.0
+    ) -> Any:
+        """Execute ``command`` and return QEMU's answer.
+
+        :raises QmpCommandError: QEMU refused; its words are in the message.
+        :raises QmpTimeout: no answer in time (its main loop may be blocked: see :meth:`execute_oob`).
+        :raises QmpLost: the connection ended before the answer.
+        """
+        return self._run(self._execute(command, arguments, oob=False), timeout_s, command)
+
+    def execute_oob(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 10.0
+    ) -> Any:
+        """As :meth:`execute`, out of band: QEMU's monitor thread does it at once, whatever the main loop does.
+
+        QEMU accepts only commands that allow it (``yank``, ``migrate-pause``, ``migrate-recover``, …).
+        """
+        return self._run(self._execute(command, arguments, oob=True), timeout_s, command)
+
+    def hmp(self, line: str, *, timeout_s: float = 10.0) -> str:
+        """What the human monitor prints for ``line``."""
+        arguments = {"command-line": line}
+        return str(self.execute("human-monitor-command", arguments, timeout_s=timeout_s)).replace("\r\n", "\n")
+
+    async def _execute(self, command: str, arguments: Mapping[str, Any] | None, oob: bool) -> Any:
+        return await self._client.execute(command, arguments, oob=oob)
+
+    def _run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float, command: str) -> T:
+        if threading.current_thread().name == THREAD_NAME:
+            coroutine.close()
+            raise QmpError("an event callback may not call QEMU: use another thread", command=command)
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        what = f"`{command}`" if command else "the connection"
+        try:
+            return future.result(timeout_s)
+        except FutureTimeout:
+            future.cancel()
+            raise QmpTimeout(
+                f"no answer to {what} on {self.path} within {timeout_s:.3f} s", command=command
+            ) from None
+        except ExecuteError as error:
+            raise QmpCommandError(
+                f"QEMU refused {what}: {error}", command=command, error_class=error.error_class
+            ) from None
+        except ExecInterruptedError:
+            raise self._lost_error(f"during {what}", command) from None
+        except (LibraryProtocolError, LibraryError, EOFError, OSError) as error:
+            if not command:
+                raise
+            self._reason = self._reason or ("" if self._client.runstate.name == "IDLE" else str(error))
+            raise self._lost_error(f"during {what}", command) from None
+
+    # Events
+
+    def subscribe(self, *names: str) -> EventSubscription:
+        """Collect the events called ``names`` (none: all) from now on; before the command that causes them."""
+        subscription = EventSubscription(self, frozenset(names))
+        with self._lock:
+            self._subscriptions.append(subscription)
+            if self._lost.is_set():
+                subscription._put(None)
+        return subscription
+
+    def on_event(self, callback: Callable[[QmpEvent], None], *names: str) -> Callable[[], None]:
+        """Call ``callback`` from the background thread for each event with one of ``names`` (none: all).
+
+        The callback must be quick and may not execute commands. Returns what ends it.
+        """
+        entry = (frozenset(names), callback)
+        with self._lock:
+            self._callbacks.append(entry)
+
+        def end() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                self._callbacks.remove(entry)
+
+        return end
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, from the background thread, when the connection ends but by :meth:`close`."""
+        with self._lock:
+            if not self._lost.is_set():
+                self._on_lost.append(callback)
+                return
+        if not self._closed_by_us:
+            callback()
+
+    def wait_event(self, names: str | Iterable[str], timeout_s: float) -> QmpEvent:
+        """The next event from now with one of ``names``. (To miss none, :meth:`subscribe` before acting.)"""
+        with self.subscribe(*([names] if isinstance(names, str) else names)) as events:
+            return events.get(timeout_s)
+
+    def _dispatch(self, event: QmpEvent) -> None:
+        with self._lock:
+            subscriptions, callbacks = list(self._subscriptions), list(self._callbacks)
+        for subscription in subscriptions:
+            subscription._put(event)
+        for names, callback in callbacks:
+            if not names or event.name in names:
+                try:
+                    callback(event)
+                except Exception:
+                    _Client.logger.exception("event callback failed")
+
+    def _unsubscribe(self, subscription: EventSubscription) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._subscriptions.remove(subscription)
+
+    # The end
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection has ended."""
+        return self._lost.is_set()
+
+    def wait_lost(self, timeout_s: float) -> bool:
+        """Wait until the connection ends; True if it did."""
+        return self._lost.wait(timeout_s)
+
+    def _lost_error(self, when: str, command: str = "") -> QmpLost:
+        if self._closed_by_us:
+            return QmpLost(f"the QMP connection {self.path} was closed {when}", command=command)
+        reason = f" ({self._reason})" if self._reason else ""
+        return QmpLost(f"QEMU's monitor {self.path} is gone {when}: the process ended{reason}", command=command)
+
+    async def _watch(self) -> None:
+        """Notice the end of the connection, whoever ends it, and tell everyone who waits."""
+        client = self._client
+        while client.runstate.name == "RUNNING":
+            await client.runstate_changed()
+        try:
+            await client.disconnect()
+        except EOFError:
+            pass
+        except Exception as error:
+            self._reason = str(error) or type(error).__name__
+        with self._lock:
+            self._lost.set()
+            subscriptions, callbacks = list(self._subscriptions), self._on_lost
+            self._on_lost = []
+        for subscription in subscriptions:
+            subscription._put(None)
+        if not self._closed_by_us:
+            for callback in callbacks:
+                try:
+                    callback()
+                except Exception:
+                    _Client.logger.exception("loss callback failed")
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Close our end; QEMU lives on. Idempotent."""
+        self._closed_by_us = self._closed_by_us or not self._lost.is_set()
+        if threading.current_thread().name == THREAD_NAME:
+            return
+        _connections.discard(self)
+        future = asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop)
+        with contextlib.suppress(Exception):
+            future.result(timeout_s)
+        self._lost.wait(0 if self.version == (0, 0, 0) else timeout_s)
+
+    async def _disconnect(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._client.disconnect()
+
+    def __enter__(self) -> QmpConnection:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+_connections: weakref.WeakSet[QmpConnection] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Leave no task pending in the loop when the interpreter goes; every QEMU lives on."""
+    for connection in list(_connections):
+        connection.close(0.5)
