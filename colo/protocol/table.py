@@ -58,120 +58,55 @@ class StateFacts(NamedTuple):
     says: str
 
 
+_S, _P, _R = State, Phase, Reads
+_OVER_FACTS = (
+    (_S.LOST, _P.OVER, False, _R.NOTHING, "no connection; who may run is open"),
+    (_S.ARBITRATING, _P.OVER, False, _R.NOTHING, "the arbiter decides"),
+    (_S.ALONE, _P.OVER, False, _R.NOTHING, "this side runs the VM, unprotected"),
+    (_S.STOPPED, _P.OVER, False, _R.NOTHING, "the other side runs the VM"),
+)
+_PRIMARY_FACTS = (
+    (_S.START, _P.HANDSHAKE, False, _R.NOTHING, "connecting"),
+    (_S.INITIAL_RAM, _P.INITIAL, False, _R.RETURN_PATH, "the VM runs, its RAM is sent"),
+    (_S.INITIAL_STOPPING, _P.LOCAL, False, _R.RETURN_PATH, "the VM is being stopped"),
+    (_S.INITIAL_SAVING, _P.LOCAL, False, _R.RETURN_PATH, "device state is being saved"),
+    # The answer can be there before this side has noted that all is sent: it waits unread until then.
+    (_S.INITIAL_SENDING, _P.INITIAL, False, _R.NOTHING, "the last of it is sent"),
+    (_S.AWAIT_SHUT, _P.INITIAL, False, _R.RETURN_PATH, "the return path is to end first"),
+    (_S.AWAIT_READY, _P.INITIAL, False, _R.MESSAGE, "the secondary commits checkpoint 0"),
+    (_S.RUNNING, _P.LOCAL, False, _R.MESSAGE, "the VM runs until a checkpoint is due"),
+    (_S.AWAIT_REPLY, _P.MESSAGE, True, _R.MESSAGE, "the VM still runs"),
+    (_S.STOPPING, _P.LOCAL, True, _R.MESSAGE, "the VM is being stopped"),
+    (_S.SAVING, _P.LOCAL, True, _R.MESSAGE, "device state saved, dirty pages harvested"),
+    (_S.SENDING_RAM, _P.RAM, True, _R.MESSAGE, "dirty pages are sent"),
+    (_S.SENDING_DEVICE, _P.DEVICE, True, _R.NOTHING, "device state is sent"),
+    (_S.AWAIT_RECEIVED, _P.MESSAGE, True, _R.MESSAGE, "all sent, nothing acknowledged"),
+    (_S.AWAIT_LOADED, _P.MESSAGE, True, _R.MESSAGE, "received over there, not yet loaded"),
+    *_OVER_FACTS,
+)
+_SECONDARY_FACTS = (
+    (_S.START, _P.HANDSHAKE, False, _R.STREAM, "accepted; the stream has not begun"),
+    (_S.INITIAL_STREAM, _P.INITIAL, False, _R.STREAM, "the initial stream arrives"),
+    (_S.INITIAL_VALIDATING, _P.LOCAL, False, _R.NOTHING, "is the initial state loadable?"),
+    (_S.INITIAL_COMMITTING, _P.LOCAL, False, _R.NOTHING, "checkpoint 0 is being committed"),
+    (_S.INITIAL_LOADING, _P.LOCAL, False, _R.NOTHING, "checkpoint 0 is applied"),
+    (_S.IDLE, _P.IDLE, False, _R.MESSAGE, "committed; the primary's VM runs"),
+    (_S.SUSPENDING, _P.LOCAL, True, _R.NOTHING, "the second VM is being stopped"),
+    (_S.AWAIT_VMSTATE_SEND, _P.MESSAGE, True, _R.MESSAGE, "the primary stops its VM"),
+    (_S.RECEIVING_RAM, _P.RAM, True, _R.STREAM, "live state arrives into the stage"),
+    (_S.AWAIT_SIZE, _P.MESSAGE, True, _R.MESSAGE, "RAM is staged whole"),
+    (_S.RECEIVING_DEVICE, _P.DEVICE, True, _R.DEVICE, "device state arrives"),
+    (_S.VALIDATING, _P.LOCAL, True, _R.NOTHING, "all received; is it loadable?"),
+    (_S.COMMITTING, _P.LOCAL, True, _R.NOTHING, "what is staged becomes the committed checkpoint"),
+    (_S.APPLYING, _P.LOCAL, True, _R.NOTHING, "committed; LOADED waits for the RAM image"),
+    (_S.FINISHING_COMMIT, _P.OVER, False, _R.NOTHING, "cut while committing: k or k - 1?"),
+    *_OVER_FACTS,
+)
+
 FACTS: dict[tuple[Role, State], StateFacts] = {
     (role, state): StateFacts(phase, in_epoch, reads, says)
-    for role, state, phase, in_epoch, reads, says in (
-        (PRIMARY, State.START, Phase.HANDSHAKE, False, Reads.NOTHING, "connecting"),
-        (PRIMARY, State.INITIAL_RAM, Phase.INITIAL, False, Reads.RETURN_PATH, "the VM runs, its RAM is sent"),
-        (PRIMARY, State.INITIAL_STOPPING, Phase.LOCAL, False, Reads.RETURN_PATH, "the VM is being stopped"),
-        (PRIMARY, State.INITIAL_SAVING, Phase.LOCAL, False, Reads.RETURN_PATH, "device state is being saved"),
-        (PRIMARY, State.INITIAL_SENDING, Phase.INITIAL, False, Reads.RETURN_PATH, "the last of it is sent"),
-        (
-            PRIMARY,
-            State.AWAIT_SHUT,
-            Phase.INITIAL,
-            False,
-            Reads.RETURN_PATH,
-            "the return path is to end first",
-        ),
-        (
-            PRIMARY,
-            State.AWAIT_READY,
-            Phase.INITIAL,
-            False,
-            Reads.MESSAGE,
-            "the secondary commits checkpoint 0",
-        ),
-        (PRIMARY, State.RUNNING, Phase.LOCAL, False, Reads.MESSAGE, "the VM runs until a checkpoint is due"),
-        (PRIMARY, State.AWAIT_REPLY, Phase.MESSAGE, True, Reads.MESSAGE, "the VM still runs"),
-        (PRIMARY, State.STOPPING, Phase.LOCAL, True, Reads.MESSAGE, "the VM is being stopped"),
-        (
-            PRIMARY,
-            State.SAVING,
-            Phase.LOCAL,
-            True,
-            Reads.MESSAGE,
-            "device state saved, dirty pages harvested",
-        ),
-        (PRIMARY, State.SENDING_RAM, Phase.RAM, True, Reads.MESSAGE, "dirty pages are sent"),
-        (PRIMARY, State.SENDING_DEVICE, Phase.DEVICE, True, Reads.MESSAGE, "device state is sent"),
-        (PRIMARY, State.AWAIT_RECEIVED, Phase.MESSAGE, True, Reads.MESSAGE, "all sent, nothing acknowledged"),
-        (
-            PRIMARY,
-            State.AWAIT_LOADED,
-            Phase.MESSAGE,
-            True,
-            Reads.MESSAGE,
-            "received over there, not yet loaded",
-        ),
-        (SECONDARY, State.START, Phase.HANDSHAKE, False, Reads.STREAM, "accepted; the stream has not begun"),
-        (SECONDARY, State.INITIAL_STREAM, Phase.INITIAL, False, Reads.STREAM, "the initial stream arrives"),
-        (
-            SECONDARY,
-            State.INITIAL_VALIDATING,
-            Phase.LOCAL,
-            False,
-            Reads.NOTHING,
-            "is the initial state loadable?",
-        ),
-        (
-            SECONDARY,
-            State.INITIAL_COMMITTING,
-            Phase.LOCAL,
-            False,
-            Reads.NOTHING,
-            "checkpoint 0 is being committed",
-        ),
-        (
-            SECONDARY,
-            State.INITIAL_LOADING,
-            Phase.LOCAL,
-            False,
-            Reads.NOTHING,
-            "the second VM loads checkpoint 0",
-        ),
-        (SECONDARY, State.IDLE, Phase.IDLE, False, Reads.MESSAGE, "committed; the primary's VM runs"),
-        (SECONDARY, State.SUSPENDING, Phase.LOCAL, True, Reads.NOTHING, "the second VM is being stopped"),
-        (SECONDARY, State.AWAIT_VMSTATE_SEND, Phase.MESSAGE, True, Reads.MESSAGE, "the primary stops its VM"),
-        (SECONDARY, State.RECEIVING_RAM, Phase.RAM, True, Reads.STREAM, "live state arrives into the stage"),
-        (SECONDARY, State.AWAIT_SIZE, Phase.MESSAGE, True, Reads.MESSAGE, "RAM is staged whole"),
-        (SECONDARY, State.RECEIVING_DEVICE, Phase.DEVICE, True, Reads.DEVICE, "device state arrives"),
-        (SECONDARY, State.VALIDATING, Phase.LOCAL, True, Reads.NOTHING, "all received; is it loadable?"),
-        (
-            SECONDARY,
-            State.COMMITTING,
-            Phase.LOCAL,
-            True,
-            Reads.NOTHING,
-            "the staged checkpoint becomes the committed",
-        ),
-        (
-            SECONDARY,
-            State.APPLYING,
-            Phase.LOCAL,
-            True,
-            Reads.NOTHING,
-            "committed; LOADED waits for the image",
-        ),
-        (
-            SECONDARY,
-            State.FINISHING_COMMIT,
-            Phase.OVER,
-            False,
-            Reads.NOTHING,
-            "cut while committing: k or k - 1?",
-        ),
-        *(
-            row
-            for role in Role
-            for row in (
-                (role, State.LOST, Phase.OVER, False, Reads.NOTHING, "no connection; who may run is open"),
-                (role, State.ARBITRATING, Phase.OVER, False, Reads.NOTHING, "the arbiter decides"),
-                (role, State.ALONE, Phase.OVER, False, Reads.NOTHING, "this side runs the VM, unprotected"),
-                (role, State.STOPPED, Phase.OVER, False, Reads.NOTHING, "the other side runs the VM"),
-            )
-        ),
-    )
+    for role, rows in ((PRIMARY, _PRIMARY_FACTS), (SECONDARY, _SECONDARY_FACTS))
+    for state, phase, in_epoch, reads, says in rows
 }
 """Facts about every state of either role, in the order in which they are passed."""
 
@@ -234,10 +169,8 @@ def _primary() -> Iterator[Row]:
     yield row(s.INITIAL_SAVING, e.STATE_SAVED, s.INITIAL_SENDING, a.SEND_SWITCHOVER_START, a.SEND_INITIAL_END)
     yield row(s.INITIAL_SENDING, e.INITIAL_SENT, s.AWAIT_READY, when=[c.NO_RETURN_PATH])
     yield row(s.INITIAL_SENDING, e.INITIAL_SENT, s.AWAIT_SHUT, when=[c.RETURN_PATH])
-    for state in (s.INITIAL_RAM, s.INITIAL_STOPPING, s.INITIAL_SAVING, s.INITIAL_SENDING, s.AWAIT_SHUT):
+    for state in (s.INITIAL_RAM, s.INITIAL_STOPPING, s.INITIAL_SAVING, s.AWAIT_SHUT):
         yield row(state, e.PONG, state, when=[c.RETURN_PATH])
-        # The peer gives up: its stream could not be loaded.
-        yield row(state, e.SHUT_FAILED, s.LOST, a.GIVE_BACK_DIRTY, a.ABORT_CHANNEL, when=[c.RETURN_PATH])
     yield row(s.AWAIT_SHUT, e.SHUT, s.AWAIT_READY, when=[c.RETURN_PATH])
     for mode in (c.EARLY, c.STRICT):
         yield row(s.AWAIT_READY, e.CHECKPOINT_READY, s.RUNNING, a.RESUME, when=[mode], commits=True)
@@ -305,12 +238,18 @@ def _primary() -> Iterator[Row]:
             (e.CHANNEL_LOST, a.CLOSE_CHANNEL),
             (e.DEADLINE, a.ABORT_CHANNEL),
             (e.FAILED, a.ABORT_CHANNEL),
+            # The secondary gives up: it could not load the stream.
+            (e.SHUT_FAILED, a.ABORT_CHANNEL),
         ):
+            when = [c.RETURN_PATH] if event is e.SHUT_FAILED else []
+            if when and facts(PRIMARY, state).reads is not Reads.RETURN_PATH:
+                continue
+            back = (a.GIVE_BACK_DIRTY, close)
             if state in NOTHING_SENT_WHOLE:
-                yield row(state, event, s.ALONE, a.GIVE_BACK_DIRTY, close, a.RESUME, when=[c.NO_CHECKPOINT])
-                yield row(state, event, s.LOST, a.GIVE_BACK_DIRTY, close, when=[c.CHECKPOINT])
+                yield row(state, event, s.ALONE, *back, a.RESUME, when=[*when, c.NO_CHECKPOINT])
+                yield row(state, event, s.LOST, *back, when=[*when, c.CHECKPOINT])
             else:
-                yield row(state, event, s.LOST, a.GIVE_BACK_DIRTY, close)
+                yield row(state, event, s.LOST, *back, when=when)
         if state in NOTHING_SENT_WHOLE:
             yield row(
                 state,

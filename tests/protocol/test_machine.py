@@ -117,8 +117,12 @@ def test_a_colo_message_before_shut_is_refused_by_the_primary() -> None:
 def test_a_failed_shut_ends_the_connection() -> None:
     machine = Machine(Role.PRIMARY, dialect=Dialect(return_path=True))
     fed(machine, [E.CONNECTED, E.RAM_CONVERGED])
+    assert machine.feed(E.SHUT_FAILED) == (A.GIVE_BACK_DIRTY, A.ABORT_CHANNEL, A.RESUME)
+    assert machine.state is State.ALONE
+    machine = Machine(Role.PRIMARY, dialect=Dialect(return_path=True))
+    fed(machine, [E.CONNECTED, E.RAM_CONVERGED, E.VM_STOPPED, E.STATE_SAVED, E.INITIAL_SENT])
     assert machine.feed(E.SHUT_FAILED) == (A.GIVE_BACK_DIRTY, A.ABORT_CHANNEL)
-    assert machine.over
+    assert machine.state is State.LOST
 
 
 def primary_awaiting_received(*, mode: Mode, copy: bool) -> tuple[Machine, list[tuple[Action, ...]]]:
@@ -128,7 +132,8 @@ def primary_awaiting_received(*, mode: Mode, copy: bool) -> tuple[Machine, list[
         [E.CONNECTED, E.RAM_CONVERGED, E.VM_STOPPED, E.STATE_SAVED, E.INITIAL_SENT, E.CHECKPOINT_READY],
     )
     given = fed(
-        machine, [E.CHECKPOINT_DUE, E.CHECKPOINT_REPLY, E.VM_STOPPED, E.STATE_SAVED, E.RAM_SENT, E.DEVICE_SENT]
+        machine,
+        [E.CHECKPOINT_DUE, E.CHECKPOINT_REPLY, E.VM_STOPPED, E.STATE_SAVED, E.RAM_SENT, E.DEVICE_SENT],
     )
     assert machine.state is State.AWAIT_RECEIVED
     return machine, given
@@ -140,9 +145,7 @@ def test_a_primary_of_a_qemu_secondary_releases_packets_on_loaded(copy: bool) ->
     assert (A.RESUME in given[3]) == copy
     assert machine.feed(E.VMSTATE_RECEIVED) == ()
     assert machine.committed == 0
-    assert machine.feed(E.VMSTATE_LOADED) == (
-        (A.RELEASE_PACKETS,) if copy else (A.RELEASE_PACKETS, A.RESUME)
-    )
+    assert machine.feed(E.VMSTATE_LOADED) == ((A.RELEASE_PACKETS,) if copy else (A.RELEASE_PACKETS, A.RESUME))
     assert machine.committed == 1
 
 
@@ -308,7 +311,8 @@ def test_an_error_names_state_got_and_expected() -> None:
     with pytest.raises(ProtocolError) as caught:
         machine.feed(E.VMSTATE_SIZE)
     assert str(caught.value) == (
-        "secondary in state await-vmstate-send (checkpoint 2): the peer sent vmstate-size, expected vmstate-send"
+        "secondary in state await-vmstate-send (checkpoint 2): "
+        "the peer sent vmstate-size, expected vmstate-send"
     )
     assert (caught.value.state, caught.value.got) == ("await-vmstate-send", "vmstate-size")
     assert caught.value.expected == ("vmstate-send",)

@@ -75,7 +75,9 @@ def test_every_state_can_be_reached_and_every_connection_can_end(role: Role) -> 
 
 
 def test_every_colo_message_is_an_event_that_one_role_takes() -> None:
-    takers = {message: {row.role for row in ROWS if row.event.name == message.name} for message in ColoMessage}
+    takers = {
+        message: {row.role for row in ROWS if row.event.name == message.name} for message in ColoMessage
+    }
     assert takers == {
         ColoMessage.CHECKPOINT_READY: {Role.PRIMARY},
         ColoMessage.CHECKPOINT_REQUEST: {Role.SECONDARY},
@@ -90,7 +92,9 @@ def test_every_colo_message_is_an_event_that_one_role_takes() -> None:
 def test_received_is_said_only_by_the_row_that_commits() -> None:
     saying = [row for row in ROWS if Action.SEND_VMSTATE_RECEIVED in row.actions]
     assert len(saying) == 3
-    assert all(row.commits and row.state is State.COMMITTING and row.event is Event.COMMITTED for row in saying)
+    assert all(
+        row.commits and row.state is State.COMMITTING and row.event is Event.COMMITTED for row in saying
+    )
 
 
 def test_ready_is_said_only_once_checkpoint_0_is_committed_and_the_return_path_shut() -> None:
@@ -111,7 +115,11 @@ def test_nobody_takes_over_without_the_arbiter() -> None:
     for row in ROWS:
         if Action.TAKE_OVER in row.actions:
             assert (row.state, row.event) == (State.ARBITRATING, Event.TAKEOVER_WON)
-        if row.next_state is State.ALONE and row.state is not State.ALONE and row.event is not Event.TAKEOVER_WON:
+        if (
+            row.next_state is State.ALONE
+            and row.state is not State.ALONE
+            and row.event is not Event.TAKEOVER_WON
+        ):
             # Only a primary whose secondary cannot have anything.
             assert row.role is Role.PRIMARY
             assert Condition.NO_CHECKPOINT in row.when

@@ -1,0 +1,248 @@
+"""Draws the tables: ``python -m colo.protocol.diagram --write docs/protocol.md``.
+
+Each drawing replaces what stands between ``<!-- table: NAME -->`` and ``<!-- end: NAME -->`` in the document.
+``--check`` writes nothing and fails when the document and the tables differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from colo.protocol.failover import FAILOVER_ROWS, FailoverStatus
+from colo.protocol.table import FACTS, LATE, OVER, PRIMARY, ROWS, SECONDARY, Row, states, unexpected
+from colo.protocol.words import FROM_PEER, Action, Condition, Event, Mode, Phase, Role, State
+
+_ENDINGS = frozenset(
+    {Event.CHANNEL_LOST, Event.DEADLINE, Event.FAILED, Event.FAILOVER_REQUESTED, Event.TAKEOVER_LOST}
+)
+
+
+def _node(state: State | FailoverStatus) -> str:
+    name: str = state.value
+    return name.replace("-", "_")
+
+
+def _diagram(edges: Iterator[tuple[str, str, str]]) -> Iterator[str]:
+    yield "```mermaid"
+    yield "stateDiagram-v2"
+    for origin, target, label in edges:
+        yield f"    {origin} --> {target}: {label}"
+    yield "```"
+
+
+def _main_path(role: Role) -> list[Row]:
+    """The served rows that carry the protocol on; how connections end is drawn apart."""
+    rows = []
+    for row in ROWS:
+        if row.role is not role or not row.served or row.state in OVER or row.next_state in OVER:
+            continue
+        if row.next_state is row.state and row.event not in FROM_PEER:
+            continue
+        rows.append(row)
+    return rows
+
+
+def draw_states(role: Role) -> Iterator[str]:
+    """One role's way from connection to checkpoint after checkpoint."""
+
+    def edges() -> Iterator[tuple[str, str, str]]:
+        yield "[*]", _node(State.START), "a connection"
+        for row in _main_path(role):
+            when = ", ".join(_conditions(row))
+            yield _node(row.state), _node(row.next_state), row.event.value + (f" [{when}]" if when else "")
+
+    yield from _diagram(edges())
+
+
+def draw_ending(role: Role) -> Iterator[str]:
+    """How a connection of that role ends; ``connected`` stands for every state that has a connection."""
+
+    def edges() -> Iterator[tuple[str, str, str]]:
+        drawn: dict[tuple[str, str], list[str]] = {}
+        for row in ROWS:
+            if row.role is not role or row.next_state not in OVER:
+                continue
+            if row.state in OVER and row.next_state is row.state:
+                continue
+            origin = _node(row.state) if row.state in OVER else "connected"
+            if row.next_state is State.FINISHING_COMMIT:
+                origin = "commit_under_way"
+            labels = drawn.setdefault((origin, _node(row.next_state)), [])
+            if row.event.value not in labels:
+                labels.append(row.event.value)
+        yield from ((origin, target, ", ".join(labels)) for (origin, target), labels in drawn.items())
+
+    yield from _diagram(edges())
+
+
+def _conditions(row: Row) -> list[str]:
+    return [condition.value for condition in Condition if condition in row.when]
+
+
+def draw_rows(role: Role) -> Iterator[str]:
+    """All rows of a role but those that every state shares."""
+    yield "| state | event | when | next state | actions |"
+    yield "|---|---|---|---|---|"
+    for row in ROWS:
+        shared = row.event in _ENDINGS or (row.state in OVER and row.event in LATE)
+        shared |= row.event is Event.APPLIED and row.next_state is row.state
+        if row.role is not role or shared:
+            continue
+        actions = "; ".join(action.value for action in row.actions) or "–"
+        if row.commits:
+            actions = f"**committed**; {actions}" if row.actions else "**committed**"
+        if not row.served:
+            actions += " *(not yet served)*"
+        when = ", ".join(_conditions(row)) or "–"
+        moved = row.next_state.value if row.next_state is not row.state else "(stays)"
+        yield f"| {row.state.value} | {row.event.value} | {when} | {moved} | {actions} |"
+
+
+def draw_endings(role: Role) -> Iterator[str]:
+    """What the rows that every state shares do, and what an unexpected event does, state by state."""
+    yield "| state | event | when | next state | actions |"
+    yield "|---|---|---|---|---|"
+    for state in states(role):
+        for row in ROWS:
+            if row.role is not role or row.state is not state or row.event not in _ENDINGS:
+                continue
+            if row.next_state is state and not row.actions:
+                continue
+            actions = "; ".join(action.value for action in row.actions) or "–"
+            when = ", ".join(_conditions(row)) or "–"
+            yield f"| {state.value} | {row.event.value} | {when} | {row.next_state.value} | {actions} |"
+        outcome = unexpected(role, state)
+        actions = "; ".join(action.value for action in outcome.actions) or "–"
+        target = outcome.next_state.value
+        yield f"| {state.value} | *anything else* | – | {target} | ProtocolError; {actions} |"
+
+
+def draw_facts(role: Role) -> Iterator[str]:
+    yield "| state | what it is | read from the peer | deadline | epoch's clock |"
+    yield "|---|---|---|---|---|"
+    for (owner, state), fact in FACTS.items():
+        if owner is role:
+            clock = "runs" if fact.in_epoch else "–"
+            phase = fact.phase.name.lower()
+            yield f"| {state.value} | {fact.says} | {fact.reads.value} | {phase} | {clock} |"
+
+
+def draw_phases() -> Iterator[str]:
+    yield "| deadline | what is timed |"
+    yield "|---|---|"
+    for phase in Phase:
+        yield f"| {phase.name.lower()} | {phase.value} |"
+
+
+def draw_modes() -> Iterator[str]:
+    yield "| mode | RECEIVED is sent | LOADED is sent | committed for the primary | served |"
+    yield "|---|---|---|---|---|"
+    for mode in Mode:
+        condition = Condition[mode.name]
+        received = _where(SECONDARY, condition, Action.SEND_VMSTATE_RECEIVED)
+        loaded = _where(SECONDARY, condition, Action.SEND_VMSTATE_LOADED)
+        commit = {
+            row.event.value
+            for row in ROWS
+            if row.role is PRIMARY
+            and row.commits
+            and condition in row.when
+            and row.state in {State.AWAIT_RECEIVED, State.AWAIT_LOADED}
+        }
+        served = "no" if mode is Mode.HYBRID else "yes"
+        yield f"| {mode.value} | on {received} | on {loaded} | {', '.join(sorted(commit))} | {served} |"
+
+
+def _where(role: Role, condition: Condition, action: Action) -> str:
+    rows = (row for row in ROWS if row.role is role and condition in row.when and action in row.actions)
+    found = {row.event.value for row in rows}
+    return ", ".join(sorted(found))
+
+
+def draw_failover() -> Iterator[str]:
+    def edges() -> Iterator[tuple[str, str, str]]:
+        yield "[*]", _node(FailoverStatus.NONE), "the session begins"
+        for (status, event), (target, _) in FAILOVER_ROWS.items():
+            if target is not status:
+                yield _node(status), _node(target), event.value
+
+    yield from _diagram(edges())
+
+
+def draw_failover_rows() -> Iterator[str]:
+    yield "| status | event | next status | actions |"
+    yield "|---|---|---|---|"
+    for (status, event), (target, actions) in FAILOVER_ROWS.items():
+        done = "; ".join(action.value for action in actions) or "–"
+        yield f"| {status.value} | {event.value} | {target.value} | {done} |"
+
+
+DRAWINGS: dict[str, Callable[[], Iterator[str]]] = {
+    "phases": draw_phases,
+    "modes": draw_modes,
+    **{
+        f"{role.value} {name}": partial(draw, role)
+        for role in Role
+        for name, draw in (
+            ("states", draw_states),
+            ("facts", draw_facts),
+            ("rows", draw_rows),
+            ("ending", draw_ending),
+            ("endings", draw_endings),
+        )
+    },
+    "failover states": draw_failover,
+    "failover rows": draw_failover_rows,
+}
+"""What can stand between markers, by the marker's name."""
+
+_BLOCK = re.compile(
+    r"(?P<head><!-- table: (?P<name>[a-z ]+) -->\n)(?P<body>.*?)(?P<foot><!-- end: (?P=name) -->)", re.DOTALL
+)
+
+
+def redraw(document: str) -> str:
+    """``document`` with every drawing made anew from the tables.
+
+    :raises ValueError: a marker names no drawing, or a drawing has no place in the document.
+    """
+    seen: list[str] = []
+
+    def replace(block: re.Match[str]) -> str:
+        name = block["name"]
+        if name not in DRAWINGS:
+            raise ValueError(f"no drawing is called {name!r}; there are: {', '.join(DRAWINGS)}")
+        seen.append(name)
+        return f"{block['head']}\n{chr(10).join(DRAWINGS[name]())}\n\n{block['foot']}"
+
+    result = _BLOCK.sub(replace, document)
+    if missing := [name for name in DRAWINGS if name not in seen]:
+        raise ValueError(f"the document has no markers for: {', '.join(missing)}")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m colo.protocol.diagram", description="Draw the tables.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--write", type=Path, metavar="FILE", help="redraw the tables in FILE")
+    what.add_argument("--check", type=Path, metavar="FILE", help="fail if FILE differs from the tables")
+    options = parser.parse_args(arguments)
+    path: Path = options.write or options.check
+    before = path.read_text(encoding="utf-8")
+    after = redraw(before)
+    if options.write:
+        path.write_text(after, encoding="utf-8")
+    elif before != after:
+        remedy = f"python -m colo.protocol.diagram --write {path}"
+        print(f"{path} differs from the tables: run {remedy}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
