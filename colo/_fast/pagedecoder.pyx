@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memmove
 
 from colo._fast.buffers cimport ReadBuffer
+from colo._fast.kernels cimport active
 from colo._fast.ramblock cimport RamBlock, ram_block, set_bit, test_bit
 from colo._fast.staging cimport STAGED_INFLATED, STAGED_PAGE, STAGED_XBZRLE, STAGED_ZERO, Staging
 
@@ -28,9 +29,6 @@ cdef extern from "wire_numbers.h":
     const uint64_t WIRE_RAM_XBZRLE
     const uint64_t WIRE_RAM_COMPRESS_PAGE
     const uint64_t WIRE_RAM_MULTIFD_FLUSH
-
-cdef extern from "xbzrle.h":
-    int colo_xbzrle_decode(const uint8_t *src, int slen, uint8_t *dst, int dlen) noexcept nogil
 
 cdef extern from "zlib.h":
     int uncompress(uint8_t *dest, unsigned long *dest_len, const uint8_t *source, unsigned long source_len) noexcept nogil
@@ -278,7 +276,7 @@ cdef class PageDecoder:
                 if left < 3 + n:
                     return NEED_MORE
                 self.value = offset
-                if colo_xbzrle_decode(p + 3, <int>n, NULL, <int>WIRE_PAGE_BYTES) < 0:
+                if active().xbzrle_check(p + 3, <int>n, <int>WIRE_PAGE_BYTES) < 0:
                     return BAD_XBZRLE
                 if not test_bit(b.received, offset >> WIRE_PAGE_BITS):
                     return BAD_XBZRLE_BASE

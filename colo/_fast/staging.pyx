@@ -14,6 +14,7 @@ from libc.string cimport memcpy
 
 import os
 
+from colo._fast.kernels cimport active
 from colo._fast.ramblock cimport RamBlock, clear_bit, ram_block, set_bit, test_bit
 
 from colo.errors import StorageError
@@ -21,9 +22,6 @@ from colo.errors import StorageError
 cdef extern from "wire_numbers.h":
     const uint64_t WIRE_PAGE_BYTES
     const int WIRE_PAGE_BITS
-
-cdef extern from "xbzrle.h":
-    int colo_xbzrle_decode(const uint8_t *src, int slen, uint8_t *dst, int dlen) noexcept nogil
 
 cdef extern from "pagecopy.h":
     void colo_copy_four(uint8_t **to, const uint8_t **source, size_t n) noexcept nogil
@@ -241,7 +239,7 @@ cdef class Staging:
                         colo_zero_stream(b.memory + (page << WIRE_PAGE_BITS), WIRE_PAGE_BYTES)
                         set_bit(b.zero, page)
             elif e.kind == STAGED_XBZRLE:
-                colo_xbzrle_decode(self.log + e.data, <int>e.length, b.memory + e.page_offset, <int>WIRE_PAGE_BYTES)
+                active().xbzrle_decode(self.log + e.data, <int>e.length, b.memory + e.page_offset, <int>WIRE_PAGE_BYTES)
                 clear_bit(b.zero, e.page_offset >> WIRE_PAGE_BITS)
             else:
                 memcpy(b.memory + e.page_offset, self.inflated + e.data, WIRE_PAGE_BYTES)

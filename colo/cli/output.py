@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from colo.session.checkpoint import CheckpointReport
-from colo.session.statistics import CheckpointStatistics
+from colo.session.statistics import CheckpointStatistics, percentile
 
 LINE_EVERY_S = 1.0
 """In a pipe, one line a second stands for all checkpoints of that second."""
@@ -57,6 +57,8 @@ class SessionOutput:
         """One event of a session."""
         if kind == "checkpoint":
             self._checkpoint(data)
+        elif kind == "pause":
+            self.pause(data)
         elif self._json:
             self._print_json(kind, data)
         else:
@@ -77,6 +79,10 @@ class SessionOutput:
         self.pauses_ms.append(pause_ms)
         if self._json:
             self._print_json("pause", {"pause_ms": round(pause_ms, 3)})
+        elif self._live is not None:
+            self._live.update(self._render())
+        elif not self._recent and self._line_is_due():
+            print(f"pause {len(self.pauses_ms)}: the VM stood still for {pause_ms:.2f} ms", flush=True)
 
     def _print_json(self, kind: str, data: Any) -> None:
         if hasattr(data, "as_dict"):
@@ -97,6 +103,10 @@ class SessionOutput:
             return f"machine {configuration.machine}, {size(total)} of RAM in {len(blocks)} blocks"
         if kind == "lost":
             return f"channel lost: {data}"
+        if kind == "protecting":
+            return f"protecting: checkpoints go to {data}"
+        if kind == "ended":
+            return f"{data.ending.value} ({data.reason})"
         if kind == "taking-over":
             return f"taking over ({data})"
         if kind == "running":
@@ -112,9 +122,7 @@ class SessionOutput:
         if self._live is not None:
             self._live.update(self._render())
             return
-        now = time.monotonic()
-        if now - self._last_line >= LINE_EVERY_S:
-            self._last_line = now
+        if self._line_is_due():
             print(
                 f"checkpoint {report.number}: every {report.interval_ms:.0f} ms, held {report.held_ms:.2f} ms, "
                 f"{report.dirty_pages} pages ({report.normal_pages} raw, {report.xbzrle_pages} xbzrle, "
@@ -122,7 +130,16 @@ class SessionOutput:
                 flush=True,
             )
 
+    def _line_is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last_line < LINE_EVERY_S:
+            return False
+        self._last_line = now
+        return True
+
     def _render(self) -> Group:
+        if not self._recent:
+            return Group(*(Text(line) for line in self._pause_lines()), *(Text(note) for note in self._notes))
         table = Table(title=self._title, title_justify="left", expand=False)
         for heading in ("checkpoint", "interval ms", "pause ms", "held ms", "raw", "xbzrle", "zero", "bytes", "rate"):
             table.add_column(heading, justify="right")
@@ -136,6 +153,13 @@ class SessionOutput:
                 str(r.xbzrle_pages), str(r.zero_pages), size(r.stream_bytes), rate,
             )
         return Group(table, *(Text(note) for note in self._notes))
+
+    def _pause_lines(self) -> list[str]:
+        if not self.pauses_ms:
+            return []
+        last = self.pauses_ms[-1000:]
+        return [f"{self._title}: {len(self.pauses_ms)} checkpoints, pause {last[-1]:.2f} ms "
+                f"(p50 {percentile(last, 50):.2f}, p99 {percentile(last, 99):.2f})"]
 
 
 def print_mapping(data: dict[str, Any], *, json_output: bool) -> None:

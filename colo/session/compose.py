@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -26,13 +27,18 @@ class Composed:
 
     def write(self, fd: int, *, timeout_s: float) -> int:
         """Write the stream to ``fd``; returns the bytes written. Raises ChannelLost or DeadlineExceeded."""
-        encoder = PageEncoder(fd, timeout_s=timeout_s)
-        encoder.write(self.head)
-        for block in self.sent_blocks:
-            encoder.begin_block(block.idstr, memoryview(block.memory_buffer)[: block.used_length])
-            encoder.encode()
-        encoder.write(self.tail)
-        return encoder.stats.sent_bytes
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        encoder = PageEncoder(fd)
+        try:
+            encoder.write(self.head, deadline_ns)
+            for block in self.sent_blocks:
+                assert block.memory_buffer is not None
+                encoder.begin_block(block.idstr, memoryview(block.memory_buffer)[: block.used_length])
+                encoder.encode(deadline_ns=deadline_ns)
+            encoder.write(self.tail, deadline_ns, flush=True)
+            return encoder.stats.sent_bytes
+        finally:
+            encoder.close()
 
 
 def compose(committed: Committed, *, shared: Collection[str] = (), addresses: Mapping[str, int] = {}) -> Composed:

@@ -115,9 +115,9 @@ class Secondary:
                     "a takeover needs an arbiter, or both sides may run: --arbiter file:DIR (storage both reach), "
                     "exec:COMMAND (your fencing), or none to go without"
                 )
-            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary")
+            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", create=True)
             self._cleanup.callback(self._arbiter.close)
-            self._generation = self._arbiter.generation()
+            self._generation = self._arbiter.current()
         self.image = self._cleanup.enter_context(RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes))
         self._listener = self._cleanup.enter_context(
             listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
@@ -292,7 +292,7 @@ class Secondary:
         self._tell("taking-over", reason)
         self.failover.feed(FailoverEvent.REQUEST)
         follower.sock.close()
-        self._arbitrate(follower)
+        self._arbitrate(reason)
         arbitrated_ns = time.monotonic_ns()
         committed = follower.settle()
         assert committed is not None and self._keeper is not None
@@ -310,13 +310,13 @@ class Secondary:
         self._tell("running", report)
         return report
 
-    def _arbitrate(self, follower: Follower) -> None:
+    def _arbitrate(self, reason: str) -> None:
         """Win the generation, or raise ArbitrationLost. While it cannot be decided, nobody takes over."""
         assert self._arbiter is not None and self._generation is not None
         told = False
         while True:
             try:
-                self._arbiter.claim(self._generation)
+                self._arbiter.claim(self._generation, reason=reason)
                 self._generation += 1
                 self.failover.feed(FailoverEvent.WON)
                 return
