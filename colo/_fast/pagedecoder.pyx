@@ -5,7 +5,7 @@ The stream is read straight into the staging arena and parsed where it lies: a r
 applied. Every flag, name, offset and length is checked here, before anything is kept.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memmove
+from libc.string cimport memcmp, memcpy, memmove
 
 from colo._fast.buffers cimport ReadBuffer
 from colo._fast.kernels cimport active
@@ -125,6 +125,15 @@ cdef class PageDecoder:
             s.begin([], WINDOW_BYTES + LARGEST_RECORD)
         if buffer.exporter is not None and not self.immediate and (s.used == 0 or s.lender is buffer):
             return self.decode_in_place(buffer)
+        if s.lender is not None:
+            # Part of the checkpoint lies in another stream's memory: its log moves to where this one goes on.
+            if s.used > s.limit:
+                raise LimitExceeded(
+                    f"more than {s.limit} bytes of RAM records in one checkpoint", where=self.place(),
+                    offset=buffer.offset(), value=s.used)
+            memcpy(s.arena, s.log, s.used)
+            s.log = s.arena
+            s.lender = None
         self.at = self.filled = s.used
         while True:
             with nogil:

@@ -96,7 +96,7 @@ cdef class Staging:
             self.arena = reserve_address_space(need)
             self.arena_bytes = need
         self.limit = need
-        self.count_limit = 2 * pages + 1024
+        self.count_limit = 2 * pages + 1024 if limit_bytes is None else need // 8
         table = <ram_block **>realloc(self.blocks, max(1, len(blocks)) * sizeof(ram_block *))
         if table == NULL:
             raise MemoryError("no memory for the table of RAM blocks")
@@ -166,9 +166,9 @@ cdef class Staging:
                     and e.page_offset + (<uint64_t>e.length << WIRE_PAGE_BITS) == page_offset):
                 e.length += 1
                 return 0
+        if self.count >= self.count_limit:
+            return NO_ROOM
         if self.count == self.room:
-            if self.count >= self.count_limit:
-                return NO_ROOM
             room = self.room * 2 if self.room else 4096
             grown = <staged_entry *>realloc(self.entries, room * sizeof(staged_entry))
             if grown == NULL:

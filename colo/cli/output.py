@@ -55,6 +55,8 @@ class SessionOutput:
 
     def event(self, kind: str, data: Any = None) -> None:
         """One event of a session."""
+        if kind == "settled":
+            return
         if kind == "checkpoint":
             self._checkpoint(data)
         elif kind == "pause":

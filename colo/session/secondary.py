@@ -76,7 +76,7 @@ class Secondary:
             print(report.qmp_path, report.pid)
 
     ``on_event(kind, data)`` is called, from the session's threads, with ``listening``, ``connected``, ``announced``,
-    ``checkpoint``, ``lost``, ``taking-over``, ``notice`` and ``running``. :meth:`request_failover`, :meth:`status` and
+    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice`` and ``running``. :meth:`request_failover`, :meth:`status` and
     :meth:`stop` may be called from any thread.
     """
 
@@ -296,6 +296,7 @@ class Secondary:
         arbitrated_ns = time.monotonic_ns()
         committed = follower.settle()
         assert committed is not None and self._keeper is not None
+        self._tell("settled", committed)
         standby = self._keeper.take(self.config.takeover_s)
         try:
             report = self._resume(committed, standby, reason, follower, noticed_ns, arbitrated_ns)
