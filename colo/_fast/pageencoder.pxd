@@ -79,6 +79,7 @@ cdef class PageEncoder:
     cdef Py_buffer memory
     cdef bint memory_held
     cdef object bitmap
+    cdef object codec
     cdef RememberedPages remembered
     cdef readonly Py_ssize_t page_bytes
     cdef size_t next_page

@@ -32,6 +32,7 @@ import stat
 
 from colo.errors import ChannelError, ChannelLost, DeadlineExceeded, Interrupted, StorageError
 
+from .adaptive cimport AdaptiveCodec
 from .bitmap cimport DirtyBitmap
 from .kernels cimport COLO_PAGE_BYTES_MAX, COLO_PAGE_BYTES_MIN, for_level
 from .pagecache cimport PageCache, ShadowCache
@@ -81,7 +82,7 @@ cdef class PageEncoder:
     in pieces of 4 KiB, the most that cannot block: set O_NONBLOCK on it for speed. Sockets never raise SIGPIPE; on a
     pipe it must be ignored, as Python does. ``wake_fd``: when this becomes readable, a call that waits ends with
     Interrupted. ``page_bytes``: the target's page, a power of two of 1024 to 65536. ``simd``: see
-    :mod:`colo._fast.kernels`.
+    :mod:`colo._fast.kernels`. ``codec``: an :class:`~colo._fast.adaptive.AdaptiveCodec`, only towards a colo peer that agreed to it.
 
     Raises ValueError for a descriptor that is not open for writing, or a page size that is not one.
     """
@@ -89,7 +90,8 @@ cdef class PageEncoder:
     def __cinit__(self, *args, **kwargs):
         self.outlet.wake_fd = -1
 
-    def __init__(self, fd=None, *, Py_ssize_t page_bytes=4096, int wake_fd=-1, simd=None):
+    def __init__(self, fd=None, *, Py_ssize_t page_bytes=4096, int wake_fd=-1, simd=None,
+                 AdaptiveCodec codec=None):
         if self.records.arena != NULL:
             raise TypeError("a PageEncoder is made once")
         if page_bytes < COLO_PAGE_BYTES_MIN or page_bytes > COLO_PAGE_BYTES_MAX or page_bytes & (page_bytes - 1):
@@ -110,6 +112,10 @@ cdef class PageEncoder:
         self.records.iov = <iovec *>calloc(self.records.max, sizeof(iovec))
         if self.records.arena == NULL or self.records.snapshot == NULL or self.records.iov == NULL:
             raise MemoryError("no memory for a page encoder")
+        if codec is not None:
+            codec.bind(page_bytes, 1)
+            self.codec = codec
+            self.records.codec = codec.for_thread(0)
 
     def look_at_fd(self):
         try:
