@@ -1,4 +1,4 @@
-"""An unmodified QEMU as COLO primary, by QMP: set it up, watch its pauses, free it or stop it after a loss."""
+"""An unmodified QEMU as COLO primary, by QMP: set up, watched, and freed or stopped after a loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from colo.errors import QemuError, QemuUnsupported
 from colo.qemu.process import Qemu
-from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
+from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpTimeout
 from colo.qemu.standby import capability_list
 
 PAUSES_KEPT = 100_000
@@ -98,16 +98,19 @@ class QemuPrimary:
                 "use a build with COLO, such as Debian's"
             )
         if qemu.quirks.needs_return_path and "return-path" not in capabilities:
-            raise QemuUnsupported(f"QEMU {qemu.version} has no capability return-path, which its x-colo needs")
+            raise QemuUnsupported(
+                f"QEMU {qemu.version} has no capability return-path, which its x-colo needs"
+            )
 
     def _capabilities(self) -> dict[str, bool]:
         entries = self.qemu.qmp.execute("query-migrate-capabilities")
         return {str(entry["capability"]): bool(entry["state"]) for entry in entries}
 
     def unreplicated_disks(self) -> list[str]:
-        """Its writable block devices: COLO moves memory and devices, what the guest writes to a disk it does not.
+        """Its writable block devices: what the guest writes to them, COLO does not move.
 
-        Such a disk is safe only where both sides see the same storage, or a replication driver is in its graph.
+        Such a disk is safe only where both sides see the same storage, or a replication driver is in its
+        graph.
         """
         disks = []
         for entry in self.qemu.qmp.execute("query-block"):
@@ -117,11 +120,13 @@ class QemuPrimary:
         return disks
 
     def set_up(self, uri: str, settings: ColoSettings | None = None, *, timeout_s: float = 60.0) -> None:
-        """Become the primary of the secondary at ``uri`` (``tcp:HOST:PORT``, ``unix:PATH``); returns in status `colo`.
+        """Become the primary of the secondary at ``uri`` (``tcp:HOST:PORT``, ``unix:PATH``).
+
+        Returns once QEMU's status is `colo`: the secondary has the whole VM.
 
         :raises QemuUnsupported: as :meth:`require`, or a setting its version does not have.
-        :raises QemuError: QEMU refused, or the secondary did not come to the first checkpoint in ``timeout_s``
-            seconds (the attempt is cancelled then: the VM runs on, unprotected).
+        :raises QemuError: QEMU refused, or the secondary did not come to the first checkpoint in
+            ``timeout_s`` seconds (the attempt is cancelled then: the VM runs on, unprotected).
         """
         settings = settings or ColoSettings()
         self.require()
@@ -129,8 +134,11 @@ class QemuPrimary:
         if settings.compress and not quirks.has_compression:
             raise QemuUnsupported(f"QEMU {self.qemu.version} cannot compress RAM (removed in 9.1)")
         if self.migration_status() in ("setup", "active", "colo", "device", "pre-switchover"):
-            raise QemuError(f"QEMU already has a migration in progress ({self.migration_status()}): end it first")
-        # One call each: some versions refuse x-colo unless return-path is on already, not merely in the same call.
+            raise QemuError(
+                f"QEMU already has a migration in progress ({self.migration_status()}): end it first"
+            )
+        # One call each: some versions refuse x-colo unless return-path is on already, not merely in the
+        # same call.
         capabilities: list[tuple[str, bool]] = [("events", True)]
         if quirks.needs_return_path:
             capabilities.append(("return-path", True))
@@ -173,12 +181,13 @@ class QemuPrimary:
                 reason = information.get("error-desc")
                 if status == "completed":
                     reason = (
-                        "it finished as a plain migration: this QEMU's COLO is broken, or the secondary took it for one"
+                        "it finished as a plain migration: this QEMU's COLO is broken, or the secondary "
+                        "took it for one"
                     )
                 raise QemuError(f"QEMU did not become a primary ({status}): {reason or 'it gives no reason'}")
 
     def _give_up(self) -> None:
-        """Cancel an attempt that hangs. The out-of-band yank works also when the main loop is blocked by it."""
+        """Cancel an attempt that hangs; the out-of-band yank works also when it blocks the main loop."""
         with contextlib.suppress(QmpError):
             self.yank(timeout_s=2.0)
         with contextlib.suppress(QmpError):
@@ -197,11 +206,11 @@ class QemuPrimary:
     # Watching
 
     def migration_status(self, timeout_s: float = 10.0) -> str:
-        """``colo`` while it is a primary; else ``none``, ``active``, ``completed``, ``failed``, … (query-migrate)."""
+        """``colo`` while it is a primary; else ``none``, ``active``, ``completed``, ``failed``, …"""
         return str(self.qemu.qmp.execute("query-migrate", timeout_s=timeout_s).get("status", "none"))
 
     def measure_pauses(self, on_pause: Callable[[float], None] | None = None) -> PauseMeter:
-        """Measure every pause from now on; ``on_pause`` is called with each, in ms, from the monitor's thread."""
+        """Measure every pause from now on; ``on_pause`` gets each, in ms, on the monitor's thread."""
         meter = PauseMeter(on_pause)
         self.qemu.qmp.on_event(meter.event, "STOP", "RESUME")
         return meter
@@ -211,7 +220,8 @@ class QemuPrimary:
     def yank(self, *, timeout_s: float = 2.0) -> bool:
         """Shut the migration channel down from inside, out of band; False if there was none.
 
-        Works while QEMU waits for a hung peer, also in the middle of RAM, when no ordinary command is answered.
+        Works while QEMU waits for a hung peer, also in the middle of RAM, when no ordinary command is
+        answered.
         """
         try:
             self.qemu.qmp.execute_oob("yank", MIGRATION_YANK, timeout_s=timeout_s)
@@ -222,7 +232,7 @@ class QemuPrimary:
         return True
 
     def lost_heartbeat(self, *, timeout_s: float = 2.0) -> None:
-        """Tell QEMU that its secondary is lost: it leaves COLO and runs on alone. Win the arbitration first."""
+        """Tell QEMU that its secondary is lost: it leaves COLO and runs on. Win the arbitration first."""
         self.qemu.qmp.execute("x-colo-lost-heartbeat", timeout_s=timeout_s)
 
     def free_from_lost_secondary(self, timeout_s: float = 5.0) -> float:
@@ -247,17 +257,19 @@ class QemuPrimary:
                 return (time.monotonic() - began) * 1e3
             if time.monotonic() >= deadline:
                 raise QemuError(
-                    f"QEMU was told that its secondary is lost, but after {timeout_s:.1f} s it is {status!r}, its "
-                    f"migration {migration!r}"
+                    f"QEMU was told that its secondary is lost, but after {timeout_s:.1f} s it is "
+                    f"{status!r}, its migration {migration!r}"
                 )
             time.sleep(0.002)
 
     def stop_loser(self, timeout_s: float = 2.0, *, kill: bool = False) -> str:
-        """Make sure that the VM does not run: this side lost the arbitration. Returns ``stopped`` or ``killed``.
+        """Make sure that the VM does not run: this side lost the arbitration.
 
-        Stops it by QMP. A checkpoint may be in the air whose last acknowledgement, already in the socket, would make
-        QEMU start its VM again: so the channel is yanked first and COLO's end is awaited. When QEMU does not answer
-        in time, or ``kill`` is set, it is killed.
+        Returns ``stopped`` or ``killed``.
+
+        Stops it by QMP. A checkpoint may be in the air whose last acknowledgement, already in the socket,
+        would make QEMU start its VM again: so the channel is yanked first and COLO's end is awaited. When
+        QEMU does not answer in time, or ``kill`` is set, it is killed.
 
         :raises QemuError: it neither answers nor can be killed from here.
         """

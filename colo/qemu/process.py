@@ -1,8 +1,9 @@
 """A QEMU under QMP: one that already runs (:class:`Qemu`), or one of our own (:class:`QemuProcess`).
 
-A QEMU that we start dies with us, whatever way we die: a small watcher process holds the reading end of a pipe, and
-kills when the pipe closes before it was told to let go. (The kernel's parent-death signal would fire when the
-*thread* that started QEMU ends, and could not be called off when the VM is handed to the user.)
+A QEMU that we start dies with us, whatever way we die: a small watcher process holds the reading end of a
+pipe, and kills when the pipe closes before it was told to let go. (The kernel's parent-death signal would
+fire when the *thread* that started QEMU ends, and could not be called off when the VM is handed to the
+user.)
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from colo.errors import QemuError
-from colo.qemu.qmp import UNIX_PATH_MAX_BYTES, QmpCommandError, QmpConnection, QmpError, QmpLost, QmpTimeout
+from colo.qemu.qmp import UNIX_PATH_MAX_BYTES, QmpConnection, QmpError, QmpLost, QmpTimeout
 from colo.qemu.quirks import Quirks, Version, quirks_of
 
 OUTPUT_KEPT_LINES = 200
@@ -30,7 +31,7 @@ OUTPUT_LINE_MAX_BYTES = 1000
 MONITOR_ID = "colo-qmp"
 """Id of the character device and monitor that :class:`QemuProcess` adds to a command line."""
 
-_WATCHER = 'read -r word <&0; [ "$word" = release ] || kill -KILL "$1" 2>/dev/null'
+_WATCHER = 'read -r word; [ "$word" = release ] || kill -KILL "$1" 2>/dev/null'
 
 
 def private_directory(path: str | os.PathLike[str]) -> Path:
@@ -47,14 +48,18 @@ def private_directory(path: str | os.PathLike[str]) -> Path:
     if facts.st_uid != os.geteuid():
         raise QemuError(f"{directory} belongs to another user: sockets and guest memory must stay private")
     if stat.S_IMODE(facts.st_mode) & 0o077:
-        raise QemuError(f"{directory} can be entered by others: run `chmod 700 {directory}` or name another one")
+        raise QemuError(
+            f"{directory} can be entered by others: run `chmod 700 {directory}` or name another one"
+        )
     return directory
 
 
 def unix_path(path: Path) -> str:
     """``path`` as a unix socket's address. :raises QemuError: if it is too long for one."""
     if len(os.fsencode(path)) > UNIX_PATH_MAX_BYTES:
-        raise QemuError(f"{path} is too long for a unix socket ({UNIX_PATH_MAX_BYTES} bytes): use a shorter directory")
+        raise QemuError(
+            f"{path} is too long for a unix socket ({UNIX_PATH_MAX_BYTES} bytes): use a shorter directory"
+        )
     return str(path)
 
 
@@ -75,8 +80,8 @@ class Qemu:
     def attach(cls, path: str | os.PathLike[str], timeout_s: float = 5.0) -> Self:
         """Connect to the QMP socket at ``path``.
 
-        The process is known if QEMU made the socket itself, or was handed it with ``-chardev socket,fd=`` by a
-        parent that still is its parent (libvirt).
+        The process is known if QEMU made the socket itself, or was handed it with ``-chardev socket,fd=``
+        by a parent that still is its parent (libvirt).
 
         :raises QmpError: as :meth:`colo.qemu.qmp.QmpConnection.connect`.
         """
@@ -95,7 +100,7 @@ class Qemu:
 
     @property
     def machine_type(self) -> str:
-        """The machine's own name as it stands in a migration stream, e.g. ``pc-i440fx-7.2`` (never an alias)."""
+        """The machine's name as in a migration stream, e.g. ``pc-i440fx-7.2``: never an alias."""
         name = str(self.qmp.execute("qom-get", {"path": "/machine", "property": "type"}))
         return name.removesuffix("-machine")
 
@@ -109,7 +114,7 @@ class Qemu:
         return str(self.qmp.execute("query-status", timeout_s=timeout_s)["status"])
 
     def command_line(self) -> list[str] | None:
-        """Its argument list, as the kernel tells it; None if it is not on this machine or not ours to read."""
+        """Its argument list, as the kernel tells it; None if not on this machine or not ours to read."""
         if self.pid is None:
             return None
         try:
@@ -135,13 +140,17 @@ class Qemu:
         :raises QemuError: the process is not on this machine, or it may not be signalled.
         """
         if self._pidfd is None:
-            raise QemuError("QEMU's process is not known (its QMP socket was made by another): stop it by hand")
+            raise QemuError(
+                "QEMU's process is not known (its QMP socket was made by another): stop it by hand"
+            )
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             return
         except PermissionError as error:
-            raise QemuError(f"no permission to signal QEMU (pid {self.pid}): run as its user or root") from error
+            raise QemuError(
+                f"no permission to signal QEMU (pid {self.pid}): run as its user or root"
+            ) from error
 
     def kill(self, timeout_s: float = 5.0) -> None:
         """SIGKILL, and wait until it is gone. :raises QemuError: if it is not gone by then, or unknown."""
@@ -170,7 +179,12 @@ class QemuProcess(Qemu):
     """A QEMU of our own: started by us, ends with us, unless it is :meth:`released <release>`."""
 
     def __init__(
-        self, qmp: QmpConnection, process: subprocess.Popen[bytes], watcher: _Watcher, output: _Output, qmp_path: Path
+        self,
+        qmp: QmpConnection,
+        process: subprocess.Popen[bytes],
+        watcher: _Watcher,
+        output: _Output,
+        qmp_path: Path,
     ) -> None:
         super().__init__(qmp, process.pid)
         self.qmp_path = qmp_path
@@ -191,9 +205,9 @@ class QemuProcess(Qemu):
     ) -> Self:
         """Start ``argv`` with a QMP monitor of ours on ``work_dir/socket_name`` and wait for its greeting.
 
-        ``work_dir`` is made 0700 if it does not exist. QEMU gets a session of its own (Ctrl-C does not reach it), no
-        standard input, and no core dumps; what it writes to standard output and error is kept (the last lines) for
-        :attr:`output` and for error messages.
+        ``work_dir`` is made 0700 if it does not exist. QEMU gets a session of its own (Ctrl-C does not
+        reach it), no standard input, private files (umask 077) and no core dumps; the last lines that it
+        writes to standard output and error are kept for :attr:`output` and for error messages.
 
         :raises QemuError: the binary is missing, or QEMU ended, or said nothing in ``timeout_s`` seconds.
         """
@@ -222,6 +236,7 @@ class QemuProcess(Qemu):
                     stderr=subprocess.STDOUT,
                     pass_fds=(fd, *pass_fds),
                     start_new_session=True,
+                    umask=0o077,
                 )
             except OSError as error:
                 qmp_path.unlink(missing_ok=True)
@@ -245,8 +260,8 @@ class QemuProcess(Qemu):
     def _first_connection(
         process: subprocess.Popen[bytes], address: str, output: _Output, timeout_s: float
     ) -> QmpConnection:
-        # Our listening socket takes the connection before QEMU runs, so one attempt is enough; when QEMU dies first,
-        # the attempt ends with it.
+        # Our listening socket takes the connection before QEMU runs, so one attempt is enough; when QEMU
+        # dies first, the attempt ends with it.
         try:
             return QmpConnection.connect(address, timeout_s)
         except QmpTimeout as error:
@@ -254,7 +269,9 @@ class QemuProcess(Qemu):
         except QmpError as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1.0)
-            raise QemuError(f"QEMU {_ending(process.returncode)} before it answered{output.quoted()}") from error
+            raise QemuError(
+                f"QEMU {_ending(process.returncode)} before it answered{output.quoted()}"
+            ) from error
 
     @property
     def output(self) -> list[str]:
@@ -294,7 +311,7 @@ class QemuProcess(Qemu):
         return f"{error}{self._output.quoted()}"
 
     def stop_process(self, timeout_s: float = 2.0) -> None:
-        """End it: ask by QMP ``quit``, and SIGKILL if it has not ended in ``timeout_s`` seconds. Idempotent."""
+        """End it: QMP ``quit``, and SIGKILL if that has not ended it in ``timeout_s`` seconds. Idempotent."""
         if self.alive():
             with contextlib.suppress(QmpError):
                 self.qmp.execute("quit", timeout_s=timeout_s)
@@ -356,7 +373,9 @@ class _Output:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._lines: collections.deque[str] = collections.deque(maxlen=OUTPUT_KEPT_LINES)
-        self._thread = threading.Thread(target=self._read, args=(stream,), name="colo-qemu-output", daemon=True)
+        self._thread = threading.Thread(
+            target=self._read, args=(stream,), name="colo-qemu-output", daemon=True
+        )
         self._thread.start()
 
     def _read(self, stream: IO[bytes]) -> None:
@@ -370,7 +389,7 @@ class _Output:
     def quoted(self) -> str:
         """``; it said: …`` with the last lines, or nothing."""
         self._thread.join(0.1)  # what a dying QEMU wrote last may still be in the pipe
-        said = [line for line in self.lines() if line and "warning: host doesn't support requested" not in line]
+        said = [line for line in self.lines() if line and "warning: " not in line]
         return "; it said: " + " | ".join(said[-5:]) if said else ""
 
 
@@ -383,7 +402,7 @@ def _ending(returncode: int | None) -> str:
 
 
 def _qemu_pid(pid: int | None) -> int | None:
-    """The QEMU behind a socket's creator: the process itself, or its only child that is one (a launcher's socket)."""
+    """The QEMU behind a socket's creator: itself, or the only child of a launcher that is one."""
     if pid is None:
         return None
     if _is_qemu(pid):
@@ -405,7 +424,10 @@ def _is_qemu(pid: int) -> bool:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return any(b"qemu" in os.path.basename(argument) or b"kvm" in os.path.basename(argument) for argument in arguments[:5])
+    return any(
+        b"qemu" in os.path.basename(argument) or b"kvm" in os.path.basename(argument)
+        for argument in arguments[:5]
+    )
 
 
 def _is_zombie(pid: int | None) -> bool:

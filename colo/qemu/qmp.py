@@ -80,7 +80,7 @@ class QmpEvent:
 
 
 class _Client(QMPClient):
-    """The library's client without what would cost: an event history that grows for ever, printed messages."""
+    """The library's client without what would cost: an ever growing event history, printed messages."""
 
     logger = logging.getLogger("colo.qmp")
     logger.addHandler(logging.NullHandler())
@@ -241,7 +241,8 @@ class QmpConnection:
             connection.close()
             peer.close()
             raise QmpTimeout(
-                f"no greeting on {path} within {timeout_s:.3f} s: QEMU hangs, or another client holds this monitor"
+                f"no greeting on {path} within {timeout_s:.3f} s: QEMU hangs, or another client holds "
+                "this monitor"
             ) from None
         except Exception as error:
             connection.close()
@@ -273,7 +274,7 @@ class QmpConnection:
     def execute_oob(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 10.0
     ) -> Any:
-        """As :meth:`execute`, out of band: QEMU's monitor thread does it at once, whatever the main loop does.
+        """As :meth:`execute`, out of band: done by QEMU's monitor thread, whatever the main loop does.
 
         QEMU accepts only commands that allow it (``yank``, ``migrate-pause``, ``migrate-recover``, …).
         """
@@ -282,7 +283,8 @@ class QmpConnection:
     def hmp(self, line: str, *, timeout_s: float = 10.0) -> str:
         """What the human monitor prints for ``line``."""
         arguments = {"command-line": line}
-        return str(self.execute("human-monitor-command", arguments, timeout_s=timeout_s)).replace("\r\n", "\n")
+        answer = str(self.execute("human-monitor-command", arguments, timeout_s=timeout_s))
+        return answer.replace("\r\n", "\n")
 
     async def _execute(self, command: str, arguments: Mapping[str, Any] | None, oob: bool) -> Any:
         return await self._client.execute(command, arguments, oob=oob)
@@ -315,7 +317,7 @@ class QmpConnection:
     # Events
 
     def subscribe(self, *names: str) -> EventSubscription:
-        """Collect the events called ``names`` (none: all) from now on; before the command that causes them."""
+        """Collect the events called ``names`` (none: all) from now on. Do it before you cause them."""
         subscription = EventSubscription(self, frozenset(names))
         with self._lock:
             self._subscriptions.append(subscription)
@@ -339,7 +341,7 @@ class QmpConnection:
         return end
 
     def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once, from the background thread, when the connection ends but by :meth:`close`."""
+        """Call ``callback`` once, on the background thread, when the connection ends but by us."""
         with self._lock:
             if not self._lost.is_set():
                 self._on_lost.append(callback)
@@ -383,7 +385,9 @@ class QmpConnection:
         if self._closed_by_us:
             return QmpLost(f"the QMP connection {self.path} was closed {when}", command=command)
         reason = f" ({self._reason})" if self._reason else ""
-        return QmpLost(f"QEMU's monitor {self.path} is gone {when}: the process ended{reason}", command=command)
+        return QmpLost(
+            f"QEMU's monitor {self.path} is gone {when}: the process ended{reason}", command=command
+        )
 
     async def _watch(self) -> None:
         """Notice the end of the connection, whoever ends it, and tell everyone who waits."""

@@ -24,7 +24,10 @@ class Version(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """From ``QEMU emulator version 10.0.13 (Debian …)`` or ``10.0.13``. :raises ValueError: no version in it."""
+        """From ``QEMU emulator version 10.0.13 (Debian …)`` or ``10.0.13``.
+
+        :raises ValueError: there is no version in it.
+        """
         found = re.search(r"(?:version )?(\d+)\.(\d+)(?:\.(\d+))?", text)
         if found is None:
             raise ValueError(f"no QEMU version in {text!r}")
@@ -79,7 +82,8 @@ FACTS: tuple[Fact, ...] = (
         Version(10, 2),
         FUTURE,
         "11.1.3",
-        "x-colo is refused unless the capability return-path is on; the primary then opens the return path and pings",
+        "x-colo is refused unless the capability return-path is on; the primary then opens the return "
+        "path and pings",
     ),
     Fact(
         "enable_colo",
@@ -155,13 +159,13 @@ class Quirks:
         for fact in self.facts:
             if fact.name in ("no_colo", "broken_primary") and (role == "primary" or fact.name == "no_colo"):
                 raise QemuUnsupported(
-                    f"QEMU {self.version} cannot be a COLO {role}: {fact.what}. Use 7.2, 10.0.7 or later of 10.0, "
-                    "or 11.1"
+                    f"QEMU {self.version} cannot be a COLO {role}: {fact.what}. Use 7.2, 10.0.7 or "
+                    "later of 10.0, or 11.1"
                 )
         if accelerator != "kvm" and role == "primary" and self.has("tcg_deadlock"):
             raise QemuUnsupported(
-                f"QEMU {self.version} cannot be a COLO primary with {accelerator}: its VM would stop for good after "
-                "the first checkpoint. Start it with -accel kvm, or use QEMU 11.1"
+                f"QEMU {self.version} cannot be a COLO primary with {accelerator}: its VM would stop "
+                "for good after the first checkpoint. Start it with -accel kvm, or use QEMU 11.1"
             )
 
 

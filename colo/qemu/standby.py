@@ -1,13 +1,12 @@
 """The stand-by: a QEMU that waits with ``-incoming defer`` over the shared RAM file until it is needed.
 
-Everything that can be done beforehand is: it is started, checked against the primary's stream, its capabilities are
-set, and it already listens on a unix socket. A takeover is then: connect, write the composed stream, shut down the
-writing side, and see it run.
+Everything that can be done beforehand is: it is started, checked against the primary's stream, its
+capabilities are set, and it already listens on a unix socket. A takeover is then: connect, write the
+composed stream, shut down the writing side, and see it run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
@@ -19,7 +18,7 @@ from typing import Any, Self
 
 from colo.errors import QemuError, QemuUnsupported, StandbyError
 from colo.qemu.process import QemuProcess, private_directory, unix_path
-from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
+from colo.qemu.qmp import EventSubscription, QmpError, QmpEvent, QmpLost, QmpTimeout
 
 RESIZABLE_PREFIX = "/rom@"
 """Blocks under this name (firmware tables) are grown or shrunk by the incoming stream, up to their total."""
@@ -50,7 +49,7 @@ class TakeoverReport:
 
 
 class Standby:
-    """A stand-by QEMU. Use: :meth:`start`, :meth:`check`, :meth:`prepare`; then :meth:`connect`, write, :meth:`finish`."""
+    """A stand-by QEMU: :meth:`start`, :meth:`check`, :meth:`prepare`; :meth:`connect`, :meth:`finish`."""
 
     def __init__(self, process: QemuProcess, work_dir: Path) -> None:
         self.process = process
@@ -65,7 +64,7 @@ class Standby:
 
     @classmethod
     def start(cls, argv: Sequence[str], work_dir: str | os.PathLike[str], *, timeout_s: float = 20.0) -> Self:
-        """Start ``argv`` (``-incoming defer`` is added if it lacks it) with its sockets in ``work_dir`` (0700).
+        """Start ``argv`` with its sockets in ``work_dir`` (0700); ``-incoming defer`` is added if missing.
 
         :raises StandbyError: QEMU did not start; its own words are in the message.
         """
@@ -73,17 +72,23 @@ class Standby:
         if "-incoming" not in arguments and "--incoming" not in arguments:
             arguments += ["-incoming", "defer"]
         elif "defer" not in arguments:
-            raise StandbyError("the stand-by's command line must say `-incoming defer`, or nothing about -incoming")
+            raise StandbyError(
+                "the stand-by's command line must say `-incoming defer`, or nothing about -incoming"
+            )
         try:
             directory = private_directory(work_dir)
-            process = QemuProcess.start(arguments, directory, timeout_s=timeout_s, socket_name="standby-qmp.sock")
+            process = QemuProcess.start(
+                arguments, directory, timeout_s=timeout_s, socket_name="standby-qmp.sock"
+            )
         except QemuError as error:
             raise StandbyError(f"the stand-by did not start: {error}") from error
         standby = cls(process, directory)
         try:
             status = process.status()
             if status != "inmigrate":
-                raise StandbyError(f"the stand-by's status is {status!r}, not `inmigrate`: it does not wait for a stream")
+                raise StandbyError(
+                    f"the stand-by's status is {status!r}, not `inmigrate`: it does not wait for a stream"
+                )
         except QemuError as error:
             standby.close()
             raise standby._explained(error) from error
@@ -99,7 +104,9 @@ class Standby:
             raise self._explained(error) from error
         blocks = parse_ramblocks(text)
         if not blocks:
-            raise StandbyError(f"QEMU {self.process.version} answers `info ramblock` in an unknown form: {text[:200]!r}")
+            raise StandbyError(
+                f"QEMU {self.process.version} answers `info ramblock` in an unknown form: {text[:200]!r}"
+            )
         return blocks
 
     def check(
@@ -110,8 +117,8 @@ class Standby:
     ) -> None:
         """Compare it with the primary's stream, before it is needed.
 
-        ``blocks`` are the stream's RAM blocks (idstr, used_length in bytes); ``shared`` maps those whose RAM is kept
-        in a file to that file.
+        ``blocks`` are the stream's RAM blocks (idstr, used_length in bytes); ``shared`` maps those whose
+        RAM is kept in a file to that file.
 
         :raises StandbyError: says everything that differs, and what to do about it.
         """
@@ -119,7 +126,9 @@ class Standby:
             ours = self.process.machine_type
             differences = []
             if ours != machine_type:
-                differences.append(f"its machine is {ours}, the primary's is {machine_type}: give it -machine {machine_type}")
+                differences.append(
+                    f"its machine is {ours}, the primary's is {machine_type}: give it -machine {machine_type}"
+                )
             differences += _block_differences(blocks, {block.idstr: block for block in self.ram_blocks()})
             for idstr, path in (shared or {}).items():
                 differences += self._sharing_differences(idstr, Path(path))
@@ -129,7 +138,9 @@ class Standby:
             raise StandbyError("the stand-by does not fit the primary: " + "; ".join(differences))
 
     def _sharing_differences(self, idstr: str, path: Path) -> list[str]:
-        advice = f"give it -object memory-backend-file,id={idstr},share=on,size=…,mem-path={path} as its memory"
+        advice = (
+            f"give it -object memory-backend-file,id={idstr},share=on,size=…,mem-path={path} as its memory"
+        )
         backends = {str(entry.get("id")): entry for entry in self.process.qmp.execute("query-memdev")}
         backend = backends.get(idstr)
         if backend is None:
@@ -147,8 +158,8 @@ class Standby:
     def block_addresses(self, idstrs: Sequence[str]) -> dict[str, int]:
         """The address that the stream's MEM_SIZE entry of each shared block must carry under x-ignore-shared.
 
-        QEMU compares it with the memory region's offset in its container (migration/ram.c:ram_load_setup side): 0 for
-        a machine's main memory, the place in the hot-plug window for a DIMM.
+        QEMU compares it with the memory region's offset in its container (migration/ram.c:parse_ramblock):
+        0 for a machine's main memory, the place in the hot-plug window for a DIMM.
 
         :raises StandbyError: a block is in no address space that ``info mtree`` shows.
         """
@@ -160,7 +171,9 @@ class Standby:
         for idstr in idstrs:
             address = region_offset(tree, idstr)
             if address is None:
-                raise StandbyError(f"`info mtree` of QEMU {self.process.version} does not show the RAM block {idstr}")
+                raise StandbyError(
+                    f"`info mtree` of QEMU {self.process.version} does not show the RAM block {idstr}"
+                )
             addresses[idstr] = address
         return addresses
 
@@ -172,7 +185,9 @@ class Standby:
         """
         qmp = self.process.qmp
         if ignore_shared and not self.process.quirks.has_ignore_shared:
-            raise QemuUnsupported(f"QEMU {self.process.version} has no x-ignore-shared: send all pages instead")
+            raise QemuUnsupported(
+                f"QEMU {self.process.version} has no x-ignore-shared: send all pages instead"
+            )
         capabilities = {"events": True, "x-ignore-shared": ignore_shared}
         if not self.process.quirks.has_ignore_shared:
             del capabilities["x-ignore-shared"]
@@ -180,11 +195,7 @@ class Standby:
         try:
             qmp.execute("migrate-set-capabilities", {"capabilities": capability_list(capabilities)})
             self._events = qmp.subscribe("MIGRATION", "RESUME", "STOP", "SHUTDOWN", "GUEST_PANICKED")
-            old_mask = os.umask(0o077)  # QEMU made its sockets under its own mask; this covers the directory's peers
-            os.umask(old_mask)
             qmp.execute("migrate-incoming", {"uri": f"unix:{unix_path(self.incoming_path)}"})
-            with contextlib.suppress(OSError):
-                self.incoming_path.chmod(0o600)
         except QmpError as error:
             raise self._explained(error) from error
         self.ignore_shared = ignore_shared
@@ -211,8 +222,8 @@ class Standby:
     def finish(self, timeout_s: float = 5.0) -> TakeoverReport:
         """Wait until the stream is loaded and the VM runs; ``cont`` it if it was started with ``-S``.
 
-        :raises StandbyError: QEMU refused the stream (its own words are in the message), died, or was not running
-            within ``timeout_s`` seconds.
+        :raises StandbyError: QEMU refused the stream (its own words are in the message), died, or was not
+            running within ``timeout_s`` seconds.
         """
         assert self._events is not None
         deadline = time.monotonic() + timeout_s
@@ -233,7 +244,8 @@ class Standby:
             status = self._await_running(deadline)
         except QmpTimeout as error:
             raise StandbyError(
-                f"the stand-by was not running {timeout_s:.1f} s after the stream: {self._progress()}{self._said()}"
+                f"the stand-by was not running {timeout_s:.1f} s after the stream: "
+                f"{self._progress()}{self._said()}"
             ) from error
         except QmpError as error:
             raise self._explained(error) from error
@@ -254,7 +266,9 @@ class Standby:
         qmp = self.process.qmp
         continued = False
         while True:
-            status = str(qmp.execute("query-status", timeout_s=max(0.05, deadline - time.monotonic()))["status"])
+            status = str(
+                qmp.execute("query-status", timeout_s=max(0.05, deadline - time.monotonic()))["status"]
+            )
             if status == "running" or (status not in ("inmigrate", "paused", "finish-migrate", "prelaunch")):
                 return status
             if status in ("paused", "prelaunch") and not continued:
@@ -266,7 +280,7 @@ class Standby:
             time.sleep(0.001)
 
     def hand_over(self) -> tuple[Path, int]:
-        """The VM is the user's from here: it outlives us, its monitor is free. Returns (QMP socket path, pid)."""
+        """The VM is the user's from here: it outlives us, its monitor is free; (QMP socket path, pid)."""
         pid = self.process.pid
         assert pid is not None
         self._handed_over = True
@@ -310,7 +324,9 @@ class Standby:
         except QmpError:
             return "its monitor does not answer"
         reason = information.get("error-desc")
-        return f"its migration is {information.get('status', 'not begun')!r}" + (f" ({reason})" if reason else "")
+        return f"its migration is {information.get('status', 'not begun')!r}" + (
+            f" ({reason})" if reason else ""
+        )
 
 
 def capability_list(capabilities: Mapping[str, bool]) -> list[dict[str, object]]:
@@ -318,21 +334,21 @@ def capability_list(capabilities: Mapping[str, bool]) -> list[dict[str, object]]
     return [{"capability": name, "state": state} for name, state in capabilities.items()]
 
 
-_RAMBLOCK = re.compile(r"^\s*(\S.*?)\s+\d+\s+[KMG]iB\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)", re.MULTILINE)
+_RAMBLOCK = re.compile(
+    r"^\s*(\S.*?)\s+\d+\s+[KMG]iB\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)", re.MULTILINE
+)
 
 
 def parse_ramblocks(text: str) -> list[RamBlock]:
     """The blocks in what ``info ramblock`` prints (system/physmem.c:ram_block_format and its successors)."""
-    return [
-        RamBlock(found[1], int(found[2], 16), int(found[3], 16)) for found in _RAMBLOCK.finditer(text)
-    ]
+    return [RamBlock(found[1], int(found[2], 16), int(found[3], 16)) for found in _RAMBLOCK.finditer(text)]
 
 
 _REGION = re.compile(r"^(\s*)([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ([a-z/]+)\): (.*)$")
 
 
 def region_offset(tree: str, name: str) -> int | None:
-    """The offset of the memory region ``name`` in its container, from what ``info mtree`` prints; None: not in it."""
+    """The offset of the memory region ``name`` in its container, or None, from ``info mtree``'s text."""
     parents: list[tuple[int, int]] = []
     for line in tree.splitlines():
         found = _REGION.match(line)
@@ -342,7 +358,7 @@ def region_offset(tree: str, name: str) -> int | None:
         depth, start, label = len(found[1]), int(found[2], 16), found[5]
         while parents and parents[-1][0] >= depth:
             parents.pop()
-        if label == name or label == f"/objects/{name}" or label.startswith(f"{name} ["):
+        if label in {name, f"/objects/{name}"} or label.startswith(f"{name} ["):
             return start - (parents[-1][1] if parents else 0)
         parents.append((depth, start))
     return None
@@ -353,18 +369,24 @@ def _block_differences(blocks: Sequence[tuple[str, int]], ours: Mapping[str, Ram
     for idstr, length in blocks:
         block = ours.get(idstr)
         if block is None:
-            differences.append(f"it has no RAM block {idstr!r} (has: {', '.join(sorted(ours))}): give it the same devices")
-        elif length == block.used_bytes or (idstr.startswith(RESIZABLE_PREFIX) and length <= block.total_bytes):
+            differences.append(
+                f"it has no RAM block {idstr!r} (has: {', '.join(sorted(ours))}): give it the same devices"
+            )
+        elif length == block.used_bytes or (
+            idstr.startswith(RESIZABLE_PREFIX) and length <= block.total_bytes
+        ):
             continue
         else:
             differences.append(
-                f"its RAM block {idstr!r} has {block.used_bytes} bytes, the primary's {length}: give it the same -m, "
-                "firmware and devices"
+                f"its RAM block {idstr!r} has {block.used_bytes} bytes, the primary's {length}: give "
+                "it the same -m, firmware and devices"
             )
     known = {idstr for idstr, _length in blocks}
     extra = [name for name, block in ours.items() if name not in known and block.used_bytes]
     if extra:
-        differences.append(f"it has RAM blocks the primary has not: {', '.join(sorted(extra))}: give it the same devices")
+        differences.append(
+            f"it has RAM blocks the primary has not: {', '.join(sorted(extra))}: give it the same devices"
+        )
     return differences
 
 

@@ -33,7 +33,9 @@ PARAMS = GuestParams(pages=7, words=3, first_page=0x100, stride_pages=2)
 RAM_BYTES = 2 << 20
 
 
-def memory_at(counter: int, words_done: int = 0, *, folded: bool = False, params: GuestParams = PARAMS) -> bytearray:
+def memory_at(
+    counter: int, words_done: int = 0, *, folded: bool = False, params: GuestParams = PARAMS
+) -> bytearray:
     """The guest's memory as its program would have left it, by running the steps one after the other."""
     ram = bytearray(RAM_BYTES)
     code = boot_code(params)
@@ -81,12 +83,14 @@ def test_one_page_from_another_instant_is_found(counter: int, other: int, page: 
     ram, stranger = memory_at(counter), memory_at(other)
     at = (PARAMS.first_page + page * PARAMS.stride_pages) * PAGE_BYTES
     same = ram[at : at + PAGE_BYTES] == stranger[at : at + PAGE_BYTES]
-    ahead = other == counter + 1 or page == counter % PARAMS.pages and other > counter
+    ahead = other == counter + 1 or (page == counter % PARAMS.pages and other > counter)
     ram[at : at + PAGE_BYTES] = stranger[at : at + PAGE_BYTES]
     if same:
         check_guest_memory(ram)
     elif ahead and stranger[at : at + 8] == value(counter, 0).to_bytes(8, "little"):
-        assert check_guest_memory(ram).words_done == PARAMS.words  # the next step's page is an instant of this one
+        assert (
+            check_guest_memory(ram).words_done == PARAMS.words
+        )  # the next step's page is an instant of this one
     else:
         with pytest.raises(TornState) as torn:
             check_guest_memory(ram)
@@ -143,7 +147,9 @@ def test_parameters_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_parameters_travel_through_the_boot_block() -> None:
-    params = GuestParams(pages=5000, words=16, ticks_hz=250, steps_per_tick=77, ticks_per_line=3, stride_pages=3)
+    params = GuestParams(
+        pages=5000, words=16, ticks_hz=250, steps_per_tick=77, ticks_per_line=3, stride_pages=3
+    )
     assert GuestParams.unpack(params.pack()) == params
 
 

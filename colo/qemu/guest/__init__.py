@@ -1,19 +1,21 @@
 """A tiny guest for tests and the demo, whose memory tells which instant it is from.
 
-``boot.S`` is a boot sector (and the sector after it) in long mode: woken by the timer it takes some *steps*, each of
-which writes a few words into the next page of a range, going round and round, and now and then it prints
-``colo guest COUNTER`` on the first serial port. Step ``n`` writes, to word ``j`` of page ``n mod pages``,
+``boot.S`` is a boot sector (and the sector after it) in long mode: woken by the timer it takes some
+*steps*, each of which writes a few words into the next page of a range, going round and round, and now
+and then it prints ``colo guest COUNTER`` on the first serial port. Step ``n`` writes, to word ``j`` of
+page ``n mod pages``,
 
     value(n, j) = (n + 1) * G + j * H   (mod 2^64)
 
-after checking that the word holds what step ``n - pages`` left there, and stores a running checksum of what it read
-and then the counter, each by one store. So all of memory is a function of (counter, words already written), and
-:func:`check_guest_memory` finds any page that is from another instant. The guest keeps the counter in a register too,
-which travels with the device state: RAM and device state of different checkpoints make it print ``colo guest TORN``.
+after checking that the word holds what step ``n - pages`` left there, and stores a running checksum of
+what it read and then the counter, each by one store. So all of memory is a function of (counter, words
+already written), and :func:`check_guest_memory` finds any page that is from another instant. The guest
+keeps the counter in a register too, which travels with the device state: RAM and device state of
+different checkpoints make it print ``colo guest TORN``.
 
-It boots from any disk (:func:`make_guest_image`), through SeaBIOS in some seconds, or as the machine's firmware
-(:func:`make_guest_rom`, ``-bios FILE``) within milliseconds. Seen to run on QEMU 7.2, 10.0 and 11.1, ``pc`` and
-``q35``, KVM and TCG.
+It boots from any disk (:func:`make_guest_image`), through SeaBIOS in some seconds, or as the machine's
+firmware (:func:`make_guest_rom`, ``-bios FILE``) within milliseconds. Seen to run on QEMU 7.2, 10.0 and
+11.1, ``pc`` and ``q35``, KVM and TCG.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ _PARAMETERS = struct.Struct("<IIIIIHHH")
 class TornState(ColoError):
     """The guest's memory is not what it was at any one instant.
 
-    ``page`` is the page's index in the walked range (None: the state page), ``expected`` and ``found`` the words.
+    ``page`` is the page's index in the walked range (None: the state page), ``expected`` and ``found``
+    the words.
     """
 
     def __init__(self, message: str, *, page: int | None = None, expected: int = 0, found: int = 0) -> None:
@@ -73,9 +76,10 @@ class GuestNotStarted(ColoError):
 class GuestParams:
     """What the guest does.
 
-    It writes ``words`` 64-bit words in each page it visits; the pages are ``first_page``, ``first_page + stride_pages``,
-    … (``pages`` of them, 4096 bytes each, all below 2 GiB). It is woken ``ticks_hz`` times a second (19 or more), takes
-    ``steps_per_tick`` steps (= pages) each time, and prints a line every ``ticks_per_line`` ticks.
+    It writes ``words`` 64-bit words in each page it visits; the pages are ``first_page``, ``first_page +
+    stride_pages``, … (``pages`` of them, 4096 bytes each, all below 2 GiB). It is woken ``ticks_hz``
+    times a second (19 or more), takes ``steps_per_tick`` steps (= pages) each time, and prints a line
+    every ``ticks_per_line`` ticks.
     """
 
     pages: int = 1000
@@ -91,7 +95,10 @@ class GuestParams:
         checks = (
             (self.pages >= 1, f"pages is {self.pages}: at least 1 is needed"),
             (self.stride_pages >= 1, f"stride_pages is {self.stride_pages}: at least 1 is needed"),
-            (self.first_page >= FIRST_FREE_PAGE, f"first_page is {self.first_page}: below 1 MiB the guest itself lives"),
+            (
+                self.first_page >= FIRST_FREE_PAGE,
+                f"first_page is {self.first_page}: below 1 MiB the guest itself lives",
+            ),
             (end_bytes <= ADDRESS_LIMIT_BYTES, f"the range ends at {end_bytes:#x}: it must end below 2 GiB"),
             (1 <= self.words <= PAGE_BYTES // 8, f"words is {self.words}: a page has 1 to 512"),
             (19 <= self.ticks_hz <= 10_000, f"ticks_hz is {self.ticks_hz}: the timer does 19 to 10000"),
@@ -152,7 +159,7 @@ class GuestParams:
 
 @dataclass(frozen=True)
 class GuestState:
-    """Where the guest was: ``counter`` steps done, and ``words_done`` words of the next one already written."""
+    """Where the guest was: ``counter`` steps done, ``words_done`` words of the next one written."""
 
     counter: int
     words_done: int
@@ -171,7 +178,7 @@ def boot_code(params: GuestParams) -> bytes:
 
 
 def make_guest_image(path: str | os.PathLike[str], params: GuestParams | None = None) -> GuestParams:
-    """Write a disk image (floppy-sized, mostly a hole) that boots the guest; give it to ``-drive format=raw``."""
+    """Write a disk image (floppy-sized, mostly a hole) that boots the guest: ``-drive format=raw,…``."""
     params = params or GuestParams()
     with open(path, "wb") as image:
         image.write(boot_code(params))
@@ -203,7 +210,7 @@ def step_of(found: int, word: int) -> int:
 
 def checksum_after(counter: int, params: GuestParams) -> int:
     """The running checksum once ``counter`` steps are done."""
-    read = max(0, counter - params.pages)  # each step from `pages` on read the words of the step one pass earlier
+    read = max(0, counter - params.pages)  # steps whose words, one pass old, were read and folded
     words = params.words
     return (words * G * (read * (read + 1) // 2) + read * H * (words * (words - 1) // 2)) & MASK
 
@@ -228,7 +235,9 @@ def check_guest_memory(
 def _check(view: memoryview, params: GuestParams | None) -> GuestState:
     magic_at = BOOT_ADDRESS + MAGIC_OFFSET
     if len(view) < FIRST_FREE_PAGE * PAGE_BYTES or bytes(view[magic_at : magic_at + 4]) != MAGIC:
-        raise GuestNotStarted("no guest code at 0x7c00: it had not booted yet, or this is another machine's memory")
+        raise GuestNotStarted(
+            "no guest code at 0x7c00: it had not booted yet, or this is another machine's memory"
+        )
     block = bytes(view[magic_at + 4 : magic_at + 4 + _PARAMETERS.size])
     if params is None:
         try:
@@ -262,8 +271,8 @@ def _check(view: memoryview, params: GuestParams | None) -> GuestState:
             if found != expected:
                 address = (params.first_page + page * params.stride_pages) * PAGE_BYTES
                 raise TornState(
-                    f"page {page} (address {address:#x}), word {word}, is {found:#x} as of step {step_of(found, word)}; at step {counter} it would be"
-                    f" {expected:#x}",
+                    f"page {page} (address {address:#x}), word {word}, is {found:#x} as of step "
+                    f"{step_of(found, word)}; at step {counter} it would be {expected:#x}",
                     page=page,
                     expected=expected,
                     found=found,
@@ -291,7 +300,10 @@ _LINE = re.compile(rb"colo guest (TORN )?([0-9]+)\r?\n")
 
 
 def serial_counters(output: bytes) -> list[int]:
-    """The counters of all whole lines in what the guest printed. :raises TornState: if it printed ``TORN``."""
+    """The counters of all whole lines that the guest printed.
+
+    :raises TornState: it printed ``TORN``.
+    """
     counters = []
     for torn, counter in _LINE.findall(output):
         if torn:
