@@ -3,7 +3,8 @@ buffer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from colo._fast.buffers import ReadBuffer
@@ -65,6 +66,7 @@ class StreamReader:
         self._live_names = live_names
         self._live: dict[int, LiveSection] = {}
         self._ended: set[int] = set()
+        self._restartable: set[int] = set()
         self._devices: list[DeviceSection] = []
         self._vmdesc: Vmdesc | None = None
         self._packaged = False
@@ -78,13 +80,18 @@ class StreamReader:
         limits: StreamLimits = DEFAULT_LIMITS,
         *,
         live_names: Collection[str] = (RAM_IDSTR,),
+        started: Mapping[int, LiveSection] = MappingProxyType({}),
     ) -> StreamReader:
         """A reader of one COLO checkpoint's live state: no header, from the first section or command to EOF.
 
-        Nothing is read, or waited for, behind the EOF.
+        ``started``: the live sections of the stream before (:attr:`live_sections`). A checkpoint may go on with
+        those (QEMU 7.2 sends nothing but an END) or start them anew. Nothing is read, or waited for, behind
+        the EOF.
         """
         reader = cls(buf, limits, live_names=live_names)
         reader._has_header = reader._may_have_vmdesc = False
+        reader._live.update(started)
+        reader._restartable = set(started)
         return reader
 
     @classmethod
@@ -99,6 +106,11 @@ class StreamReader:
         reader = cls.live_state(buf, limits, live_names=live_names)
         reader._packaged = True
         return reader
+
+    @property
+    def live_sections(self) -> Mapping[int, LiveSection]:
+        """START of each live section so far, by section id."""
+        return MappingProxyType(self._live)
 
     def __iter__(self) -> Iterator[Item]:
         if self._has_header:
@@ -180,6 +192,9 @@ class StreamReader:
                 offset=offset,
                 value=idstr,
             )
+        if section_id in self._restartable:
+            self._restartable.discard(section_id)
+            del self._live[section_id]
         self._refuse_reuse(section_id, where, offset)
         if any(
             live.idstr == idstr and live.instance_id == section.instance_id for live in self._live.values()
