@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from colo._fast.pageencoder import PageEncoder
 from colo._fast.ramblock import RamBlock
 from colo.session.checkpoint import Committed
-from colo.stream import Configuration, RamBlockInfo
+from colo.stream import RamBlockInfo
 from colo.stream.configuration import configuration
 from colo.stream.ram import end_of_section
 from colo.stream.writer import file_header, ram_start_section, section_end, section_footer
@@ -55,7 +55,7 @@ def compose(committed: Committed, *, shared: Collection[str] = (), addresses: Ma
     capabilities = (IGNORE_SHARED,) if shared else ()
     head = b"".join((
         file_header(),
-        configuration(Configuration(0, committed.configuration.machine, capabilities=capabilities)),
+        configuration(committed.configuration.machine, capabilities=capabilities),
         ram_start_section(section_id, infos),
         section_end(section_id),
     ))
