@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
-from colo.errors import StreamError
+from colo.errors import StreamError, Truncated
 from colo.wire import IDSTR_MAX_BYTES, SectionType
 
 from .cursor import Cursor, Fault, as_bytes_view
@@ -307,10 +307,16 @@ class Description(Generic[T]):
         left = cursor.end - cursor.at
         ahead = bytes(cursor.peek(_SUBSECTION_HEAD.size + IDSTR_MAX_BYTES))
         message = f"{left} bytes are left after the last field"
-        if len(ahead) > 1 and ahead[0] == SectionType.SUBSECTION:
-            name = ahead[2 : 2 + ahead[1]].decode(errors="backslashreplace")
-            message += f"; they look like a subsection {name!r}, which is none of {self.name!r}"
-        return Fault(message, offset=cursor.at, value=ahead[:16].hex())
+        kind: type[StreamError] = StreamError
+        if ahead[0] == SectionType.SUBSECTION:
+            name = ahead[2 : 2 + ahead[1]] if len(ahead) > 1 else b""
+            if len(ahead) == 1 or len(name) < ahead[1]:
+                kind = Truncated
+                message += "; they look like the cut-off head of a subsection"
+            else:
+                told = name.decode(errors="backslashreplace")
+                message += f"; they look like a subsection {told!r}, which is none of {self.name!r}"
+        return Fault(message, kind=kind, offset=cursor.at, value=ahead[:16].hex())
 
     # Compiling.
 
