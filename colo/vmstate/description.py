@@ -50,7 +50,7 @@ _VERSION = struct.Struct(">I")
 class Description(Generic[T]):
     """The state of one kind of device, as QEMU's VMStateDescription.
 
-    - ``name``: up to 255 bytes; a subsection's starts with its parent's name and ``/``.
+    - ``name``: up to 255 bytes; a subsection's starts with its parent's name (by custom and ``/``).
     - ``version``: what is saved; ``minimum_version``: the oldest that still loads (default: ``version``).
     - ``fields``: in the order of the stream. ``subsections``: descriptions of the same object, each sent when
       its ``needed(obj)`` holds. ``needed`` of a registered description says the same of its section.
@@ -96,7 +96,6 @@ class Description(Generic[T]):
         self._plans: dict[int, list[Step]] = {}
         self._described: dict[int, list[tuple[str, Step]]] = {}
         self._by_name = {sub.name: sub for sub in self.subsections}
-        self._prefix = f"{name}/".encode()
         self._heads = [
             (sub, _SUBSECTION_HEAD.pack(SectionType.SUBSECTION, len(sub.name.encode())) + sub.name.encode()
              + _VERSION.pack(sub.version))
@@ -266,20 +265,21 @@ class Description(Generic[T]):
             _hooked("post_load", self.name, start, self.post_load, obj, version)
 
     def _load_subsections(self, obj: T, cursor: Cursor) -> None:
-        """Those that follow and are named after this description (QEMU
-        migration/vmstate.c:vmstate_subsection_load).
+        """Those that follow and are ours by name (QEMU migration/vmstate.c:vmstate_subsection_load).
 
-        A name of another parent ends the loop: the subsection is that of a description further out.
+        A name that is not ours ends the loop: the subsection is that of a description further out. Where our name
+        only happens to begin another's, with no ``/`` after it, QEMU fails; here it may be a further one's too.
         """
         while cursor.at < cursor.end and cursor.data[cursor.at] == SectionType.SUBSECTION:
             name = self._announced(cursor)
-            if name is None:
-                return
-            at = cursor.at
             sub = self._by_name.get(name)
             if sub is None:
+                if not name.startswith(f"{self.name}/"):
+                    return
                 known = ", ".join(sorted(self._by_name)) or "none"
-                raise Fault(f"unknown subsection {name!r} (known here: {known})", offset=at, value=name)
+                raise Fault(
+                    f"unknown subsection {name!r} (known here: {known})", offset=cursor.at, value=name
+                )
             cursor.at += _SUBSECTION_HEAD.size + len(name.encode())
             try:
                 (version,) = _VERSION.unpack(cursor.take(_VERSION.size))
@@ -288,19 +288,17 @@ class Description(Generic[T]):
                 fault.inside(f"({name})")
                 raise
 
-    def _announced(self, cursor: Cursor) -> str | None:
-        """The whole name of the subsection ahead, if it is one of this description."""
+    @staticmethod
+    def _announced(cursor: Cursor) -> str:
+        """The whole name of the subsection ahead, or nothing."""
         head = _SUBSECTION_HEAD.size
         ahead = bytes(cursor.peek(head + IDSTR_MAX_BYTES))
-        if len(ahead) < head:
-            return None
-        name = ahead[head : head + ahead[1]]
-        if len(name) < ahead[1] or not name.startswith(self._prefix):
-            return None
+        if len(ahead) < head or len(ahead) < head + ahead[1]:
+            return ""
         try:
-            return name.decode()
+            return ahead[head : head + ahead[1]].decode()
         except UnicodeDecodeError:
-            return None
+            return ""
 
     def stranded(self, cursor: Cursor) -> Fault:
         """The fault that bytes are left, and what they look like."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -93,7 +94,8 @@ class Captured:
 
 
 def capture(stream: bytes) -> Captured:
-    start = stream.rindex(b'{"page_size"')
+    starts = (stream.rfind(opening) for opening in (b'{"page_size"', b'{"configuration"'))
+    start = next(s for s in starts if s > 0 and stream[s - 4 : s] == struct.pack(">I", len(stream) - s))
     vmdesc = parse_vmdesc(stream[start:])
     end = start - 5
     begin = end - device_state_bytes(vmdesc)

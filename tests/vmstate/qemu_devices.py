@@ -1,4 +1,6 @@
-"""Devices of QEMU's ``pc`` machine, declared as a user of the package would: each a dataclass and its description."""
+"""Devices of QEMU's ``pc`` machine, declared as a user of the package would: each a dataclass and its
+description.
+"""
 
 from __future__ import annotations
 
@@ -161,9 +163,18 @@ class Apic:
     initial_count_load_time: i64 = 0
     next_time: i64 = 0
     timer_expiry: i64 = 0
+    sipi_vector: int = 0
+    wait_for_sipi: int = 0
 
 
-APIC = Description.of(Apic, "apic", version=3)
+# QEMU's one subsection here whose name has no slash.
+APIC_SIPI: Description[Apic] = Description(
+    "apic_sipi",
+    version=1,
+    fields=[I32("sipi_vector"), I32("wait_for_sipi")],
+    needed=lambda apic: apic.wait_for_sipi != 0,
+)
+APIC = Description.of(Apic, "apic", version=3, subsections=[APIC_SIPI])
 
 
 @dataclass

@@ -95,7 +95,9 @@ def test_unused_space_is_zeros_out_and_ignored_in() -> None:
     assert (target.a, target.b) == (7, 9)
 
 
-@pytest.mark.parametrize("holder", [list, tuple, lambda v: array("H", v), lambda v: np.array(v, dtype=np.uint16)])
+@pytest.mark.parametrize(
+    "holder", [list, tuple, lambda v: array("H", v), lambda v: np.array(v, dtype=np.uint16)]
+)
 def test_arrays_in_any_holder_have_the_same_bytes(holder: Any) -> None:
     description = of(U16("a", count=3))
     source, target = Obj(a=holder([1, 0x203, 0xFFFF])), Obj(a=holder([0, 0, 0]))
@@ -197,7 +199,9 @@ def test_equal_fields_compare_and_do_not_write() -> None:
     description = of(U8("n", equal=True, hint="same number of drives"), U8("b"))
     target = Obj(n=2, b=0)
     description.load(target, b"\x02\x01")
-    with pytest.raises(StreamError, match=r"dev n at byte 0 .*3 there and 2 here; same number of drives") as caught:
+    with pytest.raises(
+        StreamError, match=r"dev n at byte 0 .*3 there and 2 here; same number of drives"
+    ) as caught:
         description.load(target, b"\x03\x01")
     assert caught.value.value == 3
     assert target.n == 2
@@ -230,7 +234,9 @@ def test_structures_nest_and_name_their_place() -> None:
     description.load(target, saved)
     assert target.lines[1].rest[1].x == 15
     assert description.save(target) == saved
-    with pytest.raises(Truncated, match=r"dev lines\[1\]\.rest\[1\]\.y at byte 17 .*2 bytes are needed, 1 are left"):
+    with pytest.raises(
+        Truncated, match=r"dev lines\[1\]\.rest\[1\]\.y at byte 17 .*2 bytes are needed, 1 are left"
+    ):
         description.load(target, saved[:-1])
     target.lines[0].a.y = 1 << 20
     with pytest.raises(StreamError, match=r"dev lines\[0\]\.a\.y"):

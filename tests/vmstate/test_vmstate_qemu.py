@@ -111,7 +111,9 @@ def test_a_declared_device_is_described_as_qemu_describes_it(
 
 
 @pytest.mark.parametrize("description", ALL, ids=lambda d: d.name)
-def test_a_section_cut_at_any_byte_is_told_with_its_field(pc: Captured, description: Description[Any]) -> None:
+def test_a_section_cut_at_any_byte_is_told_with_its_field(
+    pc: Captured, description: Description[Any]
+) -> None:
     whole = body(pc, description.name)
     for length in range(len(whole)):
         assert description.factory is not None
