@@ -17,8 +17,9 @@
 from __future__ import annotations
 
 from .decode import DecodedField, DecodedStruct, decode_section
-from .description import DEPTH_MAX, Description
+from .description import Description
 from .fields import (
+    DEPTH_MAX,
     F64,
     I8,
     I16,

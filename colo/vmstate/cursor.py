@@ -11,7 +11,7 @@ from colo.errors import StreamError, Truncated
 
 
 class Fault(Exception):
-    """An error on its way out of nested state; becomes a StreamError, ``kind``, at the edge of the package."""
+    """An error on its way out of nested state; becomes a StreamError, ``kind``, at the package's edge."""
 
     def __init__(
         self,

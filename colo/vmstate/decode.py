@@ -16,9 +16,8 @@ from colo.errors import LimitExceeded, StreamError, Truncated
 from colo.wire import SectionType
 
 from .cursor import Cursor, Fault, as_bytes_view
-from .description import DEPTH_MAX
-from .fields import NULL_MARKER
-from .steps import _reversed_words
+from .fields import DEPTH_MAX, NULL_MARKER
+from .spans import reversed_words
 from .vmdesc import list_of, size_of, text_of
 
 EMPTY_ELEMENTS_MAX = 4096
@@ -235,7 +234,7 @@ def _value(cursor: Cursor, told: dict[str, Any], kind: str, size: int, depth: in
     if kind == "bitmap":
         if size % 8:
             raise Fault(f"a bitmap of {size} bytes: no whole words", offset=start, value=size)
-        return int.from_bytes(_reversed_words(raw), "little")
+        return int.from_bytes(reversed_words(raw), "little")
     return bytes(raw)
 
 

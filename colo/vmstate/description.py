@@ -15,33 +15,23 @@ import struct
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 from colo.errors import StreamError, Truncated
 from colo.wire import IDSTR_MAX_BYTES, SectionType
 
 from .cursor import Cursor, Fault, as_bytes_view
-from .fields import (
-    Bitmap,
-    Buffer,
-    Field,
-    I32AtMost,
-    Nested,
-    Queue,
-    Scalar,
-    Struct,
-    Structs,
-    Timer,
-    Unused,
-    Validate,
-)
-from .nested import compile_nested
-from .steps import Bits, Bytes, Check, CheckedScalar, Entry, Guarded, Run, ScalarArray, Step, Timers
+from .fields import DEPTH_MAX, Field, Nested, Struct, Unused
+from .plan import compile_fields, least_bytes
+from .steps import Entry, Step
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
 
-DEPTH_MAX = 32
-"""Descriptions inside descriptions, and the same in a peer's vmdesc."""
+    # Type checkers know defaults of type variables before Python 3.13 does.
+    T = TypeVar("T", default=Any)
+else:
+    T = typing.TypeVar("T")
 
 _SUBSECTION_HEAD = struct.Struct(">BB")
 _VERSION = struct.Struct(">I")
@@ -101,7 +91,7 @@ class Description(Generic[T]):
              + _VERSION.pack(sub.version))
             for sub in self.subsections
         ]  # fmt: skip
-        self.least_bytes = sum(_least_bytes(f) for f in self.fields if not f.exists and not f.since)
+        self.least_bytes = sum(least_bytes(f) for f in self.fields if not f.exists and not f.since)
         """No object takes fewer bytes, subsections aside."""
 
     @classmethod
@@ -151,10 +141,8 @@ class Description(Generic[T]):
                         f"{name}.{field.name}: {inner.name!r} has no version {field.inner_version}"
                     )
         for sub in self.subsections:
-            if not sub.name.startswith(f"{name}/"):
-                raise ValueError(
-                    f"subsection {sub.name!r} of {name!r}: the name must start with {name + '/'!r}"
-                )
+            if not sub.name.startswith(name) or sub.name == name:
+                raise ValueError(f"subsection {sub.name!r} of {name!r}: its name must start with that")
         if len({sub.name for sub in self.subsections}) != len(self.subsections):
             raise ValueError(f"description {name!r}: two subsections have one name")
         inside = [f.description.depth for f in self.fields if isinstance(f, Nested)]
@@ -267,8 +255,9 @@ class Description(Generic[T]):
     def _load_subsections(self, obj: T, cursor: Cursor) -> None:
         """Those that follow and are ours by name (QEMU migration/vmstate.c:vmstate_subsection_load).
 
-        A name that is not ours ends the loop: the subsection is that of a description further out. Where our name
-        only happens to begin another's, with no ``/`` after it, QEMU fails; here it may be a further one's too.
+        A name that is not ours ends the loop: the subsection is that of a description further out. Where our
+        name only happens to begin another's, with no ``/`` after it, QEMU fails; here it may be another's
+        too.
         """
         while cursor.at < cursor.end and cursor.data[cursor.at] == SectionType.SUBSECTION:
             name = self._announced(cursor)
@@ -323,7 +312,7 @@ class Description(Generic[T]):
         plan = self._plans.get(version)
         if plan is None:
             present = [f for f in self.fields if f.exists is not None or f.since <= version]
-            plan = self._plans[version] = _compile(present)
+            plan = self._plans[version] = compile_fields(present)
         return plan
 
     def _described_plan(self, version: int) -> list[tuple[str, Step]]:
@@ -337,7 +326,7 @@ class Description(Generic[T]):
                 label = field.name if times[field.name] == 1 else f"{field.name}[{seen[field.name]}]"
                 seen[field.name] += 1
                 if field.exists is not None or field.since <= version:
-                    plan.append((label, _compile([field])[0]))
+                    plan.append((label, compile_fields([field])[0]))
             self._described[version] = plan
         return plan
 
@@ -366,76 +355,3 @@ def _named(field: Field, attribute: str) -> Field:
     if not field.name:
         return dataclasses.replace(field, name=attribute)
     return field if field.attr else dataclasses.replace(field, attr=attribute)
-
-
-def _compile(fields: list[Field]) -> list[Step]:
-    steps: list[Step] = []
-    run: list[Scalar | Unused] = []
-    for field in fields:
-        if _plain(field):
-            assert isinstance(field, (Scalar, Unused))
-            run.append(field)
-            continue
-        if run:
-            steps.append(Run(run))
-            run = []
-        steps.append(_step(field))
-    if run:
-        steps.append(Run(run))
-    return steps
-
-
-def _plain(field: Field) -> bool:
-    """May share a run: always there, of fixed size, and its value asks nothing."""
-    if field.exists is not None:
-        return False
-    return isinstance(field, Unused) or (
-        isinstance(field, Scalar) and field.count is None and not field.equal
-    )
-
-
-def _step(field: Field) -> Step:
-    step: Step
-    match field:
-        case Scalar(count=None, equal=True) | I32AtMost():
-            step = CheckedScalar(field)
-        case Scalar(count=None) | Unused():
-            step = Run([field])
-        case Scalar():
-            step = ScalarArray(field)
-        case Buffer():
-            step = Bytes(field)
-        case Timer():
-            step = Timers(field)
-        case Bitmap():
-            step = Bits(field)
-        case Validate():
-            step = Check(field)
-        case Nested():
-            step = compile_nested(field)
-        case _:
-            raise ValueError(f"field {field.name!r}: {type(field).__name__} cannot be compiled")
-    return step if field.exists is None else Guarded(field, step)
-
-
-def _least_bytes(field: Field) -> int:
-    """The bytes a field that exists takes at least."""
-    match field:
-        case Scalar(count=count) if not isinstance(count, str):
-            return struct.calcsize(">" + field.code) * (1 if count is None else count)
-        case Buffer(size=int(size)) | Unused(size=size):
-            return size
-        case Timer(count=count) if not isinstance(count, str):
-            return 8 * (1 if count is None else count)
-        case Bitmap(bits=int(bits)):
-            return -(-bits // 64) * 8
-        case I32AtMost():
-            return 4
-        case Struct():
-            return field.description.least_bytes
-        case Structs(count=int(count)):
-            # A None among pointers is one byte.
-            return count * min(1, field.description.least_bytes)
-        case Queue():
-            return 1
-    return 0

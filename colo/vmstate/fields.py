@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Exists = Callable[[Any, int], bool]
 
+DEPTH_MAX = 32
+"""Descriptions inside descriptions, and the same in a peer's vmdesc."""
+
 NULL_MARKER = 0x30
 """Stands for a null pointer in an array of pointers (QEMU: VMS_NULLPTR_MARKER)."""
 

@@ -285,8 +285,6 @@ def split_sections(blob: object, vmdesc: VmDesc) -> tuple[Section, ...]:
             body = cursor.take(body_bytes(device, where))
         except Fault as fault:
             raise fault.error(where) from None
-        except RecursionError as exc:
-            raise StreamError("its vmdesc is nested too deep", where=where) from exc
         _read_footer(cursor, section_id, where, None)
         sections.append(Section(idstr, instance_id, version, section_id, start, body_offset, body))
     if not _at_end(cursor):

@@ -25,6 +25,7 @@ from colo.errors import LimitExceeded, StreamError, Truncated
 from colo.wire import TARGET_PAGE_BYTES
 
 from .cursor import as_bytes_view
+from .fields import DEPTH_MAX
 
 VmDesc = dict[str, Any]
 
@@ -121,8 +122,10 @@ def text_of(told: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
-def body_bytes(device: dict[str, Any], where: str = "vmdesc") -> int:
+def body_bytes(device: dict[str, Any], where: str = "vmdesc", depth: int = 1) -> int:
     """The length in bytes of a device's section body: its fields, and its subsections with their heads."""
+    if depth > DEPTH_MAX:
+        raise LimitExceeded(f"vmdesc: nested deeper than {DEPTH_MAX}", where=where, value=depth)
     total = 0
     for field in list_of(device, "fields", where):
         total += size_of(field, "size", where) * (
@@ -130,7 +133,9 @@ def body_bytes(device: dict[str, Any], where: str = "vmdesc") -> int:
         )
     for sub in list_of(device, "subsections", where):
         # 0x05, u8 length, name, u32 version, and a subsection's subsections inside it.
-        total += 1 + 1 + len(text_of(sub, "vmsd_name", where).encode()) + 4 + body_bytes(sub, where)
+        total += (
+            1 + 1 + len(text_of(sub, "vmsd_name", where).encode()) + 4 + body_bytes(sub, where, depth + 1)
+        )
     return total
 
 

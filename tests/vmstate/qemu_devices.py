@@ -31,10 +31,6 @@ i32 = Annotated[int, I32()]
 i64 = Annotated[int, I64()]
 
 
-def words(count: int) -> Any:
-    return field(default_factory=lambda: array("I", [0] * count))
-
-
 @dataclass
 class Ticks:
     cpu_ticks_offset: i64 = 0
@@ -151,12 +147,12 @@ class Apic:
     spurious_vec: u32 = 0
     log_dest: u8 = 0
     dest_mode: u8 = 0
-    isr: Annotated[Any, U32(count=8)] = words(8)
-    tmr: Annotated[Any, U32(count=8)] = words(8)
-    irr: Annotated[Any, U32(count=8)] = words(8)
-    lvt: Annotated[Any, U32(count=6)] = words(6)
+    isr: Annotated[Any, U32(count=8)] = field(default_factory=lambda: array("I", bytes(4 * 8)))
+    tmr: Annotated[Any, U32(count=8)] = field(default_factory=lambda: array("I", bytes(4 * 8)))
+    irr: Annotated[Any, U32(count=8)] = field(default_factory=lambda: array("I", bytes(4 * 8)))
+    lvt: Annotated[Any, U32(count=6)] = field(default_factory=lambda: array("I", bytes(4 * 6)))
     esr: u32 = 0
-    icr: Annotated[Any, U32(count=2)] = words(2)
+    icr: Annotated[Any, U32(count=2)] = field(default_factory=lambda: array("I", bytes(4 * 2)))
     divide_conf: u32 = 0
     count_shift: i32 = 0
     initial_count: u32 = 0

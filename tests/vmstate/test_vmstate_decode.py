@@ -19,6 +19,7 @@ from colo.vmstate import (
     Queue,
     Structs,
     decode_section,
+    device_state_bytes,
     parse_vmdesc,
     render_vmdesc,
 )
@@ -115,6 +116,14 @@ def test_nesting_has_its_limit() -> None:
         merged = {"fields": [one("tmp", 0, **merged)]}
     with pytest.raises(LimitExceeded, match="nested deeper than 32"):
         decode_section(b"", {"name": "dev", **merged})
+
+
+def test_subsections_of_subsections_have_the_same_limit() -> None:
+    deep: dict[str, Any] = {"vmsd_name": "s", "version": 1, "fields": []}
+    for _ in range(400):
+        deep = {"vmsd_name": "s", "version": 1, "fields": [], "subsections": [deep]}
+    with pytest.raises(LimitExceeded, match="nested deeper than 32"):
+        device_state_bytes({"devices": [{"name": "dev", **deep}]})
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_hooks_run_in_their_order_and_see_the_version() -> None:
                 post_load=lambda _o, v: calls.append(("sub post_load", v)),
             )
         ],
-        pre_save=lambda o: (calls.append("pre_save"), setattr(o, "a", 7)),
+        pre_save=lambda o: calls.append("pre_save") or vars(o).update(a=7),  # type: ignore[func-returns-value]
         post_save=lambda _o: calls.append("post_save"),
         pre_load=lambda _o: calls.append("pre_load"),
         post_load=lambda o, v: calls.append(("post_load", v, o.a, o.b)),
