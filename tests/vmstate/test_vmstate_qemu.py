@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PC, Captured, Machine, capture
-from qemu_devices import ALL, PCKBD, PIC, PIT, RTC, Pckbd, Pic, Pit, Rtc
 
 from colo.errors import StreamError, Truncated
 from colo.vmstate import (
@@ -20,6 +18,8 @@ from colo.vmstate import (
     pack_section_head,
     render_vmdesc,
 )
+from tests.vmstate.qemu_devices import ALL, PCKBD, PIC, PIT, RTC, Pckbd, Pic, Pit, Rtc
+from tests.vmstate.qemu_machine import PC, Captured, Machine, capture
 
 pytestmark = pytest.mark.qemu
 

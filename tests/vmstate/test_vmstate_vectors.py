@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Captured, capture
 from hypothesis import given
 from hypothesis import strategies as st
-from qemu_devices import ALL
 
 from colo.errors import StreamError
 from colo.vmstate import Description, decode_section, render_vmdesc, split_sections
+from tests.vmstate.qemu_devices import ALL
+from tests.vmstate.qemu_machine import Captured, capture
 
 VECTORS = sorted((Path(__file__).parent / "vectors").glob("*.xz"))
 CAPTURED = {path.stem: capture(lzma.decompress(path.read_bytes())) for path in VECTORS}
