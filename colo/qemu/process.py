@@ -278,6 +278,10 @@ class QemuProcess(Qemu):
         """The last lines QEMU wrote to its standard output and error."""
         return self._output.lines()
 
+    def said(self) -> str:
+        """``; it said: …`` with its last lines other than warnings, or nothing: to end an error message."""
+        return self._output.quoted()
+
     @property
     def returncode(self) -> int | None:
         """Its exit status as :mod:`subprocess` has it, or None while it runs."""
