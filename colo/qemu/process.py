@@ -122,7 +122,7 @@ class Qemu:
         except OSError:
             return None
         arguments = [os.fsdecode(argument) for argument in raw.split(b"\0")[:-1]]
-        return arguments or None
+        return _without_linker(arguments) or None
 
     def alive(self) -> bool:
         """Whether it still runs: by its process where that is known, else by its monitor."""
@@ -278,6 +278,10 @@ class QemuProcess(Qemu):
         """The last lines QEMU wrote to its standard output and error."""
         return self._output.lines()
 
+    def said(self) -> str:
+        """``; it said: …`` with its last lines other than warnings, or nothing: to end an error message."""
+        return self._output.quoted()
+
     @property
     def returncode(self) -> int | None:
         """Its exit status as :mod:`subprocess` has it, or None while it runs."""
@@ -417,6 +421,20 @@ def _qemu_pid(pid: int | None) -> int | None:
         if len(qemus) == 1:
             return qemus[0]
     return None
+
+
+def _without_linker(arguments: list[str]) -> list[str]:
+    """The command line as if the program had been started itself, not through a dynamic linker of its own."""
+    if not arguments or not os.path.basename(arguments[0]).startswith(("ld-linux", "ld.so", "ld-musl")):
+        return arguments
+    rest = arguments[1:]
+    name = None
+    while rest and rest[0].startswith("--"):
+        option = rest.pop(0)
+        if option in ("--library-path", "--preload", "--audit", "--argv0", "--inhibit-rpath") and rest:
+            operand = rest.pop(0)
+            name = operand if option == "--argv0" else name
+    return [name or rest[0], *rest[1:]] if rest else arguments
 
 
 def _is_qemu(pid: int) -> bool:

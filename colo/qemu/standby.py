@@ -315,8 +315,7 @@ class Standby:
         return StandbyError(f"the stand-by failed: {words}")
 
     def _said(self) -> str:
-        lines = self.process.output
-        return "; it said: " + " | ".join(lines[-5:]) if lines else ""
+        return self.process.said()
 
     def _progress(self) -> str:
         try:
