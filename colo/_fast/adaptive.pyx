@@ -90,6 +90,9 @@ cdef enum:
     EXPLORE_EVERY = 128
     RUNNING_AVERAGE = 64
     SLACK_BYTES = 64
+    RECORD_SHORT = -10
+    RECORD_FLAGS = -11
+    RECORD_OUTSIDE = -12
 
 cdef uint8_t ZSTD_MAGIC[4]
 ZSTD_MAGIC[0], ZSTD_MAGIC[1], ZSTD_MAGIC[2], ZSTD_MAGIC[3] = 0x28, 0xB5, 0x2F, 0xFD
@@ -468,10 +471,11 @@ cdef class AdaptiveDecoder:
         cdef uint64_t word, offset, flags
         cdef size_t p = 0, size = self.page_bytes
         cdef int i, encoding, n, status
+        cdef bint named
         while p < length:
             at[0] = p
             if length - p < 8:
-                return -10
+                return RECORD_SHORT
             word = 0
             for i in range(8):
                 word = word << 8 | src[p + i]
@@ -481,32 +485,33 @@ cdef class AdaptiveDecoder:
             if flags == WIRE_RAM_EOS:
                 at[0] = p
                 return DECODED
-            if not flags & WIRE_RAM_CONTINUE:
-                if length - p < 1 or length - p < 1 + <size_t>src[p]:
-                    return -10
-                p += 1 + <size_t>src[p]
+            named = not flags & WIRE_RAM_CONTINUE
             flags &= ~WIRE_RAM_CONTINUE
             if flags != WIRE_RAM_ZERO and flags != WIRE_RAM_PAGE and flags != WIRE_RAM_XBZRLE:
-                return -11
+                return RECORD_FLAGS
             if offset >= memory_bytes or memory_bytes - offset < size:
-                return -12
+                return RECORD_OUTSIDE
+            if named:
+                if length - p < 1 or length - p < 1 + <size_t>src[p]:
+                    return RECORD_SHORT
+                p += 1 + <size_t>src[p]
             if flags == WIRE_RAM_ZERO:
                 if length - p < 1:
-                    return -10
+                    return RECORD_SHORT
                 memset(memory + offset, src[p], size)
                 p += 1
             elif flags == WIRE_RAM_PAGE:
                 if length - p < size:
-                    return -10
+                    return RECORD_SHORT
                 memcpy(memory + offset, src + p, size)
                 p += size
             else:
                 if length - p < 3:
-                    return -10
+                    return RECORD_SHORT
                 encoding = src[p]
                 n = <int>src[p + 1] << 8 | src[p + 2]
                 if length - p - 3 < <size_t>n:
-                    return -10
+                    return RECORD_SHORT
                 status = self.decode(encoding, src + p + 3, n, memory + offset, memory + offset)
                 if status != DECODED:
                     return status
@@ -543,11 +548,11 @@ cdef class AdaptiveDecoder:
 cdef object record_error(int status, const uint8_t[::1] records, size_t at):
     word = int.from_bytes(bytes(records[at:at + 8]), "big")
     where = "RAM record"
-    if status == -10:
+    if status == RECORD_SHORT:
         return Truncated("the record is cut short", where=where, offset=at, value=word)
-    if status == -11:
+    if status == RECORD_FLAGS:
         return StreamError(f"flags that no page record has ({word & 0xfff:#x})", where=where, offset=at, value=word)
-    if status == -12:
+    if status == RECORD_OUTSIDE:
         return StreamError(f"page offset {word & ~0x3ff:#x} lies outside the RAM block", where=where, offset=at, value=word)
     start = at + 8 + (0 if word & WIRE_RAM_CONTINUE else 1 + records[at + 8])
     encoding = records[start]

@@ -37,6 +37,19 @@ typedef struct colo_shadow {
     colo_cache_counts counts;
 } colo_shadow;
 
+/* Add *from to *to and set it to 0. */
+static inline void colo_cache_counts_move(colo_cache_counts *to, colo_cache_counts *from)
+{
+    to->hits += from->hits;
+    to->misses += from->misses;
+    to->unchanged += from->unchanged;
+    to->overflows += from->overflows;
+    to->refused += from->refused;
+    to->evicted += from->evicted;
+    to->encoded_bytes += from->encoded_bytes;
+    memset(from, 0, sizeof *from);
+}
+
 static inline size_t colo_cache_index(const colo_page_cache *c, uint64_t address)
 {
     return (size_t)(address / c->page_bytes) & (c->nslots - 1);

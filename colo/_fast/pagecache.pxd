@@ -24,6 +24,7 @@ cdef extern from "pagecache.h" nogil:
         size_t pages
         size_t page_bytes
         colo_cache_counts counts
+    void colo_cache_counts_move(colo_cache_counts *to, colo_cache_counts *source)
     uint8_t *colo_cache_find(colo_page_cache *c, uint64_t address, uint64_t age)
     uint8_t *colo_cache_insert(colo_page_cache *c, uint64_t address, uint64_t age)
     size_t colo_cache_index(const colo_page_cache *c, uint64_t address)

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from .kernels cimport colo_kernels
-from .pagecache cimport RememberedPages, colo_page_cache, colo_shadow
+from .pagecache cimport RememberedPages, colo_cache_counts, colo_page_cache, colo_shadow
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -63,6 +63,7 @@ cdef extern from "ramrecords.h" nogil:
         uint8_t *snapshot
         colo_page_codec codec
         colo_record_counts counts
+        colo_cache_counts remembered
     void colo_put_u64(uint8_t *p, uint64_t value)
     size_t colo_record_worst_bytes(size_t page_bytes)
     void colo_records_wrote(colo_records *r, size_t n)
@@ -70,6 +71,19 @@ cdef extern from "ramrecords.h" nogil:
     void colo_records_reset(colo_records *r)
     size_t colo_encode_pages(colo_records *r, const colo_ram_block *b, size_t start, size_t end, uint64_t limit_bytes,
                              uint64_t *seen)
+
+
+cdef extern from "crew.h" nogil:
+    enum:
+        COLO_CREW_MAX
+        COLO_BATCH_PAGES
+    ctypedef struct colo_crew:
+        colo_page_codec *codecs
+        uint64_t worst_batch_bytes
+    colo_crew *colo_crew_new(int threads, size_t page_bytes)
+    void colo_crew_free(colo_crew *crew)
+    int colo_crew_run(colo_crew *crew, colo_records *to, const colo_ram_block *b, size_t *next, uint64_t budget,
+                      uint64_t *seen, int (*send)(void *, colo_records *) noexcept nogil, void *argument)
 
 
 cdef class PageEncoder:
@@ -84,14 +98,19 @@ cdef class PageEncoder:
     cdef readonly Py_ssize_t page_bytes
     cdef size_t next_page
     cdef uint64_t seen
-    cdef bint must_send, busy, failed
+    cdef bint busy, failed
     cdef int error
+    cdef object raised
+    cdef colo_crew *crew
     cdef uint8_t *sink
     cdef size_t sink_used, sink_room
     cdef uint64_t sent_bytes, sends
 
-    cdef int send(self) noexcept nogil
+    cdef int send(self, colo_records *r) noexcept nogil
+    cdef int collect(self, colo_records *r) noexcept nogil
+    cdef int run_handlers(self) noexcept with gil
     cdef int drive(self, uint64_t budget_bytes, bint flush) noexcept nogil
+    cdef bint worth_a_crew(self, uint64_t budget_bytes) noexcept nogil
     cdef int enter(self, object deadline_ns) except -1
     cdef int leave(self, int status) except -1
     cdef int flush_now(self) except -1

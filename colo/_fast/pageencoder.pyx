@@ -33,9 +33,9 @@ import stat
 from colo.errors import ChannelError, ChannelLost, DeadlineExceeded, Interrupted, StorageError
 
 from .adaptive cimport AdaptiveCodec
-from .bitmap cimport DirtyBitmap
+from .bitmap cimport DirtyBitmap, colo_bitmap_count_range
 from .kernels cimport COLO_PAGE_BYTES_MAX, COLO_PAGE_BYTES_MIN, for_level
-from .pagecache cimport PageCache, ShadowCache
+from .pagecache cimport PageCache, ShadowCache, colo_cache_counts_move
 
 cdef size_t ARENA_BYTES = 256 << 10
 cdef uint64_t NO_BUDGET = ~(<uint64_t>0)
@@ -55,6 +55,10 @@ class EncoderStats(NamedTuple):
     bytes: dict[str, int]
     sent_bytes: int
     sends: int
+
+
+cdef int send_batch(void *encoder, colo_records *r) noexcept nogil:
+    return (<PageEncoder>encoder).send(r)
 
 
 cdef object channel_error(int error):
@@ -83,6 +87,8 @@ cdef class PageEncoder:
     pipe it must be ignored, as Python does. ``wake_fd``: when this becomes readable, a call that waits ends with
     Interrupted. ``page_bytes``: the target's page, a power of two of 1024 to 65536. ``simd``: see
     :mod:`colo._fast.kernels`. ``codec``: an :class:`~colo._fast.adaptive.AdaptiveCodec`, only towards a colo peer that agreed to it.
+    ``threads``: 1 to 16, the caller's own included; the others live only during a call that has at least 512 pages to encode against
+    a shadow copy or to compress, and share that work (sending stays in order; a PageCache is used by one thread).
 
     Raises ValueError for a descriptor that is not open for writing, or a page size that is not one.
     """
@@ -91,11 +97,14 @@ cdef class PageEncoder:
         self.outlet.wake_fd = -1
 
     def __init__(self, fd=None, *, Py_ssize_t page_bytes=4096, int wake_fd=-1, simd=None,
-                 AdaptiveCodec codec=None):
+                 AdaptiveCodec codec=None, int threads=1):
+        cdef int i
         if self.records.arena != NULL:
             raise TypeError("a PageEncoder is made once")
         if page_bytes < COLO_PAGE_BYTES_MIN or page_bytes > COLO_PAGE_BYTES_MAX or page_bytes & (page_bytes - 1):
             raise ValueError(f"a page has {COLO_PAGE_BYTES_MIN} to {COLO_PAGE_BYTES_MAX} bytes, a power of two, not {page_bytes}")
+        if not 1 <= threads <= COLO_CREW_MAX:
+            raise ValueError(f"a page encoder works with 1 to {COLO_CREW_MAX} threads, not {threads}")
         self.block.kernels = for_level(simd)
         self.page_bytes = page_bytes
         self.outlet.fd = -1
@@ -113,9 +122,15 @@ cdef class PageEncoder:
         if self.records.arena == NULL or self.records.snapshot == NULL or self.records.iov == NULL:
             raise MemoryError("no memory for a page encoder")
         if codec is not None:
-            codec.bind(page_bytes, 1)
+            codec.bind(page_bytes, threads)
             self.codec = codec
             self.records.codec = codec.for_thread(0)
+        if threads > 1:
+            self.crew = colo_crew_new(threads, page_bytes)
+            if self.crew == NULL:
+                raise MemoryError("no memory for a page encoder")
+            for i in range(threads if codec is not None else 0):
+                self.crew.codecs[i] = codec.for_thread(i)
 
     def look_at_fd(self):
         try:
@@ -140,22 +155,21 @@ cdef class PageEncoder:
         free(self.records.snapshot)
         free(self.records.iov)
         free(self.sink)
+        colo_crew_free(self.crew)
 
     # -- the engine, without the GIL
 
-    cdef int send(self) noexcept nogil:
-        """Send what is pending. COLO_SENT_SIGNAL: run handlers and call again."""
-        cdef colo_records *r = &self.records
+    cdef int run_handlers(self) noexcept with gil:
+        try:
+            PyErr_CheckSignals()
+        except BaseException as error:
+            self.raised = error
+            return -1
+        return 0
+
+    cdef int collect(self, colo_records *r) noexcept nogil:
         cdef size_t i, need = self.sink_used
         cdef void *grown
-        cdef int status
-        if r.first == 0:
-            self.sends += 1
-        if self.outlet.kind != COLO_OUTLET_MEMORY:
-            status = colo_gather_send(&self.outlet, r.iov, &r.first, r.count, &self.error)
-            if status == COLO_SENT_ALL:
-                colo_records_reset(r)
-            return status
         for i in range(r.count):
             need += r.iov[i].iov_len
         if need > self.sink_room:
@@ -168,29 +182,58 @@ cdef class PageEncoder:
         for i in range(r.count):
             memcpy(self.sink + self.sink_used, r.iov[i].iov_base, r.iov[i].iov_len)
             self.sink_used += r.iov[i].iov_len
-        colo_records_reset(r)
         return COLO_SENT_ALL
 
+    cdef int send(self, colo_records *r) noexcept nogil:
+        """Send what is pending in ``r``. COLO_SENT_SIGNAL: a Python signal handler raised ``self.raised``."""
+        cdef int status
+        self.sends += 1
+        if self.outlet.kind == COLO_OUTLET_MEMORY:
+            status = self.collect(r)
+        else:
+            while True:
+                status = colo_gather_send(&self.outlet, r.iov, &r.first, r.count, &self.error)
+                if status != COLO_SENT_SIGNAL or self.run_handlers() < 0:
+                    break
+        if status == COLO_SENT_ALL:
+            colo_records_reset(r)
+        return status
+
+    cdef bint worth_a_crew(self, uint64_t budget_bytes) noexcept nogil:
+        # Raw pages cost the kernel's copy and little else, and the slots of a PageCache are shared by pages: one thread.
+        if self.crew == NULL or self.block.cache != NULL or (self.block.shadow == NULL and self.records.codec.compress == NULL):
+            return False
+        if self.next_page >= self.block.pages or budget_bytes < 2 * self.crew.worst_batch_bytes:
+            return False
+        if self.block.dirty == NULL:
+            return self.block.pages - self.next_page >= 2 * COLO_BATCH_PAGES
+        return colo_bitmap_count_range(self.block.dirty, self.next_page, self.block.pages - self.next_page) >= (
+            2 * COLO_BATCH_PAGES)
+
     cdef int drive(self, uint64_t budget_bytes, bint flush) noexcept nogil:
-        """Encode and send until the budget or the block is used up. After COLO_SENT_SIGNAL a second call goes on."""
+        """Encode and send until the budget or the block is used up."""
         cdef colo_records *r = &self.records
         cdef bint more
         cdef int status
-        while True:
-            if self.must_send:
-                status = self.send()
+        if self.worth_a_crew(budget_bytes):
+            if r.count > 0:
+                status = self.send(r)
                 if status != COLO_SENT_ALL:
                     return status
-                self.must_send = False
-            more = self.next_page < self.block.pages and r.bytes < budget_bytes
-            if more:
+            status = colo_crew_run(self.crew, r, &self.block, &self.next_page, budget_bytes, &self.seen, send_batch,
+                                   <void *>self)
+            if status != COLO_SENT_ALL:
+                return status
+        while True:
+            if self.next_page < self.block.pages and r.bytes < budget_bytes:
                 self.next_page = colo_encode_pages(r, &self.block, self.next_page, self.block.pages, budget_bytes,
                                                    &self.seen)
-                more = self.next_page < self.block.pages and r.bytes < budget_bytes
-                self.must_send = r.count > 0 and (more or flush or r.outside)
-            elif r.count > 0 and (flush or r.outside):
-                self.must_send = True
-            if not more and not self.must_send:
+            more = self.next_page < self.block.pages and r.bytes < budget_bytes
+            if r.count > 0 and (more or flush or r.outside):
+                status = self.send(r)
+                if status != COLO_SENT_ALL:
+                    return status
+            if not more:
                 return COLO_SENT_ALL
 
     # -- the edge
@@ -211,6 +254,9 @@ cdef class PageEncoder:
         self.failed = True
         if status == COLO_SENT_DEADLINE:
             raise DeadlineExceeded("the peer did not take the pages in time", phase="send pages")
+        if status == COLO_SENT_SIGNAL:
+            error, self.raised = self.raised, None
+            raise error
         if status == COLO_SENT_WOKEN:
             raise Interrupted("sending of pages was ended from this side")
         if self.error == ENOMEM:
@@ -219,17 +265,9 @@ cdef class PageEncoder:
 
     cdef int flush_now(self) except -1:
         cdef int status = COLO_SENT_ALL
-        while self.records.count > 0:
+        if self.records.count > 0:
             with nogil:
-                status = self.send()
-            if status != COLO_SENT_SIGNAL:
-                break
-            try:
-                PyErr_CheckSignals()
-            except BaseException:
-                self.busy = False
-                self.failed = True
-                raise
+                status = self.send(&self.records)
         self.leave(status)
         return 0
 
@@ -319,20 +357,11 @@ cdef class PageEncoder:
                 raise
         self.seen = 0
         self.records.bytes = 0
-        try:
-            while True:
-                with nogil:
-                    status = self.drive(budget, flush)
-                if status != COLO_SENT_SIGNAL:
-                    break
-                PyErr_CheckSignals()
-        except BaseException:
-            self.busy = False
-            self.failed = True
-            raise
-        finally:
-            if self.remembered is not None:
-                self.remembered.release()
+        with nogil:
+            status = self.drive(budget, flush)
+        if self.remembered is not None:
+            colo_cache_counts_move(self.remembered.counts(), &self.records.remembered)
+            self.remembered.release()
         self.sent_bytes += self.records.bytes
         self.leave(status)
         return self.seen, self.records.bytes, self.next_page < self.block.pages

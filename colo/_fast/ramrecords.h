@@ -60,6 +60,7 @@ typedef struct colo_records {
     uint8_t *snapshot;            /* one page */
     colo_page_codec codec;        /* compress NULL: none */
     colo_record_counts counts;
+    colo_cache_counts remembered; /* what happened to the cache or shadow copy, apart so that threads do not share it */
 } colo_records;
 
 static inline void colo_put_u64(uint8_t *p, uint64_t value)
@@ -137,6 +138,14 @@ static inline void colo_record_page(colo_records *r, const colo_ram_block *b, si
     colo_record_count(r, COLO_KIND_PAGE, n + b->page_bytes);
 }
 
+static inline int colo_encoding_kind(int encoding)
+{
+    return encoding == WIRE_ENCODING_XBZRLE ? COLO_KIND_XBZRLE
+         : encoding == WIRE_ENCODING_LZ4_DELTA ? COLO_KIND_LZ4_DELTA
+         : encoding == WIRE_ENCODING_ZSTD_DELTA ? COLO_KIND_ZSTD_DELTA
+         : encoding == WIRE_ENCODING_LZ4_PAGE ? COLO_KIND_LZ4_PAGE : COLO_KIND_ZSTD_PAGE;
+}
+
 /* A record whose n encoded bytes already lie at arena[used + 8 + COLO_NAME_ROOM + 3]. */
 static inline void colo_record_encoded(colo_records *r, const colo_ram_block *b, size_t page, int encoding, size_t n)
 {
@@ -148,11 +157,7 @@ static inline void colo_record_encoded(colo_records *r, const colo_ram_block *b,
     at[2] = (uint8_t)n;
     memmove(at + 3, encoded, n);
     colo_records_wrote(r, head + 3 + n);
-    int kind = encoding == WIRE_ENCODING_XBZRLE ? COLO_KIND_XBZRLE
-             : encoding == WIRE_ENCODING_LZ4_DELTA ? COLO_KIND_LZ4_DELTA
-             : encoding == WIRE_ENCODING_ZSTD_DELTA ? COLO_KIND_ZSTD_DELTA
-             : encoding == WIRE_ENCODING_LZ4_PAGE ? COLO_KIND_LZ4_PAGE : COLO_KIND_ZSTD_PAGE;
-    colo_record_count(r, kind, head + 3 + n);
+    colo_record_count(r, colo_encoding_kind(encoding), head + 3 + n);
 }
 
 static inline uint8_t *colo_record_encoding_room(colo_records *r)
@@ -168,8 +173,9 @@ static inline int colo_encoding_room_bytes(const colo_ram_block *b)
 
 /* A page whose old copy, equal to the receiver's page, is known. */
 static inline void colo_encode_delta(colo_records *r, const colo_ram_block *b, size_t page, uint8_t *old,
-                                     const uint8_t *next_old, const uint8_t *next_live, colo_cache_counts *counts)
+                                     const uint8_t *next_old, const uint8_t *next_live)
 {
+    colo_cache_counts *counts = &r->remembered;
     const uint8_t *live = b->memory + page * b->page_bytes;
     int size = (int)b->page_bytes, room = colo_encoding_room_bytes(b), n, encoding = WIRE_ENCODING_XBZRLE;
     uint8_t *dst = colo_record_encoding_room(r);
@@ -233,7 +239,7 @@ static inline void colo_encode_shadowed(colo_records *r, const colo_ram_block *b
     int valid = (s->valid[page / 64] & bit) != 0;
     if (b->detect_zero && b->kernels->is_zero(live, b->page_bytes)) {
         if (valid && b->kernels->is_zero(old, b->page_bytes)) {
-            s->counts.unchanged++;
+            r->remembered.unchanged++;
             colo_record_count(r, COLO_KIND_UNCHANGED, 0);
             return;
         }
@@ -243,9 +249,9 @@ static inline void colo_encode_shadowed(colo_records *r, const colo_ram_block *b
     } else if (valid) {
         int more = next < b->pages;
         colo_encode_delta(r, b, page, old, more ? s->data + next * b->page_bytes : NULL,
-                          more ? b->memory + next * b->page_bytes : NULL, &s->counts);
+                          more ? b->memory + next * b->page_bytes : NULL);
     } else {
-        s->counts.misses++;
+        r->remembered.misses++;
         memcpy(old, live, b->page_bytes);
         s->valid[page / 64] |= bit;
         colo_encode_fresh(r, b, page, old, old);
@@ -260,7 +266,7 @@ static inline void colo_encode_cached(colo_records *r, const colo_ram_block *b, 
     uint8_t *old = colo_cache_find(c, address, b->age);
     if (b->detect_zero && b->kernels->is_zero(live, b->page_bytes)) {
         if (old && b->kernels->is_zero(old, b->page_bytes)) {
-            c->counts.unchanged++;
+            r->remembered.unchanged++;
             colo_record_count(r, COLO_KIND_UNCHANGED, 0);
             return;
         }
@@ -275,9 +281,9 @@ static inline void colo_encode_cached(colo_records *r, const colo_ram_block *b, 
             next_old = c->data + colo_cache_index(c, b->address + (uint64_t)next * b->page_bytes) * b->page_bytes;
             next_live = b->memory + next * b->page_bytes;
         }
-        colo_encode_delta(r, b, page, old, next_old, next_live, &c->counts);
+        colo_encode_delta(r, b, page, old, next_old, next_live);
     } else {
-        c->counts.misses++;
+        r->remembered.misses++;
         old = colo_cache_insert(c, address, b->age);
         if (old) {
             memcpy(old, live, b->page_bytes);

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from colo._fast import pageencoder
+from colo._fast.adaptive import AdaptiveCodec, AdaptiveDecoder
 from colo._fast.bitmap import DirtyBitmap
 from colo._fast.pagecache import PageCache, ShadowCache
 from colo._fast.pageencoder import PageEncoder
@@ -273,10 +274,12 @@ class Guest:
         self.pages = pages
         self.page_bytes = page_bytes
         self.memory = bytearray(self.chance.randbytes(pages * page_bytes))
+        self.memory_before_the_last_work = b""
 
     def work(self, writes: int) -> DirtyBitmap:
         chance, size = self.chance, self.page_bytes
         bitmap = DirtyBitmap(self.pages)
+        self.memory_before_the_last_work = bytes(self.memory)
         for _ in range(writes):
             page = chance.randrange(self.pages)
             bitmap.set(page)
@@ -405,6 +408,67 @@ def test_a_guest_that_writes_meanwhile_never_parts_the_copy_from_the_receiver() 
         writer.join()
     encoder.close()
     memory.close()
+
+
+@pytest.mark.parametrize("budget", [None, 3 << 20, 100_000])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_several_threads_make_the_stream_of_one(compressed: bool, budget: int | None) -> None:
+    pages = 3000
+    streams: list[list[bytes]] = []
+    for threads in (1, 4):
+        guest = Guest(pages, seed=11)
+        shadow = ShadowCache(pages)
+        codec = AdaptiveCodec(1.0, methods=("lz4",)) if compressed else None
+        encoder = PageEncoder(threads=threads, codec=codec)
+        made: list[bytes] = []
+        bitmap: DirtyBitmap | None = None
+        for _ in range(4):
+            encoder.begin_block("pc.ram", guest.memory, bitmap, shadow)
+            total = 0
+            more = True
+            while more:
+                done, size, more = encoder.encode(budget)
+                total += done
+                assert budget is None or size < budget + 8 + 7 + PAGE
+            assert total == (pages if bitmap is None else bitmap.count())
+            encoder.end_section()
+            made.append(encoder.take())
+            assert memoryview(shadow) == guest.memory
+            bitmap = guest.work(4000)
+        stats = encoder.stats
+        assert stats.sent_bytes == sum(map(len, made))
+        assert sum(stats.bytes.values()) == stats.sent_bytes - 4 * 8
+        streams.append(made)
+        if threads == 1:
+            expected = (stats.pages, stats.bytes, shadow.stats)
+        elif not compressed:
+            assert (stats.pages, stats.bytes, shadow.stats) == expected
+    if not compressed:
+        assert streams[0] == streams[1]
+        return
+    # Each thread learns by itself what compression is worth, so only what arrives is the same.
+    received = bytearray(pages * PAGE)
+    for body in streams[1]:
+        assert AdaptiveDecoder().apply(body, received)[0] == len(body)
+    assert received == guest.memory_before_the_last_work
+
+
+def test_threads_stop_when_the_channel_is_lost() -> None:
+    pages = 4000
+    guest = Guest(pages, seed=12)
+    shadow = ShadowCache(pages)
+    ours, theirs = socket.socketpair()
+    encoder = PageEncoder(ours, threads=3)
+    encoder.begin_block("b", guest.memory, None, shadow)
+    timer = threading.Timer(0.03, theirs.close)
+    timer.start()
+    before = threading.active_count()
+    with pytest.raises(ChannelLost):
+        encoder.encode()
+    timer.join()
+    ours.close()
+    assert threading.active_count() <= before
+    assert len(os.listdir("/proc/self/task")) <= before + 1
 
 
 # -- out through a descriptor
@@ -615,6 +679,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_touched() -> None:
         PageEncoder(1 << 20)
     with pytest.raises(ValueError, match="power of two"):
         PageEncoder(page_bytes=4095)
+    with pytest.raises(ValueError, match="1 to 16 threads"):
+        PageEncoder(threads=17)
     with open(os.devnull, "rb") as reading, pytest.raises(ValueError, match="not open for writing"):
         PageEncoder(reading)
     with open(os.devnull, "wb") as writing, pytest.raises(ValueError, match="file descriptor"):
