@@ -137,6 +137,36 @@ class ColoMessage(IntEnum):
     VMSTATE_LOADED = 6
 
 
+class PageEncoding(IntEnum):
+    """The byte that opens the payload of a RAM record with the XBZRLE flag: how its ``u16 len`` bytes are encoded.
+
+    QEMU knows XBZRLE only, and refuses a record with any other. The others are colo's own: **never sent to a QEMU**, only
+    between two colo ends that agreed on them. *Delta* means against the receiver's present page, as XBZRLE is.
+    """
+
+    XBZRLE = 1
+    LZ4_DELTA = 0xC1
+    """An LZ4 block that decodes to one page, the old page being its dictionary."""
+    ZSTD_DELTA = 0xC2
+    """A zstd frame without magic number that decodes to one page, the old page being its prefix."""
+    LZ4_PAGE = 0xC3
+    """An LZ4 block that decodes to one page by itself."""
+    ZSTD_PAGE = 0xC4
+    """A zstd frame without magic number that decodes to one page by itself."""
+
+
+class BitmapForm(IntEnum):
+    """How a serialised dirty bitmap's payload is written. Colo's own: ``u64 pages, u8 form, payload``."""
+
+    BITS = 0
+    """ceil(pages / 8) bytes; page n is bit n % 8 of byte n // 8; bits past the last page are 0."""
+    RUNS = 1
+    """(pages skipped, pages set) pairs of LEB128, to the end of the payload; only the first skip may be 0."""
+
+
+BITMAP_HEADER_BYTES = 9
+
+
 def c_numbers() -> Iterator[tuple[str, int]]:
     """The numbers the C core shares, as (macro name, value)."""
     yield "WIRE_PAGE_BYTES", TARGET_PAGE_BYTES
@@ -144,3 +174,5 @@ def c_numbers() -> Iterator[tuple[str, int]]:
     yield "WIRE_XBZRLE_ENCODING", XBZRLE_ENCODING
     for flag in RamFlag:
         yield f"WIRE_RAM_{flag.name}", int(flag)
+    for encoding in PageEncoding:
+        yield f"WIRE_ENCODING_{encoding.name}", int(encoding)
