@@ -39,3 +39,9 @@ cdef class BlockTracker:
 # Sets the bits of every page that [low, high) of the process touches; parts outside the block are left out.
 cdef void fill_addresses(uint64_t *words, uint64_t base, size_t length, size_t page_bytes,
                          uint64_t low, uint64_t high) noexcept nogil
+
+# A bitmap buffer of exactly `words` aligned words into `view`; ValueError otherwise. The caller releases it.
+cdef int get_words(bitmap, Py_buffer *view, size_t words, bint writable, str block) except -1
+
+# dst |= src, atomically word by word, leaving out bits past the last page.
+cdef void merge_words(uint64_t *dst, const uint64_t *src, size_t words, uint64_t tail_mask) noexcept nogil

@@ -313,3 +313,7 @@ cdef int get_words(bitmap, Py_buffer *view, size_t words, bint writable, str blo
         PyBuffer_Release(view)
         raise ValueError(f"{block}: the bitmap's words are not aligned to 8 bytes")
     return 0
+
+
+cdef void merge_words(uint64_t *dst, const uint64_t *src, size_t words, uint64_t tail_mask) noexcept nogil:
+    colo_words_merge(dst, src, words, tail_mask)
