@@ -29,6 +29,7 @@ cdef class BlockTracker:
     cdef int find(self, uint64_t *found) except -1
     cdef int end(self) except -1
 
+    cdef size_t move_out(self, bitmap, bint look) except? 0
     cdef int require_running(self) except -1
     cdef int check_memory(self) except -1
     cdef object lose(self, str why)

@@ -53,6 +53,9 @@ class BlockTracker:
         On an error nothing is moved out. TrackerError when the tracker is not started, or has lost sight of the memory
         (unmapped, remapped, made shorter, its descriptor closed): which pages were written is then unknown, and after
         :meth:`stop` and :meth:`start` all of it must be copied. ValueError for a bitmap of another size."""
+    def harvest_pending(self, bitmap: Buffer) -> int:
+        """As :meth:`harvest`, but only what is known already: marked, given back, or collected along with another block of the
+        same process. Looks at no memory."""
     def give_back(self, bitmap: Buffer) -> None:
         """Report the pages of ``bitmap`` again at the next harvest: what was harvested from them was not delivered."""
     def mark(self, offset: int, length: int) -> None:
