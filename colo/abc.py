@@ -1,7 +1,7 @@
 """The promises that parts of colo, and programs that use it, make to each other.
 
-A program becomes a protectable VM by giving three things (:class:`VirtualMachine`): its memory, the power to stand still,
-and its device state as bytes::
+A program becomes a protectable VM by giving three things (:class:`VirtualMachine`): its memory, the power
+to stand still, and its device state as bytes::
 
     class Emulator(VirtualMachine):
         def __init__(self):
@@ -12,8 +12,8 @@ and its device state as bytes::
         def load_state(self, state): ...
 
 The classes here are protocols: subclassing them is welcome but not needed. :class:`BlockMemory` and
-:class:`SteppedMachine` are the convenient way for a VM that lives in this process. This module imports no other part of colo
-but its errors and wire numbers.
+:class:`SteppedMachine` are the convenient way for a VM that lives in this process. This module imports no
+other part of colo but its errors and wire numbers.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 class GuestBlock:
     """One RAM block of a VM: a name, and any writable, contiguous buffer of whole target pages (4096 bytes).
 
-    NumPy arrays, ``mmap`` (anonymous, of a memfd, of a file), bytearrays, ctypes arrays: what gives its bytes by the buffer
-    protocol. A buffer that begins on a page of the host (``mmap`` does, NumPy and bytearray do not) is tracked exactly; in
-    others one write may count as two dirty pages. While a session runs, the buffer must not move or be resized; Python's own
-    buffers refuse that while they are held. Raises ValueError for the name or the length, BufferError for the buffer.
+    NumPy arrays, ``mmap`` (anonymous, of a memfd, of a file), bytearrays, ctypes arrays: what gives its
+    bytes by the buffer protocol. A buffer that begins on a page of the host (``mmap`` does, NumPy and
+    bytearray do not) is tracked exactly; in others one write may count as two dirty pages. While a session
+    runs, the buffer must not move or be resized; Python's own buffers refuse that while they are held.
+    Raises ValueError for the name or the length, BufferError for the buffer.
     """
 
     idstr: str
@@ -49,7 +50,7 @@ class GuestBlock:
     def __post_init__(self) -> None:
         length = len(self.idstr.encode())
         if not 0 < length <= IDSTR_MAX_BYTES or "\0" in self.idstr:
-            raise ValueError(f"RAM block name {self.idstr!r}: 1 to {IDSTR_MAX_BYTES} bytes without NUL are needed")
+            raise ValueError(f"RAM block name {self.idstr!r}: 1 to {IDSTR_MAX_BYTES} bytes, none NUL")
         with memoryview(self.buffer) as view:
             if view.readonly:
                 raise BufferError(f"RAM block {self.idstr!r}: the buffer is read-only")
@@ -57,7 +58,8 @@ class GuestBlock:
                 raise BufferError(f"RAM block {self.idstr!r}: the buffer is not contiguous")
             if view.nbytes == 0 or view.nbytes % TARGET_PAGE_BYTES:
                 raise ValueError(
-                    f"RAM block {self.idstr!r}: {view.nbytes} bytes are no whole number of pages of {TARGET_PAGE_BYTES}"
+                    f"RAM block {self.idstr!r}: {view.nbytes} bytes are no whole number of pages of "
+                    f"{TARGET_PAGE_BYTES}"
                 )
 
     @classmethod
@@ -92,7 +94,7 @@ class BlockMemory:
     def __init__(self, buffers: Mapping[str, Buffer]) -> None:
         if not buffers:
             raise ValueError("a VM's memory needs at least one RAM block")
-        self.blocks: Sequence[GuestBlock] = tuple(GuestBlock(name, buffer) for name, buffer in buffers.items())
+        self.blocks: Sequence[GuestBlock] = tuple(GuestBlock(*item) for item in buffers.items())
 
     @classmethod
     def allocate(cls, lengths: Mapping[str, int], *, shared: bool = False) -> Self:
@@ -115,8 +117,9 @@ class BlockMemory:
 class DirtyTracker(Protocol):
     """Says which pages of a VM's memory were written since it was asked last.
 
-    Bitmaps come one per block, in the blocks' order: buffers of ``ceil(pages / 64)`` 64-bit words, page n being bit ``n % 64``
-    of word ``n // 64`` (:class:`colo._fast.bitmap.DirtyBitmap` is one). A page may be reported once too often, never not at all.
+    Bitmaps come one per block, in the blocks' order: buffers of ``ceil(pages / 64)`` 64-bit words, page n
+    being bit ``n % 64`` of word ``n // 64`` (:class:`colo._fast.bitmap.DirtyBitmap` is one). A page may be
+    reported once too often, never not at all.
     """
 
     @property
@@ -124,20 +127,23 @@ class DirtyTracker(Protocol):
 
     @property
     def atomic(self) -> bool:
-        """Whether writes made *during* a harvest are in this one or the next. If not, the VM must be paused for it."""
+        """Whether writes made *during* a harvest are in this one or the next. If not, the VM must be paused
+        for it."""
 
     @property
     def by_content(self) -> bool:
-        """Whether pages are found by comparing contents. If so, they must be copied before the VM runs on (or be taken from the
-        tracker's shadow): a page changed and changed back meanwhile is not reported again."""
+        """Whether pages are found by comparing contents. If so, they must be copied before the VM runs on
+        (or be taken from the tracker's shadow): a page changed and changed back meanwhile is not reported
+        again."""
 
     def start(self) -> None:
-        """Track from now on, with no page dirty. TrackerError or Unsupported, with the reason; nothing is then tracked."""
+        """Track from now on, with no page dirty. TrackerError or Unsupported, with the reason; nothing is
+        then tracked."""
 
     def harvest(self, bitmaps: Sequence[Buffer]) -> int:
-        """Move the dirty pages out: sets their bits (clears none) and returns how many there were. From now on they are the
-        caller's, who either delivers them or gives them back. TrackerError when sight of the memory was lost: it must then
-        be stopped, started, and all memory copied."""
+        """Move the dirty pages out: sets their bits (clears none) and returns how many there were. From now
+        on they are the caller's, who either delivers them or gives them back. TrackerError when sight of
+        the memory was lost: it must then be stopped, started, and all memory copied."""
 
     def give_back(self, bitmaps: Sequence[Buffer]) -> None:
         """Report these pages again at the next harvest: their delivery failed."""
@@ -148,15 +154,17 @@ class DirtyTracker(Protocol):
 
 @runtime_checkable
 class VirtualMachine(Protocol):
-    """What a program must give to be protected. Its methods are called from a session's thread, never two at once."""
+    """What a program must give to be protected. Its methods are called from a session's thread, never two
+    at once."""
 
     memory: GuestMemory
     """The RAM blocks; fixed while a session runs."""
 
     @abstractmethod
     def pause(self) -> None:
-        """Return once nothing writes to memory or device state any more: no CPU, no device, no thread. Pausing a paused VM does
-        nothing. A writer that runs on makes checkpoints that mix two moments; no tracker can undo that."""
+        """Return once nothing writes to memory or device state any more: no CPU, no device, no thread.
+        Pausing a paused VM does nothing. A writer that runs on makes checkpoints that mix two moments; no
+        tracker can undo that."""
 
     @abstractmethod
     def resume(self) -> None:
@@ -164,18 +172,19 @@ class VirtualMachine(Protocol):
 
     @abstractmethod
     def save_state(self) -> bytes | bytearray | memoryview:
-        """Everything beside memory that the VM needs to run on; called while paused. It may not change memory or state. If it
-        raises, the checkpoint is given up and the VM is resumed."""
+        """Everything beside memory that the VM needs to run on; called while paused. It may not change
+        memory or state. If it raises, the checkpoint is given up and the VM is resumed."""
 
     @abstractmethod
     def load_state(self, state: memoryview) -> None:
-        """Take over what ``save_state`` returned, once memory is in place; called while paused. It should check ``state`` before it
-        changes anything, and raise ValueError when it does not fit."""
+        """Take over what ``save_state`` returned, once memory is in place; called while paused. It should
+        check ``state`` before it changes anything, and raise ValueError when it does not fit."""
 
 
 @runtime_checkable
 class Throttled(Protocol):
-    """A VM that can be slowed down, so that a migration whose memory is written faster than it is sent still ends."""
+    """A VM that can be slowed down, so that a migration whose memory is written faster than it is sent
+    still ends."""
 
     def throttle(self, percent: int) -> None:
         """Stand still for ``percent`` of the time, 0 to 99."""
@@ -184,7 +193,8 @@ class Throttled(Protocol):
 class SteppedMachine(VirtualMachine):
     """A VM in this process that runs by calling :meth:`step` over and over on a thread of its own.
 
-    A subclass gives ``step``, ``save_state`` and ``load_state``. The machine is made paused; the first :meth:`resume` starts it.
+    A subclass gives ``step``, ``save_state`` and ``load_state``. The machine is made paused; the first
+    :meth:`resume` starts it.
     """
 
     def __init__(self, memory: GuestMemory) -> None:
@@ -200,7 +210,8 @@ class SteppedMachine(VirtualMachine):
 
     @abstractmethod
     def step(self) -> bool | None:
-        """Run a little, at most a few milliseconds (it bounds how soon a pause is reached). Return False to halt."""
+        """Run a little, at most a few milliseconds (it bounds how soon a pause is reached). Return False to
+        halt."""
 
     def pause(self) -> None:
         with self._turn:
@@ -281,8 +292,8 @@ class SteppedMachine(VirtualMachine):
 class Transport(Protocol):
     """A connection to the peer: bytes both ways, in order, behind one file descriptor.
 
-    The core reads and writes the descriptor itself, at memory speed and with its own deadlines. What changes bytes on the
-    way (TLS) hands out the plain end of a socket pair.
+    The core reads and writes the descriptor itself, at memory speed and with its own deadlines. What
+    changes bytes on the way (TLS) hands out the plain end of a socket pair.
     """
 
     @property
@@ -293,8 +304,8 @@ class Transport(Protocol):
         """The connected descriptor. ValueError after :meth:`close`."""
 
     def shutdown(self) -> None:
-        """End both directions now; threads waiting in reads and writes wake with ChannelLost. From any thread, any number of
-        times."""
+        """End both directions now; threads waiting in reads and writes wake with ChannelLost. From any
+        thread, any number of times."""
 
     def close(self) -> None:
         """Give the descriptor up. Any number of times."""

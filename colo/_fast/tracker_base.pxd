@@ -1,4 +1,5 @@
-# What every dirty tracker of one RAM block shares, as the trackers and native code that reports its own writes see it.
+# What every dirty tracker of one RAM block shares, as the trackers and native code that reports its own
+# writes see it.
 from libc.stdint cimport uint8_t, uint64_t
 
 
@@ -24,7 +25,8 @@ cdef class BlockTracker:
     cdef object maps
     cdef int owner_pid
 
-    # What a tracker adds. find() sets bits of `found` (never clears) and must leave none unset that it has cleared elsewhere.
+    # What a tracker adds. find() sets bits of `found` (never clears) and must leave none unset that it has
+    # cleared elsewhere.
     cdef int begin(self) except -1
     cdef int find(self, uint64_t *found) except -1
     cdef int end(self) except -1

@@ -1,8 +1,9 @@
 """What every dirty tracker of one RAM block shares: the block, the bits given back, the checks.
 
-A tracker says which pages of a block were written since it was asked last. ``start`` begins with no page dirty;
-``harvest`` moves the dirty pages out; whoever harvested owns them and hands them to ``give_back`` when they could not be
-delivered. A write is never lost between two harvests; a page may be reported once too often.
+A tracker says which pages of a block were written since it was asked last. ``start`` begins with no page
+dirty; ``harvest`` moves the dirty pages out; whoever harvested owns them and hands them to ``give_back``
+when they could not be delivered. A write is never lost between two harvests; a page may be reported once
+too often.
 """
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
@@ -25,7 +26,8 @@ from colo.errors import TrackerError
 cdef extern from "tracker_words.h" nogil:
     void colo_words_mark(uint64_t *words, size_t first, size_t count)
     void colo_words_merge(uint64_t *dst, const uint64_t *src, size_t words, uint64_t tail_mask)
-    size_t colo_words_take(uint64_t *pending, const uint64_t *found, uint64_t *out, size_t words, uint64_t tail_mask)
+    size_t colo_words_take(uint64_t *pending, const uint64_t *found, uint64_t *out, size_t words,
+                           uint64_t tail_mask)
     void colo_words_clear(uint64_t *words, size_t count)
     int colo_memory_lost(const uint8_t *base, size_t length, size_t host_page_bytes)
 
@@ -80,8 +82,9 @@ cdef void fill_addresses(uint64_t *words, uint64_t base, size_t length, size_t p
 cdef class BlockTracker:
     """The part of a dirty tracker that does not depend on how writes are found; of no use by itself.
 
-    ``memory`` is any writable buffer, or a :class:`ProcessMemory`. It is held (it cannot be resized or closed) from ``start``
-    to ``stop``. Bitmaps are buffers of ``ceil(pages / 64)`` 64-bit words: page n is bit ``n % 64`` of word ``n // 64``.
+    ``memory`` is any writable buffer, or a :class:`ProcessMemory`. It is held (it cannot be resized or
+    closed) from ``start`` to ``stop``. Bitmaps are buffers of ``ceil(pages / 64)`` 64-bit words: page n is
+    bit ``n % 64`` of word ``n // 64``.
     """
 
     def __cinit__(self, memory, *args, **kwargs):
@@ -122,7 +125,7 @@ cdef class BlockTracker:
         self.host_page_bytes = mmap.PAGESIZE
         self.lock = threading.Lock()
 
-    # -- what a tracker adds -----------------------------------------------------------------------------------------
+    # -- what a tracker adds ------------------------------------------------------------
 
     cdef int begin(self) except -1:
         raise NotImplementedError
@@ -133,12 +136,13 @@ cdef class BlockTracker:
     cdef int end(self) except -1:
         return 0
 
-    # -- the contract ------------------------------------------------------------------------------------------------
+    # -- the contract ------------------------------------------------------------
 
     def start(self):
         """Track writes from now on; no page is dirty yet (the first full copy is the caller's).
 
-        TrackerError when it runs already or the memory cannot be tracked, Unsupported when this machine cannot.
+        TrackerError when it runs already or the memory cannot be tracked, Unsupported when this machine
+        cannot.
         """
         with self.lock:
             if self.started:
@@ -156,17 +160,19 @@ cdef class BlockTracker:
             self.started = True
 
     def harvest(self, bitmap):
-        """Move the dirty pages out: their bits are set in ``bitmap`` (none is cleared). Returns how many were dirty.
+        """Move the dirty pages out: their bits are set in ``bitmap`` (none is cleared). Returns how many
+        were dirty.
 
-        ``bitmap`` is a writable buffer of ``8 * ceil(pages / 64)`` bytes. On an error nothing is moved out. TrackerError when
-        the tracker is not started, or has lost sight of the memory (unmapped, remapped, made shorter, its descriptor
-        closed): which pages were written is then unknown, and after ``stop`` and ``start`` all of it must be copied.
+        ``bitmap`` is a writable buffer of ``8 * ceil(pages / 64)`` bytes. On an error nothing is moved out.
+        TrackerError when the tracker is not started, or has lost sight of the memory (unmapped, remapped,
+        made shorter, its descriptor closed): which pages were written is then unknown, and after ``stop``
+        and ``start`` all of it must be copied.
         """
         return self.move_out(bitmap, True)
 
     def harvest_pending(self, bitmap):
-        """As :meth:`harvest`, but only what is known already: marked, given back, or collected along with another block of the
-        same process. Looks at no memory."""
+        """As :meth:`harvest`, but only what is known already: marked, given back, or collected along with
+        another block of the same process. Looks at no memory."""
         return self.move_out(bitmap, False)
 
     cdef size_t move_out(self, bitmap, bint look) except? 0:
@@ -186,13 +192,15 @@ cdef class BlockTracker:
                     colo_words_merge(self.pending, self.found, self.words, self.tail_mask)
                     raise
                 with nogil:
-                    count = colo_words_take(self.pending, self.found, <uint64_t *>out.buf, self.words, self.tail_mask)
+                    count = colo_words_take(self.pending, self.found, <uint64_t *>out.buf, self.words,
+                                            self.tail_mask)
             finally:
                 PyBuffer_Release(&out)
         return count
 
     def give_back(self, bitmap):
-        """Report the pages of ``bitmap`` again at the next harvest: what was harvested from them was not delivered."""
+        """Report the pages of ``bitmap`` again at the next harvest: what was harvested from them was not
+        delivered."""
         cdef Py_buffer view
         if not self.started:
             raise TrackerError(f"{self.block}: the {type(self).__name__} is not started")
@@ -202,9 +210,9 @@ cdef class BlockTracker:
         PyBuffer_Release(&view)
 
     def mark(self, offset, length):
-        """Report the pages of ``length`` bytes from ``offset`` on at the next harvest: they changed where no tracker sees it
-        (a hole punched in the file below, a device's DMA, another mapping). Thread-safe; call it after the change.
-        ValueError when the range leaves the block."""
+        """Report the pages of ``length`` bytes from ``offset`` on at the next harvest: they changed where
+        no tracker sees it (a hole punched in the file below, a device's DMA, another mapping). Thread-safe;
+        call it after the change. ValueError when the range leaves the block."""
         if offset < 0 or length < 0 or offset + length > self.length_bytes:
             raise ValueError(f"{self.block}: offset {offset:#x} + {length:#x} bytes leaves the block of "
                              f"{self.length_bytes:#x}")
@@ -230,7 +238,7 @@ cdef class BlockTracker:
     def __exit__(self, *exc_info):
         self.stop()
 
-    # -- parts -------------------------------------------------------------------------------------------------------
+    # -- parts ------------------------------------------------------------
 
     cdef void mark_bytes(self, size_t offset, size_t length) noexcept nogil:
         cdef size_t first
@@ -244,13 +252,13 @@ cdef class BlockTracker:
         if self.lost is not None:
             raise TrackerError(self.lost)
         if self.owner_pid != getpid():
-            raise TrackerError(f"{self.block}: this tracker was started by process {self.owner_pid}; after a fork, start "
-                               "another one")
+            raise TrackerError(f"{self.block}: this tracker was started by process {self.owner_pid}; "
+                               "after a fork, start another one")
         return 0
 
     cdef object lose(self, str why):
-        self.lost = (f"{self.block}: {why}; which pages were written is unknown: stop and start the tracker, and copy the "
-                     "whole block")
+        self.lost = (f"{self.block}: {why}; which pages were written is unknown: stop and start the "
+                     "tracker, and copy the whole block")
         return TrackerError(self.lost)
 
     def hold(self):
@@ -259,15 +267,15 @@ cdef class BlockTracker:
             try:
                 self.maps = open(f"/proc/{self.pid}/maps", encoding="ascii", errors="replace")
             except OSError as error:
-                raise TrackerError(f"{self.block}: process {self.pid} cannot be looked at: {error}") from error
+                raise TrackerError(f"{self.block}: process {self.pid} cannot be seen: {error}") from error
             self.base = <uint8_t *><uintptr_t>self.memory.address
             return
         self.pin = memoryview(self.memory)
         if self.pin.nbytes != self.length_bytes:
             now = self.pin.nbytes
             self.let_go()
-            raise TrackerError(f"{self.block}: the buffer has {now} bytes, and had {self.length_bytes} when the tracker "
-                               "was made: make a new one")
+            raise TrackerError(f"{self.block}: the buffer has {now} bytes, and had {self.length_bytes} "
+                               "when the tracker was made: make a new one")
         # memoryview keeps the export; only the address is wanted here.
         PyObject_GetBuffer(self.pin, &view, PyBUF_SIMPLE | PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)
         self.base = <uint8_t *>view.buf
@@ -317,7 +325,8 @@ cdef int get_words(bitmap, Py_buffer *view, size_t words, bint writable, str blo
     if <size_t>view.len != 8 * words:
         got = view.len
         PyBuffer_Release(view)
-        raise ValueError(f"{block}: a bitmap of {8 * words} bytes is needed ({words} words), this one has {got}")
+        raise ValueError(f"{block}: a bitmap of {8 * words} bytes is needed ({words} words), "
+                         f"this one has {got}")
     if <uintptr_t>view.buf & 7:
         PyBuffer_Release(view)
         raise ValueError(f"{block}: the bitmap's words are not aligned to 8 bytes")

@@ -6,7 +6,8 @@ from colo._fast.tracker_base cimport BlockTracker, get_words, merge_words
 
 
 cdef class ExplicitTracker(BlockTracker):
-    """Dirty pages of one block as the VM reports them. Reports may come from any thread, after the write was made."""
+    """Dirty pages of one block as the VM reports them. Reports may come from any thread, after the write
+    was made."""
 
     name = "explicit"
     atomic = True
@@ -24,15 +25,16 @@ cdef class ExplicitTracker(BlockTracker):
         self.mark(offset, length)
 
     def report_ranges(self, ranges):
-        """Many at once: uint64 of shape (n, 2), rows of (offset, length) in bytes. ValueError, and nothing reported, when one
-        of them leaves the block or the buffer is not whole rows."""
+        """Many at once: uint64 of shape (n, 2), rows of (offset, length) in bytes. ValueError, and nothing
+        reported, when one of them leaves the block or the buffer is not whole rows."""
         cdef Py_buffer view
         cdef const uint64_t *rows
         cdef Py_ssize_t i, bad = -1, count
         PyObject_GetBuffer(ranges, &view, PyBUF_C_CONTIGUOUS)
         try:
             if view.len % 16 or <uintptr_t>view.buf & 7:
-                raise ValueError(f"{self.block}: {view.len} bytes are no aligned rows of two uint64 (offset, length)")
+                raise ValueError(f"{self.block}: {view.len} bytes are no aligned rows of two uint64 "
+                                 "(offset, length)")
             rows = <const uint64_t *>view.buf
             count = view.len // 16
             with nogil:
@@ -44,8 +46,8 @@ cdef class ExplicitTracker(BlockTracker):
                     for i in range(count):
                         self.mark_bytes(rows[2 * i], rows[2 * i + 1])
             if bad >= 0:
-                raise ValueError(f"{self.block}: range {bad}, offset {rows[2 * bad]:#x} + {rows[2 * bad + 1]:#x} bytes, "
-                                 f"leaves the block of {self.length_bytes:#x}")
+                raise ValueError(f"{self.block}: range {bad}, offset {rows[2 * bad]:#x} + "
+                                 f"{rows[2 * bad + 1]:#x} bytes, leaves the block of {self.length_bytes:#x}")
         finally:
             PyBuffer_Release(&view)
 
@@ -59,5 +61,6 @@ cdef class ExplicitTracker(BlockTracker):
 
     @property
     def bits(self):
-        """The tracker's own bitmap (format ``Q``), for native code to set bits in with atomic OR. It never moves."""
+        """The tracker's own bitmap (format ``Q``), for native code to set bits in with atomic OR. It never
+        moves."""
         return memoryview(self.pending_store).cast("Q")

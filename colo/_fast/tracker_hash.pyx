@@ -1,11 +1,14 @@
-"""Dirty pages by a keyed 128-bit hash of each page: half the reading of a shadow copy and 16 bytes per page, and a chance to miss.
+"""Dirty pages by a keyed 128-bit hash of each page: half the reading of a shadow copy and 16 bytes per
+page, and a chance to miss.
 
-The hash is NH under a random key drawn at each start. For two different contents of a page, chosen without knowledge of the key, it
-is equal with probability at most 2^-64: at 25,000 dirty pages a checkpoint and 20 checkpoints a second a miss is expected
-once in more than a million years. The key must stay secret from whoever runs in the VM: a guest that learnt it could write a
-page and keep its hash. Because a miss, however rare, is a silent difference, this tracker is never chosen by itself.
+The hash is NH under a random key drawn at each start. For two different contents of a page, chosen without
+knowledge of the key, it is equal with probability at most 2^-64: at 25,000 dirty pages a checkpoint and 20
+checkpoints a second a miss is expected once in more than a million years. The key must stay secret from
+whoever runs in the VM: a guest that learnt it could write a page and keep its hash. Because a miss, however
+rare, is a silent difference, this tracker is never chosen by itself.
 
-The decision is by content, and there is no shadow to send from: keep the VM paused from the harvest until the pages are copied.
+The decision is by content, and there is no shadow to send from: keep the VM paused from the harvest until
+the pages are copied.
 """
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
@@ -32,7 +35,7 @@ cdef class HashTracker(BlockTracker):
 
     def __init__(self, memory, *, block="ram", size_t page_bytes=4096):
         if isinstance(memory, ProcessMemory):
-            raise Unsupported(f"{block}: hash reads memory of this process; map the other process's memory here first")
+            raise Unsupported(f"{block}: hash reads memory of this process; map the other's here first")
         super().__init__(memory, block=block, page_bytes=page_bytes)
 
     cdef int begin(self) except -1:

@@ -1,5 +1,5 @@
-/* Linux's PAGEMAP_SCAN (6.7) and the userfaultfd features it needs. The numbers are the kernel's ABI; they are written out
- * because the headers of older distributions lack them. */
+/* Linux's PAGEMAP_SCAN (6.7) and the userfaultfd features it needs. The numbers are the kernel's ABI; they
+ * are written out because the headers of older distributions lack them. */
 #pragma once
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -42,11 +42,12 @@ struct colo_uffd_protect { struct colo_uffd_range range; uint64_t mode; };
 #define COLO_UFFD_WP_HUGETLBFS_SHMEM (1ULL << 12)
 #define COLO_UFFD_WP_UNPOPULATED (1ULL << 13)
 #define COLO_UFFD_WP_ASYNC (1ULL << 15)
-#define COLO_UFFD_FEATURES (COLO_UFFD_PAGEFAULT_FLAG_WP | COLO_UFFD_WP_HUGETLBFS_SHMEM | COLO_UFFD_WP_UNPOPULATED \
-                            | COLO_UFFD_WP_ASYNC)
+#define COLO_UFFD_FEATURES (COLO_UFFD_PAGEFAULT_FLAG_WP | COLO_UFFD_WP_HUGETLBFS_SHMEM \
+                            | COLO_UFFD_WP_UNPOPULATED | COLO_UFFD_WP_ASYNC)
 
-/* A userfaultfd, not yet set up, or -errno. Write protection that the kernel lifts by itself needs no handling of kernel-mode
- * faults, so the form open to everyone comes first; the device is for sandboxes that close the system call. */
+/* A userfaultfd, not yet set up, or -errno. Write protection that the kernel lifts by itself needs no
+ * handling of kernel-mode faults, so the form open to everyone comes first; the device is for sandboxes
+ * that close the system call. */
 static inline int colo_uffd_open(void)
 {
     int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | COLO_UFFD_USER_MODE_ONLY);
@@ -98,15 +99,17 @@ static inline int colo_uffd_protect(int fd, uint64_t low, uint64_t high)
     return ioctl(fd, COLO_UFFD_WRITEPROTECT, &range) ? -errno : 0;
 }
 
-/* Regions written since they were protected last, from *low on, protecting them again in the same walk of the page tables.
- * Moves *low to where the walk ended. Returns the regions, or -errno. */
-static inline long colo_scan_written(int pagemap, uint64_t *low, uint64_t high, struct colo_scan_region *regions,
-                                     size_t room)
+/* Regions written since they were protected last, from *low on, protecting them again in the same walk of
+ * the page tables. Moves *low to where the walk ended. Returns the regions, or -errno. */
+static inline long colo_scan_written(int pagemap, uint64_t *low, uint64_t high,
+                                     struct colo_scan_region *regions, size_t room)
 {
     struct colo_scan_request request = {
-        .size = sizeof request, .flags = COLO_SCAN_WP_MATCHING | COLO_SCAN_CHECK_WPASYNC, .start = *low, .end = high,
+        .size = sizeof request, .flags = COLO_SCAN_WP_MATCHING | COLO_SCAN_CHECK_WPASYNC,
+        .start = *low, .end = high,
         .vec = (uint64_t)(uintptr_t)regions, .vec_len = room,
-        /* exactly these masks: the kernel has a fast walk for them, which also reports discarded private pages */
+        /* exactly these masks: the kernel has a fast walk for them, which also reports discarded private
+         * pages */
         .category_mask = COLO_PAGE_IS_WRITTEN, .return_mask = COLO_PAGE_IS_WRITTEN,
     };
     long got = ioctl(pagemap, COLO_PAGEMAP_SCAN, &request);

@@ -1,16 +1,20 @@
-"""Dirty pages by Linux's PAGEMAP_SCAN over memory write-protected through userfaultfd in asynchronous mode (Linux 6.7).
+"""Dirty pages by Linux's PAGEMAP_SCAN over memory write-protected through userfaultfd in asynchronous mode
+(Linux 6.7).
 
-The first write to a protected page is noted and let through by the kernel, with nobody woken. One ioctl walks the page
-tables, reports the pages written, and protects them again under the page-table lock: a write lands before (this harvest
-reports it) or after (the next one does). Cost: about 2 ns per page walked and 50 ns per dirty page; the first write to a
-page after a harvest pays for one fault.
+The first write to a protected page is noted and let through by the kernel, with nobody woken. One ioctl
+walks the page tables, reports the pages written, and protects them again under the page-table lock: a write
+lands before (this harvest reports it) or after (the next one does). Cost: about 2 ns per page walked and 50
+ns per dirty page; the first write to a page after a harvest pays for one fault.
 
 - Private anonymous, shared anonymous, memfd and tmpfs, and hugetlbfs memory; not files on a disk.
-- Writes through *this* mapping are seen: also system calls that write into it, and KVM guests. Not seen: another mapping of the
-  same file, devices' DMA into pinned pages, holes punched in the file below: :meth:`mark` those.
-- Transparent huge pages stay whole until written, then the kernel splits them, so that 4 KiB pages are told apart; with
-  hugetlbfs the huge page is the grain. Memory never touched stays unpopulated (page tables are made: 2 MiB per GiB).
-- Blocks that do not begin on a page of the host work; a write near such an edge marks both pages of the block.
+- Writes through *this* mapping are seen: also system calls that write into it, and KVM guests. Not seen:
+  another mapping of the same file, devices' DMA into pinned pages, holes punched in the file below:
+  :meth:`mark` those.
+- Transparent huge pages stay whole until written, then the kernel splits them, so that 4 KiB pages are told
+  apart; with hugetlbfs the huge page is the grain. Memory never touched stays unpopulated (page tables are
+  made: 2 MiB per GiB).
+- Blocks that do not begin on a page of the host work; a write near such an edge marks both pages of the
+  block.
 """
 from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
@@ -41,7 +45,7 @@ cdef extern from "tracker_pagemap.h" nogil:
 
 
 cdef enum:
-    REGIONS = 8192                      # 192 KiB; one walk of the page tables reports up to this many runs of dirty pages
+    REGIONS = 8192                      # 192 KiB; runs of dirty pages that one call reports at most
 
 FEATURES = {
     "WP_ASYNC (Linux 6.7)": COLO_UFFD_WP_ASYNC,
@@ -51,16 +55,16 @@ FEATURES = {
 
 
 def open_userfaultfd() -> int:
-    """A userfaultfd of this process, ready for :class:`PagemapTracker`; also for another process to be given (over a unix
-    socket), which then tracks this one's memory. Unsupported says what is missing."""
+    """A userfaultfd of this process, ready for :class:`PagemapTracker`; also for another process to be
+    given (over a unix socket), which then tracks this one's memory. Unsupported says what is missing."""
     cdef int fd = colo_uffd_open()
     cdef uint64_t has = 0
     cdef int error
     if fd < 0:
         if -fd == errno.ENOSYS:
             raise Unsupported("this kernel has no userfaultfd (CONFIG_USERFAULTFD)")
-        raise Unsupported(f"userfaultfd is not permitted here ({os.strerror(-fd)}): a sandbox closes the system call; allow it, "
-                          "or give access to /dev/userfaultfd")
+        raise Unsupported(f"userfaultfd is not permitted here ({os.strerror(-fd)}): a sandbox closes the "
+                          "system call; allow it, or give access to /dev/userfaultfd")
     error = colo_uffd_features(fd, &has)
     close(fd)
     if error:
@@ -85,14 +89,15 @@ cdef int open_pagemap(int pid) except -1:
         try:
             os.close(os.open(path, os.O_RDONLY))
         except OSError as error:
-            raise Unsupported(f"{path} cannot be opened ({error.strerror}): it takes the rights to trace that process, and "
-                              "for the own one that it be dumpable (PR_SET_DUMPABLE)") from error
+            raise Unsupported(f"{path} cannot be opened ({error.strerror}): it takes the rights to trace "
+                              "that process, and for its own that it be dumpable") from error
         raise Unsupported(f"{path} cannot be opened")
     return fd
 
 
 def probe() -> str | None:
-    """None when the tracker works on this machine, in this process; otherwise why not. Tried on a page of its own."""
+    """None when the tracker works on this machine, in this process; otherwise why not. Tried on a page of
+    its own."""
     cdef colo_scan_region regions[4]
     cdef uint64_t low, base
     cdef int fd = -1, pagemap = -1, error
@@ -114,7 +119,8 @@ def probe() -> str | None:
                 return "this kernel has no PAGEMAP_SCAN (Linux 6.7)"
             if got < 0:
                 return f"PAGEMAP_SCAN fails here: {os.strerror(-got)}"
-            if got != 1 or regions[0].start != base + 2 * mmap.PAGESIZE or regions[0].end != base + 3 * mmap.PAGESIZE:
+            low = base + 2 * mmap.PAGESIZE
+            if got != 1 or regions[0].start != low or regions[0].end != low + mmap.PAGESIZE:
                 return "PAGEMAP_SCAN does not report the page that was written"
     except Unsupported as reason:
         return str(reason)
@@ -134,9 +140,10 @@ cdef uint64_t address_of(buffer) except 0:
 cdef class PagemapTracker(BlockTracker):
     """Dirty pages of one block by PAGEMAP_SCAN; see the module's text for what it sees and costs.
 
-    Harvesting is atomic towards writing threads. The memory is refused (TrackerError) when another userfaultfd watches it, a
-    second tracker of this kind included. For a :class:`ProcessMemory`, ``userfaultfd`` is a descriptor of
-    :func:`open_userfaultfd` made *in that process*; it stays the caller's to close.
+    Harvesting is atomic towards writing threads. The memory is refused (TrackerError) when another
+    userfaultfd watches it, a second tracker of this kind included. For a :class:`ProcessMemory`,
+    ``userfaultfd`` is a descriptor of :func:`open_userfaultfd` made *in that process*; it stays the
+    caller's to close.
     """
 
     cdef int uffd
@@ -192,13 +199,14 @@ cdef class PagemapTracker(BlockTracker):
             error = colo_uffd_register(self.uffd, self.low, self.high)
         if error:
             why = {
-                errno.EBUSY: "another userfaultfd watches it already (another tracker, or QEMU's own snapshot)",
-                errno.EINVAL: "this kind of mapping cannot be watched (a file on a disk or a device; huge pages whose edge the "
-                              "block does not end on)",
+                errno.EBUSY: "another userfaultfd watches it already (another tracker?)",
+                errno.EINVAL: "this kind of mapping cannot be watched (a file on a disk or a device; huge "
+                              "pages that the block does not end with)",
                 errno.EPERM: "the mapping's file is not open for writing",
                 errno.EBADF: "the userfaultfd given is closed",
             }.get(-error, os.strerror(-error))
-            raise TrackerError(f"{self.block}: {self.length_bytes} bytes at {base:#x} cannot be tracked with pagemap: {why}")
+            raise TrackerError(f"{self.block}: {self.length_bytes} bytes at {base:#x} cannot be tracked "
+                               f"with pagemap: {why}")
         return 0
 
     cdef int begin(self) except -1:
@@ -248,7 +256,8 @@ cdef class PagemapTracker(BlockTracker):
             return False
 
     cdef int end(self) except -1:
-        # When the descriptor was closed under us its number may be somebody else's by now: that one is not ours to close.
+        # When the descriptor was closed under us its number may be somebody else's by now: that one is not
+        # ours to close.
         if self.is_userfaultfd():
             with nogil:
                 colo_uffd_unregister(self.uffd, self.low, self.high)
@@ -258,7 +267,8 @@ cdef class PagemapTracker(BlockTracker):
         return 0
 
     def fits(self):
-        """None when this block can be tracked, otherwise why not; registers it for a moment, protecting nothing."""
+        """None when this block can be tracked, otherwise why not; registers it for a moment, protecting
+        nothing."""
         if self.started:
             return None
         try:

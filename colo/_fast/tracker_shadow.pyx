@@ -1,13 +1,15 @@
-"""Dirty pages by comparing memory with a shadow copy of it: works everywhere, costs as much memory again and reads both.
+"""Dirty pages by comparing memory with a shadow copy of it: works everywhere, costs as much memory again
+and reads both.
 
-The decision is by content, which has two consequences. A page written with what it held already is not dirty. And the page
-that is *sent* must be the one in the shadow: take it from there, or keep the VM paused from the harvest until the pages are
-copied. (Otherwise: harvested as B, changed to C, sent as C, changed back to B; the next harvest finds B in the shadow and
-reports nothing.)
+The decision is by content, which has two consequences. A page written with what it held already is not
+dirty. And the page that is *sent* must be the one in the shadow: take it from there, or keep the VM paused
+from the harvest until the pages are copied. (Otherwise: harvested as B, changed to C, sent as C, changed
+back to B; the next harvest finds B in the shadow and reports nothing.)
 
 Who copies: with ``refresh=True`` the harvest copies each dirty page into the shadow, in the same pass. With
-``refresh=False`` it only compares, and whoever encodes the page, needing the old one for XBZRLE, brings the shadow up to date,
-by itself (as the fused XBZRLE step does) or by :meth:`refresh`; until then each harvest reports the page again.
+``refresh=False`` it only compares, and whoever encodes the page, needing the old one for XBZRLE, brings the
+shadow up to date, by itself (as the fused XBZRLE step does) or by :meth:`refresh`; until then each harvest
+reports the page again.
 """
 from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport uint8_t, uint64_t
@@ -29,8 +31,8 @@ cdef enum:
 cdef class ShadowTracker(BlockTracker):
     """Dirty pages of one block by comparison with a shadow copy; see the module's text for who copies.
 
-    ``shadow`` is the caller's own buffer of the block's size (a page cache that is kept anyway), or None to allocate one at
-    the start. ``refresh`` says whether a harvest brings it up to date.
+    ``shadow`` is the caller's own buffer of the block's size (a page cache that is kept anyway), or None to
+    allocate one at the start. ``refresh`` says whether a harvest brings it up to date.
     """
 
     name = "shadow"
@@ -44,7 +46,7 @@ cdef class ShadowTracker(BlockTracker):
 
     def __init__(self, memory, *, block="ram", size_t page_bytes=4096, shadow=None, refresh=True):
         if isinstance(memory, ProcessMemory):
-            raise Unsupported(f"{block}: shadow compares memory of this process; map the other process's memory here first")
+            raise Unsupported(f"{block}: shadow compares memory of this process; map the other's here first")
         super().__init__(memory, block=block, page_bytes=page_bytes)
         self.refreshes = refresh
         if shadow is not None:
@@ -52,7 +54,8 @@ cdef class ShadowTracker(BlockTracker):
                 if view.readonly or not view.c_contiguous:
                     raise BufferError(f"{block}: the shadow's buffer is read-only or not contiguous")
                 if view.nbytes != self.length_bytes:
-                    raise ValueError(f"{block}: a shadow of {view.nbytes} bytes for a block of {self.length_bytes}")
+                    raise ValueError(f"{block}: a shadow of {view.nbytes} bytes for a block of "
+                                     f"{self.length_bytes}")
         self.given = shadow
 
     @property
@@ -79,15 +82,15 @@ cdef class ShadowTracker(BlockTracker):
 
     cdef int find(self, uint64_t *found) except -1:
         cdef const kernels.colo_kernels *table = kernels.active()
-        cdef size_t chunk = CHUNK_BYTES // self.page_bytes, first = 0, count
+        cdef size_t chunk = CHUNK_BYTES // self.page_bytes, first = 0, count, at
         with nogil:
             if not self.refreshes:
                 table.scan(self.base, self.copy, self.pages, self.page_bytes, found, 0)
             else:
                 while first < self.pages:
                     count = min(chunk, self.pages - first)
-                    if table.scan(self.base + first * self.page_bytes, self.copy + first * self.page_bytes, count,
-                                  self.page_bytes, found, first):
+                    at = first * self.page_bytes
+                    if table.scan(self.base + at, self.copy + at, count, self.page_bytes, found, first):
                         self.copy_pages(found, first, count)
                     first += count
         return 0
@@ -108,8 +111,9 @@ cdef class ShadowTracker(BlockTracker):
             page += 1
 
     def refresh(self, bitmap):
-        """Copy the pages whose bits are set in ``bitmap`` from memory into the shadow. TrackerError when not started, or the memory
-        is gone. The VM must be paused, or the pages be taken from the shadow afterwards."""
+        """Copy the pages whose bits are set in ``bitmap`` from memory into the shadow. TrackerError when
+        not started, or the memory is gone. The VM must be paused, or the pages be taken from the shadow
+        afterwards."""
         cdef Py_buffer view
         with self.lock:
             self.require_running()

@@ -1,10 +1,14 @@
-"""Dirty pages by Linux's soft-dirty bits: bit 55 of /proc/PID/pagemap, cleared by writing 4 to /proc/PID/clear_refs.
+"""Dirty pages by Linux's soft-dirty bits: bit 55 of /proc/PID/pagemap, cleared by writing 4 to
+/proc/PID/clear_refs.
 
-It works on memory of every kind and on any process one may trace, and needs CONFIG_MEM_SOFT_DIRTY. Two things to know:
+It works on memory of every kind and on any process one may trace, and needs CONFIG_MEM_SOFT_DIRTY. Two
+things to know:
 
-- Reading and clearing are two steps, and a write between them is lost: **the VM must stand still during a harvest.**
-- Clearing is for the whole process. All trackers of one process therefore share each clearing: before it, the bits of all
-  of them are collected. Another program that clears the same process (a checkpointing tool) destroys the tracking unseen.
+- Reading and clearing are two steps, and a write between them is lost: **the VM must stand still during a
+  harvest.**
+- Clearing is for the whole process. All trackers of one process therefore share each clearing: before it,
+  the bits of all of them are collected. Another program that clears the same process (a checkpointing tool)
+  destroys the tracking unseen.
 """
 from libc.errno cimport EINTR, errno as c_errno
 from libc.stdint cimport uint64_t, uintptr_t
@@ -56,8 +60,9 @@ class ProcessBits:
 
 
 def probe(pid: int = 0) -> str | None:
-    """None when the kernel keeps soft-dirty bits and process ``pid`` (0: this one) may be watched; otherwise why not. Clears
-    nothing: a page written for the first time has its bit set where there are such bits."""
+    """None when the kernel keeps soft-dirty bits and process ``pid`` (0: this one) may be watched;
+    otherwise why not. Clears nothing: a page written for the first time has its bit set where there are
+    such bits."""
     cdef int fd
     cdef uint64_t entry = 0
     cdef unsigned char[::1] view
@@ -83,7 +88,8 @@ def probe(pid: int = 0) -> str | None:
 
 
 cdef class SoftDirtyTracker(BlockTracker):
-    """Dirty pages of one block by soft-dirty bits. The VM must stand still during a harvest; see the module's text."""
+    """Dirty pages of one block by soft-dirty bits. The VM must stand still during a harvest; see the
+    module's text."""
 
     name = "softdirty"
     atomic = False
@@ -115,12 +121,14 @@ cdef class SoftDirtyTracker(BlockTracker):
         return 0
 
     cdef int find(self, uint64_t *found) except -1:
-        # This tracker's own bits go the same way as those of its neighbours: into what is pending, which the harvest takes.
+        # This tracker's own bits go the same way as those of its neighbours: into what is pending, which
+        # the harvest takes.
         self.gather(False)
         return 0
 
     cdef int gather(self, bint join) except -1:
-        """Collects for every tracker of the process, then clears for all; ``join``: this one counts from then on."""
+        """Collects for every tracker of the process, then clears for all; ``join``: this one counts from
+        then on."""
         cdef SoftDirtyTracker tracker
         with self.bits.lock:
             try:
@@ -156,7 +164,8 @@ cdef class SoftDirtyTracker(BlockTracker):
                 for i in range(count):
                     if (entries[i] >> 55 & 1) != <uint64_t>run:
                         if run:
-                            fill_addresses(words, base, self.length_bytes, self.page_bytes, low, (at + i) * grain)
+                            fill_addresses(words, base, self.length_bytes, self.page_bytes, low,
+                                           (at + i) * grain)
                         else:
                             low = (at + i) * grain
                         run = not run

@@ -1,5 +1,5 @@
-/* Dirty bits that several threads set while one takes them: page n is bit n % 64 of word n / 64, every word touched atomically.
- * And the two questions a tracker asks about the memory under it. */
+/* Dirty bits that several threads set while one takes them: page n is bit n % 64 of word n / 64, every word
+ * touched atomically. And the two questions a tracker asks about the memory under it. */
 #pragma once
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -61,8 +61,8 @@ static inline void colo_words_clear(uint64_t *words, size_t count)
         __atomic_store_n(&words[i], 0, __ATOMIC_RELAXED);
 }
 
-/* Is [base, base + length) of this process still mapped, and backed to its last byte? 0 when so; ENOMEM: a part was unmapped;
- * EFAULT: the file under it was made shorter (reading on would be SIGBUS). */
+/* Is [base, base + length) of this process still mapped, and backed to its last byte? 0 when so; ENOMEM: a
+ * part was unmapped; EFAULT: the file under it was made shorter (reading on would be SIGBUS). */
 static inline int colo_memory_lost(const uint8_t *base, size_t length, size_t host_page_bytes)
 {
     uintptr_t low = (uintptr_t)base & ~(uintptr_t)(host_page_bytes - 1);

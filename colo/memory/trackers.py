@@ -1,17 +1,19 @@
-"""Dirty trackers by name, for all RAM blocks of a VM at once, with the reasons of those that cannot work here.
+"""Dirty trackers by name, for all RAM blocks of a VM at once, with the reasons of those that cannot work
+here.
 
-=========== ============================================ ====== ========== =======================================
-name        finds writes by                              atomic by content costs
-=========== ============================================ ====== ========== =======================================
-pagemap     PAGEMAP_SCAN (Linux 6.7)                     yes    no         a fault per page first written
-shadow      comparing with a copy                        yes    yes        as much memory again, reads both
-hash        comparing a keyed 128-bit hash per page      yes    yes        reads all memory; 2^-64 per change to miss it
-softdirty   soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)      no     no         a fault per page first written, whole process
-explicit    the VM's own reports                         yes    no         what the VM pays for its reports
-=========== ============================================ ====== ========== =======================================
+========== ======================================== ====== ========== =================================
+name       finds writes by                          atomic by content costs
+========== ======================================== ====== ========== =================================
+pagemap    PAGEMAP_SCAN (Linux 6.7)                 yes    no         a fault per page first written
+shadow     comparing with a copy                    yes    yes        the memory again, reads both
+hash       comparing a 128-bit keyed hash per page  yes    yes        reads all, 2^-64 to miss a change
+softdirty  soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)  no     no         faults in the whole process
+explicit   the VM's own reports                     yes    no         what reporting costs the VM
+========== ======================================== ====== ========== =================================
 
-``auto`` takes ``pagemap`` where this machine and all blocks allow it, otherwise ``shadow``. ``hash`` (it may miss), ``softdirty``
-(it clears a whole process) and ``explicit`` (the VM must do its part) are taken only when asked for by name.
+``auto`` takes ``pagemap`` where this machine and all blocks allow it, otherwise ``shadow``. ``hash`` (it
+may miss), ``softdirty`` (it clears a whole process) and ``explicit`` (the VM must do its part) are taken
+only when asked for by name.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
     Blocks = GuestMemory | Sequence[GuestBlock] | Mapping[str, Buffer | ProcessMemory]
 
 KINDS: dict[str, type[Any]] = {
-    kind.name: kind for kind in (PagemapTracker, ShadowTracker, HashTracker, SoftDirtyTracker, ExplicitTracker)
+    kind.name: kind
+    for kind in (PagemapTracker, ShadowTracker, HashTracker, SoftDirtyTracker, ExplicitTracker)
 }
 """The trackers by name, in the order of preference."""
 
@@ -54,8 +57,8 @@ class ProbeResult(NamedTuple):
 
 
 def probe() -> list[ProbeResult]:
-    """Try every kind of tracker on this machine, in this process. Takes well under a millisecond and disturbs no tracker that
-    runs."""
+    """Try every kind of tracker on this machine, in this process. Takes well under a millisecond and
+    disturbs no tracker that runs."""
     results = []
     for name in KINDS:
         reason = None
@@ -70,8 +73,8 @@ def probe() -> list[ProbeResult]:
 class MemoryTracker(Generic[Part]):
     """One kind of tracker over all blocks of a VM: a :class:`colo.abc.DirtyTracker`.
 
-    ``parts`` are the trackers of the blocks, in the blocks' order; ``tracker["pc.ram"]`` is one of them, for what only its kind can
-    do. ``refused`` says which kinds ``auto`` passed over, and why.
+    ``parts`` are the trackers of the blocks, in the blocks' order; ``tracker["pc.ram"]`` is one of them,
+    for what only its kind can do. ``refused`` says which kinds ``auto`` passed over, and why.
     """
 
     def __init__(self, parts: Sequence[Part], *, refused: Sequence[ProbeResult] = ()) -> None:
@@ -106,13 +109,15 @@ class MemoryTracker(Generic[Part]):
             undo.pop_all()
 
     def harvest(self, bitmaps: Sequence[Buffer]) -> int:
-        """Move the dirty pages of all blocks out; returns how many. When one block fails (TrackerError), what was harvested from the
-        blocks before it is given back; bits set in ``bitmaps`` so far may stay set."""
+        """Move the dirty pages of all blocks out; returns how many. When one block fails (TrackerError),
+        what was harvested from the blocks before it is given back; bits set in ``bitmaps`` so far may stay
+        set."""
         self._match(bitmaps)
         pages = 0
         with ExitStack() as undo:
             for n, (part, bitmap) in enumerate(zip(self.parts, bitmaps, strict=True)):
-                # Soft-dirty bits are cleared for a whole process: the first harvest has collected those of all blocks.
+                # Soft-dirty bits are cleared for a whole process: the first harvest has collected those of
+                # all blocks.
                 known = n > 0 and isinstance(part, SoftDirtyTracker) and part.pid == self.parts[0].pid
                 pages += part.harvest_pending(bitmap) if known else part.harvest(bitmap)
                 undo.callback(part.give_back, bitmap)
@@ -161,7 +166,9 @@ def open_tracker(
     name: Literal["shadow"], blocks: Blocks, *, page_bytes: int = ..., refresh: bool = ...
 ) -> MemoryTracker[ShadowTracker]: ...
 @overload
-def open_tracker(name: Literal["hash"], blocks: Blocks, *, page_bytes: int = ...) -> MemoryTracker[HashTracker]: ...
+def open_tracker(
+    name: Literal["hash"], blocks: Blocks, *, page_bytes: int = ...
+) -> MemoryTracker[HashTracker]: ...
 @overload
 def open_tracker(
     name: Literal["softdirty"], blocks: Blocks, *, page_bytes: int = ...
@@ -175,10 +182,10 @@ def open_tracker(name: str, blocks: Blocks, *, page_bytes: int = ...) -> MemoryT
 def open_tracker(name: str, blocks: Blocks, *, page_bytes: int = 4096, **options: Any) -> MemoryTracker[Any]:
     """A tracker of this kind (or ``auto``) over ``blocks``, not started yet.
 
-    ``blocks`` is a VM's memory, its blocks, or ``{name: buffer or ProcessMemory}``. Options: ``refresh`` of ``shadow``
-    (:class:`~colo._fast.tracker_shadow.ShadowTracker`), ``userfaultfd`` of ``pagemap``
-    (:class:`~colo._fast.tracker_pagemap.PagemapTracker`). ValueError for an unknown name, Unsupported, with the reason, when
-    this machine cannot.
+    ``blocks`` is a VM's memory, its blocks, or ``{name: buffer or ProcessMemory}``. Options: ``refresh`` of
+    ``shadow`` (:class:`~colo._fast.tracker_shadow.ShadowTracker`), ``userfaultfd`` of ``pagemap``
+    (:class:`~colo._fast.tracker_pagemap.PagemapTracker`). ValueError for an unknown name, Unsupported, with
+    the reason, when this machine cannot.
     """
     named = _named(blocks)
     if name == "auto":
@@ -188,7 +195,9 @@ def open_tracker(name: str, blocks: Blocks, *, page_bytes: int = 4096, **options
     for result in probe():
         if result.name == name and not result.available:
             raise Unsupported(f"dirty tracker {name}: {result.reason}")
-    return MemoryTracker([KINDS[name](memory, block=idstr, page_bytes=page_bytes, **options) for idstr, memory in named])
+    kind = KINDS[name]
+    parts = [kind(memory, block=idstr, page_bytes=page_bytes, **options) for idstr, memory in named]
+    return MemoryTracker(parts)
 
 
 def _open_auto(
