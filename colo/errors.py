@@ -12,6 +12,7 @@
     ├── NoCheckpoint           there is nothing to resume from yet
     ├── ArbitrationError       who may run could not be decided: nobody does
     │   └── ArbitrationLost    the other side won this generation
+    ├── TrackerError           a dirty tracker cannot start, or lost sight of memory: a full copy is needed
     ├── StorageError           a RAM image or a checkpoint could not be kept (disk full, permissions)
     ├── QemuError              a QEMU process or its QMP
     │   ├── QemuUnsupported    this QEMU cannot do what is asked, and why
@@ -107,6 +108,10 @@ class ArbitrationError(ColoError):
 
 class ArbitrationLost(ArbitrationError):
     """The other side holds the next generation: this side must stop its VM."""
+
+
+class TrackerError(ColoError):
+    """A dirty tracker that is not running, cannot watch this memory, or lost sight of it (the message says which)."""
 
 
 class StorageError(ColoError):

@@ -1,0 +1,44 @@
+"""Dirty pages by Linux's PAGEMAP_SCAN over memory write-protected through userfaultfd in asynchronous mode
+(Linux 6.7)."""
+
+from typing import ClassVar
+
+from typing_extensions import Buffer
+
+from colo._fast.tracker_base import BlockTracker, ProcessMemory
+
+FEATURES: dict[str, int]
+
+def open_userfaultfd() -> int:
+    """A userfaultfd of this process, ready for :class:`PagemapTracker`; also for another process to be
+    given (over a unix socket), which then tracks this one's memory. Unsupported says what is missing."""
+
+def probe() -> str | None:
+    """None when the tracker works on this machine, in this process; otherwise why not."""
+
+class PagemapTracker(BlockTracker):
+    """Dirty pages of one block by PAGEMAP_SCAN.
+
+    Harvesting is atomic towards writing threads. The memory is refused (TrackerError) when another
+    userfaultfd watches it, a second tracker of this kind included. For a :class:`ProcessMemory`,
+    ``userfaultfd`` is a descriptor of :func:`open_userfaultfd` made *in that process*; it stays the
+    caller's to close.
+
+    Seen: writes through this mapping, also by system calls and KVM guests. Not seen: another mapping of the
+    same file, DMA into pinned pages, holes punched in the file below: :meth:`mark` those.
+    """
+
+    name: ClassVar[str]
+    atomic: ClassVar[bool]
+    by_content: ClassVar[bool]
+    def __init__(
+        self,
+        memory: Buffer | ProcessMemory,
+        *,
+        block: str = "ram",
+        page_bytes: int = 4096,
+        userfaultfd: int | None = None,
+    ) -> None: ...
+    def fits(self) -> str | None:
+        """None when this block can be tracked, otherwise why not; registers it for a moment, protecting
+        nothing."""

@@ -1,0 +1,186 @@
+"""Dirty pages by Linux's soft-dirty bits: bit 55 of /proc/PID/pagemap, cleared by writing 4 to
+/proc/PID/clear_refs.
+
+It works on memory of every kind and on any process one may trace, and needs CONFIG_MEM_SOFT_DIRTY. Two
+things to know:
+
+- Reading and clearing are two steps, and a write between them is lost: **the VM must stand still during a
+  harvest.**
+- Clearing is for the whole process. All trackers of one process therefore share each clearing: before it,
+  the bits of all of them are collected. Another program that clears the same process (a checkpointing tool)
+  destroys the tracking unseen.
+"""
+from libc.errno cimport EINTR, errno as c_errno
+from libc.stdint cimport uint64_t, uintptr_t
+from posix.unistd cimport pread
+
+from colo._fast.tracker_base cimport BlockTracker, fill_addresses, merge_words
+
+import mmap
+import os
+import threading
+import weakref
+
+from colo.errors import Unsupported
+
+
+cdef enum:
+    ENTRIES = 8192                      # 64 KiB of pagemap at a time: 32 MiB of memory
+    CLEAR_SOFT_DIRTY = 4
+
+processes = weakref.WeakValueDictionary()
+processes_lock = threading.Lock()
+
+
+class ProcessBits:
+    """The soft-dirty bits of one process: its files, and the trackers that share each clearing."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.trackers = weakref.WeakSet()
+        self.pagemap = self.clear_refs = -1
+        self.lock = threading.Lock()
+        where = f"/proc/{pid}"
+        try:
+            self.pagemap = os.open(f"{where}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unsupported(f"{where}/pagemap cannot be opened: {error.strerror}") from error
+        try:
+            self.clear_refs = os.open(f"{where}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unsupported(f"{where}/clear_refs cannot be opened: {error.strerror}") from error
+
+    def clear(self) -> None:
+        os.write(self.clear_refs, b"%d" % CLEAR_SOFT_DIRTY)
+
+    def __del__(self) -> None:
+        for fd in (self.pagemap, self.clear_refs):
+            if fd >= 0:
+                os.close(fd)
+
+
+def probe(pid: int = 0) -> str | None:
+    """None when the kernel keeps soft-dirty bits and process ``pid`` (0: this one) may be watched;
+    otherwise why not. Clears nothing: a page written for the first time has its bit set where there are
+    such bits."""
+    cdef int fd
+    cdef uint64_t entry = 0
+    cdef unsigned char[::1] view
+    try:
+        for whose in {os.getpid(), pid or os.getpid()}:
+            ProcessBits(whose)
+    except Unsupported as reason:
+        return str(reason)
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+            page[0] = 1
+            view = page
+            at = <uint64_t><uintptr_t>&view[0] // <uint64_t>mmap.PAGESIZE * 8
+            view = None
+            if pread(fd, &entry, 8, at) != 8:
+                return "/proc/self/pagemap cannot be read"
+    finally:
+        os.close(fd)
+    if not entry >> 55 & 1:
+        return "this kernel keeps no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)"
+    return None
+
+
+cdef class SoftDirtyTracker(BlockTracker):
+    """Dirty pages of one block by soft-dirty bits. The VM must stand still during a harvest; see the
+    module's text."""
+
+    name = "softdirty"
+    atomic = False
+    by_content = False
+
+    cdef object __weakref__
+    cdef object bits
+    cdef bytearray entries
+
+    def __init__(self, memory, *, block="ram", size_t page_bytes=4096):
+        super().__init__(memory, block=block, page_bytes=page_bytes)
+        self.entries = bytearray(8 * ENTRIES)
+
+    cdef int begin(self) except -1:
+        reason = probe(self.pid)
+        if reason is not None:
+            raise Unsupported(f"{self.block}: softdirty: {reason}")
+        pid = self.pid or os.getpid()
+        with processes_lock:
+            bits = processes.get(pid)
+            if bits is None:
+                bits = processes[pid] = ProcessBits(pid)
+        self.bits = bits
+        try:
+            self.gather(True)
+        except BaseException:
+            self.bits = None
+            raise
+        return 0
+
+    cdef int find(self, uint64_t *found) except -1:
+        # This tracker's own bits go the same way as those of its neighbours: into what is pending, which
+        # the harvest takes.
+        self.gather(False)
+        return 0
+
+    cdef int gather(self, bint join) except -1:
+        """Collects for every tracker of the process, then clears for all; ``join``: this one counts from
+        then on."""
+        cdef SoftDirtyTracker tracker
+        with self.bits.lock:
+            try:
+                for tracker in self.bits.trackers:
+                    tracker.collect(self.bits.pagemap)
+                self.bits.clear()
+            except OSError as error:
+                raise self.lose(f"the soft-dirty bits of process {self.bits.pid} are out of reach "
+                                f"({error.strerror})") from error
+            if join:
+                self.bits.trackers.add(self)
+        return 0
+
+    cdef int collect(self, int fd) except -1:
+        """Bits of the pages written into ``pending``."""
+        cdef uint64_t grain = self.host_page_bytes, base = <uint64_t><uintptr_t>self.base
+        cdef uint64_t at = base // grain, end = (base + self.length_bytes + grain - 1) // grain, low = 0
+        cdef uint64_t *entries = <uint64_t *><char *>self.entries
+        cdef bytearray scratch = bytearray(8 * self.words)
+        cdef uint64_t *words = <uint64_t *><char *>scratch
+        cdef Py_ssize_t got = 0
+        cdef size_t i, count
+        cdef bint run = False
+        with nogil:
+            while at < end:
+                count = min(<uint64_t>ENTRIES, end - at)
+                got = pread(fd, entries, 8 * count, 8 * at)
+                if got < 0 and c_errno == EINTR:
+                    continue
+                if got < 8:
+                    break
+                count = <size_t>got // 8
+                for i in range(count):
+                    if (entries[i] >> 55 & 1) != <uint64_t>run:
+                        if run:
+                            fill_addresses(words, base, self.length_bytes, self.page_bytes, low,
+                                           (at + i) * grain)
+                        else:
+                            low = (at + i) * grain
+                        run = not run
+                at += count
+            if run:
+                fill_addresses(words, base, self.length_bytes, self.page_bytes, low, at * grain)
+            merge_words(self.pending, words, self.words, self.tail_mask)
+        if at < end:
+            if got < 0:
+                raise OSError(c_errno, os.strerror(c_errno))
+            raise OSError(0, "the process is gone")
+        return 0
+
+    cdef int end(self) except -1:
+        with self.bits.lock:
+            self.bits.trackers.discard(self)
+        self.bits = None
+        return 0
