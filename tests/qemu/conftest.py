@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_machine import GUEST, RAM_MIB, Machine
+from tests.qemu.tiny_machine import GUEST, RAM_MIB, Machine
 
 from colo.qemu.guest import make_guest_rom
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_machine import Machine, wait_for_lines
+from tests.qemu.tiny_machine import Machine, wait_for_lines
 
 from colo.errors import QemuError, QemuUnsupported
 from colo.qemu.primary import ColoSettings, QemuPrimary

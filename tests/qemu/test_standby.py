@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_machine import GUEST, Machine, wait_for_lines
+from tests.qemu.tiny_machine import GUEST, Machine, wait_for_lines
 
 from colo.errors import StandbyError
 from colo.qemu.guest import check_guest_memory
