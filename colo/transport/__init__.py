@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from colo.transport.admission import Admission
 from colo.transport.channel import Listener, connect, listen
 from colo.transport.process import ExecSocket, open_file
-from colo.transport.sockets import TcpOptions, abort
+from colo.transport.sockets import TcpOptions, abort, tune
+from colo.transport.tcp import check_plaintext
 from colo.transport.uri import ExecUri, FdUri, FileUri, TcpUri, TransportUri, UnixUri, parse_uri
 
 __all__ = [
-    "Admission",
     "ExecSocket",
     "ExecUri",
     "FdUri",
@@ -23,8 +22,10 @@ __all__ = [
     "TransportUri",
     "UnixUri",
     "abort",
+    "check_plaintext",
     "connect",
     "listen",
     "open_file",
     "parse_uri",
+    "tune",
 ]

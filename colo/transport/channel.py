@@ -6,13 +6,13 @@ import contextlib
 import errno
 import os
 import select
-import socket
 import threading
 import time
+from socket import socket as Socket
 
 from colo.errors import AddressError, ChannelError, DeadlineExceeded, Interrupted
 from colo.transport.process import adopt_fd, is_listening, start_exec
-from colo.transport.sockets import TcpOptions, is_tcp, prepare
+from colo.transport.sockets import TcpOptions, is_tcp, tune
 from colo.transport.tcp import address_of, connect_tcp, listen_tcp
 from colo.transport.unix import UnixName, connect_unix, listen_unix
 from colo.transport.uri import ExecUri, FdUri, FileUri, TcpUri, TransportUri, UnixUri, parse_uri
@@ -31,11 +31,11 @@ class Listener:
     def __init__(
         self,
         uri: TransportUri,
-        sock: socket.socket | None,
+        sock: Socket | None,
         *,
         options: TcpOptions,
         name: UnixName | None = None,
-        once: socket.socket | None = None,
+        once: Socket | None = None,
     ) -> None:
         self._uri = uri
         self._sock = sock
@@ -56,11 +56,21 @@ class Listener:
             self._uri = _with_port(self._uri, self._sock)
         return str(self._uri)
 
+    @property
+    def socket(self) -> Socket:
+        """The listening socket itself, not blocking: for who polls it together with others.
+
+        :raises AddressError: there is none, since the transport has one connection and no more.
+        """
+        if self._sock is None:
+            raise AddressError(f"{self._uri} does not listen: it has one connection, which accept() gives")
+        return self._sock
+
     def fileno(self) -> int:
         """For poll and select: readable when a connection waits. -1 when there is no listening socket."""
         return -1 if self._sock is None else self._sock.fileno()
 
-    def accept(self, timeout: float | None = None) -> socket.socket:
+    def accept(self, timeout: float | None = None) -> Socket:
         """The next connection: a blocking socket with its options set.
 
         :param timeout: in seconds; None waits for ever.
@@ -80,7 +90,7 @@ class Listener:
                 if self._closed and not self._accepting:
                     self._let_go()
 
-    def _accept(self, deadline: float | None) -> socket.socket:
+    def _accept(self, deadline: float | None) -> Socket:
         with self._lock:
             once, self._once = self._once, None
         if once is not None:
@@ -106,7 +116,7 @@ class Listener:
                     continue
                 raise ChannelError(f"{self.address}: cannot accept: {error.strerror}") from error
             try:
-                return prepare(sock, self._options)
+                return tune(sock, options=self._options)
             except OSError:
                 sock.close()  # reset already
 
@@ -145,7 +155,7 @@ class Listener:
             self.close()
 
 
-def _with_port(uri: TransportUri, sock: socket.socket) -> TransportUri:
+def _with_port(uri: TransportUri, sock: Socket) -> TransportUri:
     if isinstance(uri, TcpUri) and uri.port == 0:
         return TcpUri(uri.host, sock.getsockname()[1])
     if isinstance(uri, FdUri):
@@ -178,7 +188,7 @@ def listen(
         sock = adopt_fd(where)
         if is_listening(sock):
             return Listener(where, sock, options=options)
-        return Listener(where, None, options=options, once=prepare(sock, options))
+        return Listener(where, None, options=options, once=tune(sock, options=options))
     if isinstance(where, ExecUri):
         return Listener(where, None, options=options, once=start_exec(where))
     raise AddressError(f"{where}: a file cannot be listened on; it can be inspected, or loaded")
@@ -190,7 +200,7 @@ def connect(
     *,
     insecure: bool = False,
     options: TcpOptions | None = None,
-) -> socket.socket:
+) -> Socket:
     """Connect to ``uri``: a blocking socket with its options set.
 
     :param timeout: in seconds, for all of it (resolving, every address of a name).
@@ -215,4 +225,4 @@ def connect(
         sock = start_exec(where)
     elif isinstance(where, FileUri):
         raise AddressError(f"{where}: nothing answers from a file; it can be inspected, or loaded")
-    return prepare(sock, options)
+    return tune(sock, options=options)

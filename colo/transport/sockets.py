@@ -28,11 +28,20 @@ def is_tcp(sock: socket.socket) -> bool:
     return sock.family in {socket.AF_INET, socket.AF_INET6}
 
 
-def prepare(sock: socket.socket, options: TcpOptions) -> socket.socket:
-    """Blocking, and for TCP: no delay of small segments, keepalive, a limit on unanswered data.
+def tune(
+    sock: socket.socket, user_timeout_s: float | None = None, *, options: TcpOptions | None = None
+) -> socket.socket:
+    """Blocking, and for TCP: no delay of small segments, keepalive, a limit on unanswered data. Returns
+    ``sock``.
 
     The buffers are left alone: a size that is set switches the kernel's own tuning of them off.
+
+    :param user_timeout_s: instead of the one in ``options``.
     """
+    options = options or TcpOptions()
+    user_timeout_ms = (
+        options.user_timeout_ms if user_timeout_s is None else max(1, round(user_timeout_s * 1000))
+    )
     sock.setblocking(True)
     if is_tcp(sock):
         for option, value in (
@@ -40,7 +49,7 @@ def prepare(sock: socket.socket, options: TcpOptions) -> socket.socket:
             (socket.TCP_KEEPIDLE, options.keepalive_idle_s),
             (socket.TCP_KEEPINTVL, options.keepalive_interval_s),
             (socket.TCP_KEEPCNT, options.keepalive_count),
-            (socket.TCP_USER_TIMEOUT, options.user_timeout_ms),
+            (socket.TCP_USER_TIMEOUT, user_timeout_ms),
         ):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

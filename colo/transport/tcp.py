@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from colo.errors import AddressError, ChannelError, DeadlineExceeded
-from colo.transport.uri import TcpUri
+from colo.transport.uri import TcpUri, TransportUri, parse_uri
 
 _Resolved = tuple[socket.AddressFamily, tuple[Any, ...]]
 
@@ -66,6 +66,19 @@ def connect_tcp(uri: TcpUri, deadline: float, *, insecure: bool) -> socket.socke
     raise ChannelError(text)
 
 
+def check_plaintext(uri: str | TransportUri, *, insecure: bool) -> None:
+    """Refuse a URI over which guest memory would leave this machine in plaintext; for what others are to
+    connect to.
+
+    :raises AddressError: it would, and ``insecure`` is not set; or the URI is malformed or cannot be
+        resolved.
+    """
+    where = parse_uri(uri) if isinstance(uri, str) else uri
+    if isinstance(where, TcpUri) and not insecure:
+        for _, address in _resolve(where, time.monotonic() + 30, passive=False):
+            _refuse_plaintext(where, address, insecure)
+
+
 def address_of(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     return str(TcpUri(host, port))
@@ -112,6 +125,6 @@ def _refuse_plaintext(uri: TcpUri, address: tuple[Any, ...], insecure: bool) -> 
     raise AddressError(
         f"{uri}: {address[0]} is not this machine, and plaintext TCP would let everybody on the way read and "
         f"change the guest's memory. Tunnel it (ssh -N -L {port}:127.0.0.1:{port} HOST, then connect to "
-        f"tcp:127.0.0.1:{port}), or insist with --insecure (insecure=True) on a network that is yours alone; TLS "
-        "is not there yet"
+        f"tcp:127.0.0.1:{port}), or insist with --insecure (insecure=True) on a network that is yours alone; "
+        "TLS is not there yet"
     )

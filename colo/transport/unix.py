@@ -112,12 +112,17 @@ def _take_away_if_stale(uri: UnixUri, directory: int) -> None:
 
 
 def _alive(uri: UnixUri, path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    """Does any socket belong to this name?
+
+    Tried with a datagram socket: one of another type says that it is there by refusing that (EPROTOTYPE),
+    and is not bothered by a connection that it would have to accept.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         probe.setblocking(False)
         code = probe.connect_ex(path)
     if code in {errno.ECONNREFUSED, errno.ENOENT}:
         return False
-    if code in {0, errno.EAGAIN, errno.EINPROGRESS, errno.EPROTOTYPE}:
+    if code in {0, errno.EPROTOTYPE, errno.EAGAIN}:
         return True
     raise ChannelError(f"cannot listen on {uri}: it is there and cannot be tried: {os.strerror(code)}")
 
