@@ -22,8 +22,7 @@ _AGAIN = {errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.ENE
 
 
 class Listener:
-    """Gives connections, one after the other. Made by :func:`listen`; closing it removes a unix socket's
-    name.
+    """Gives connections, one after the other. Made by :func:`listen`; closing removes a unix socket's name.
 
     ``exec:`` and an ``fd:`` that is connected already give exactly one.
     """
@@ -116,9 +115,11 @@ class Listener:
                     continue
                 raise ChannelError(f"{self.address}: cannot accept: {error.strerror}") from error
             try:
-                return tune(sock, options=self._options)
+                tune(sock, options=self._options)
             except OSError:
                 sock.close()  # reset already
+                continue
+            return sock
 
     def close(self) -> None:
         """Stop listening; a waiting :meth:`accept` ends with Interrupted. Connections that were given stay
@@ -188,7 +189,8 @@ def listen(
         sock = adopt_fd(where)
         if is_listening(sock):
             return Listener(where, sock, options=options)
-        return Listener(where, None, options=options, once=tune(sock, options=options))
+        tune(sock, options=options)
+        return Listener(where, None, options=options, once=sock)
     if isinstance(where, ExecUri):
         return Listener(where, None, options=options, once=start_exec(where))
     raise AddressError(f"{where}: a file cannot be listened on; it can be inspected, or loaded")
@@ -225,4 +227,5 @@ def connect(
         sock = start_exec(where)
     elif isinstance(where, FileUri):
         raise AddressError(f"{where}: nothing answers from a file; it can be inspected, or loaded")
-    return tune(sock, options=options)
+    tune(sock, options=options)
+    return sock

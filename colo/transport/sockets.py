@@ -30,7 +30,7 @@ def is_tcp(sock: socket.socket) -> bool:
 
 def tune(
     sock: socket.socket, user_timeout_s: float | None = None, *, options: TcpOptions | None = None
-) -> socket.socket:
+) -> None:
     """Blocking, and for TCP: no delay of small segments, keepalive, a limit on unanswered data. Returns
     ``sock``.
 
@@ -53,7 +53,6 @@ def tune(
         ):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return sock
 
 
 def abort(sock: socket.socket) -> None:
