@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from colo.errors import QemuError, QemuUnsupported, StandbyError
-from colo.qemu.process import QemuProcess, private_directory, unix_path
+from colo.qemu.command_line import StandbyCommand
+from colo.qemu.process import QemuProcess, unix_path
 from colo.qemu.qmp import EventSubscription, QmpError, QmpEvent, QmpLost, QmpTimeout
 
 RESIZABLE_PREFIX = "/rom@"
@@ -34,41 +35,57 @@ class RamBlock:
 
 
 @dataclass(frozen=True)
-class TakeoverReport:
-    """A takeover's times, in milliseconds from :meth:`Standby.connect`.
+class LoadReport:
+    """How the stand-by took the stream, in milliseconds.
 
-    ``accepted_ms``: QEMU took the connection; ``loaded_ms``: the whole stream is loaded and the VM starts;
-    ``running_ms``: QMP confirmed that it runs. The first two are by QEMU's own event timestamps.
+    ``accepted_ms`` and ``loaded_ms``: from :meth:`Standby.connect` to the connection taken, and to the
+    stream loaded and the VM started, by QEMU's own event timestamps. ``running_ms``: from there to QMP's
+    confirmation that it runs. ``total_ms``: from :meth:`Standby.connect` to that confirmation.
     """
 
     accepted_ms: float | None
     loaded_ms: float
     running_ms: float
-    qmp_path: Path
-    pid: int
+    total_ms: float
 
 
 class Standby:
-    """A stand-by QEMU: :meth:`start`, :meth:`check`, :meth:`prepare`; :meth:`connect`, :meth:`finish`."""
+    """A stand-by QEMU: :meth:`start`, :meth:`check`, :meth:`prepare`; :meth:`connect`, :meth:`finish`.
 
-    def __init__(self, process: QemuProcess, work_dir: Path) -> None:
-        self.process = process
-        self.work_dir = work_dir
-        self.incoming_path = work_dir / "incoming.sock"
-        self.ignore_shared = False
-        """Whether :meth:`prepare` switched x-ignore-shared on: the stream must say so too."""
+    ``command`` is what :func:`colo.qemu.command_line.derive_standby` made, or a command line as it is.
+    """
+
+    def __init__(self, command: StandbyCommand | Sequence[str], work_dir: str | os.PathLike[str]) -> None:
+        if not isinstance(command, StandbyCommand):
+            command = StandbyCommand(tuple(command))
+        self.command = command
+        self.work_dir = Path(work_dir)
+        self.incoming_path = self.work_dir / "incoming.sock"
+        self.shared_blocks: tuple[str, ...] = ()
+        """The RAM blocks over shared files, whose pages the stream must leave out; known after
+        :meth:`prepare`.
+        """
+        self.block_addresses: dict[str, int] = {}
+        """For the stream's MEM_SIZE entries under x-ignore-shared; known after :meth:`prepare`."""
+        self._process: QemuProcess | None = None
         self._events: EventSubscription | None = None
         self._connected_at_ns = 0
         self._connected_at_us = 0
         self._handed_over = False
 
-    @classmethod
-    def start(cls, argv: Sequence[str], work_dir: str | os.PathLike[str], *, timeout_s: float = 20.0) -> Self:
-        """Start ``argv`` with its sockets in ``work_dir`` (0700); ``-incoming defer`` is added if missing.
+    @property
+    def process(self) -> QemuProcess:
+        """The QEMU. :raises StandbyError: it was not started."""
+        if self._process is None:
+            raise StandbyError("the stand-by is not started: call start() first")
+        return self._process
+
+    def start(self, timeout_s: float = 20.0) -> Self:
+        """Start QEMU with its sockets in ``work_dir`` (0700); ``-incoming defer`` is added if missing.
 
         :raises StandbyError: QEMU did not start; its own words are in the message.
         """
-        arguments = list(argv)
+        arguments = list(self.command.argv)
         if "-incoming" not in arguments and "--incoming" not in arguments:
             arguments += ["-incoming", "defer"]
         elif "defer" not in arguments:
@@ -76,23 +93,21 @@ class Standby:
                 "the stand-by's command line must say `-incoming defer`, or nothing about -incoming"
             )
         try:
-            directory = private_directory(work_dir)
-            process = QemuProcess.start(
-                arguments, directory, timeout_s=timeout_s, socket_name="standby-qmp.sock"
+            self._process = QemuProcess.start(
+                arguments, self.work_dir, timeout_s=timeout_s, socket_name="standby-qmp.sock"
             )
         except QemuError as error:
             raise StandbyError(f"the stand-by did not start: {error}") from error
-        standby = cls(process, directory)
         try:
-            status = process.status()
+            status = self.process.status()
             if status != "inmigrate":
                 raise StandbyError(
                     f"the stand-by's status is {status!r}, not `inmigrate`: it does not wait for a stream"
                 )
         except QemuError as error:
-            standby.close()
-            raise standby._explained(error) from error
-        return standby
+            self.close()
+            raise self._explained(error) from error
+        return self
 
     # Beforehand
 
@@ -109,16 +124,11 @@ class Standby:
             )
         return blocks
 
-    def check(
-        self,
-        machine_type: str,
-        blocks: Sequence[tuple[str, int]],
-        shared: Mapping[str, str | os.PathLike[str]] | None = None,
-    ) -> None:
+    def check(self, machine_type: str, blocks: Sequence[tuple[str, int]]) -> None:
         """Compare it with the primary's stream, before it is needed.
 
-        ``blocks`` are the stream's RAM blocks (idstr, used_length in bytes); ``shared`` maps those whose
-        RAM is kept in a file to that file.
+        ``blocks`` are the stream's RAM blocks (idstr, used_length in bytes). That the blocks which the
+        command shares really are maps of their files is checked too.
 
         :raises StandbyError: says everything that differs, and what to do about it.
         """
@@ -130,8 +140,8 @@ class Standby:
                     f"its machine is {ours}, the primary's is {machine_type}: give it -machine {machine_type}"
                 )
             differences += _block_differences(blocks, {block.idstr: block for block in self.ram_blocks()})
-            for idstr, path in (shared or {}).items():
-                differences += self._sharing_differences(idstr, Path(path))
+            for idstr, path in self.command.shared.items():
+                differences += self._sharing_differences(idstr, path)
         except QmpError as error:
             raise self._explained(error) from error
         if differences:
@@ -141,8 +151,7 @@ class Standby:
         advice = (
             f"give it -object memory-backend-file,id={idstr},share=on,size=…,mem-path={path} as its memory"
         )
-        backends = {str(entry.get("id")): entry for entry in self.process.qmp.execute("query-memdev")}
-        backend = backends.get(idstr)
+        backend = self._backends().get(idstr)
         if backend is None:
             return [f"its RAM block {idstr} is not in a file: {advice}"]
         if not backend.get("share"):
@@ -155,20 +164,24 @@ class Standby:
             return [f"it does not map {path}: {advice}"]
         return []
 
-    def block_addresses(self, idstrs: Sequence[str]) -> dict[str, int]:
-        """The address that the stream's MEM_SIZE entry of each shared block must carry under x-ignore-shared.
+    def _backends(self) -> dict[str, dict[str, Any]]:
+        """Its memory backends by the name of their RAM block."""
+        entries = self.process.qmp.execute("query-memdev")
+        backends = {str(entry.get("id")): entry for entry in entries}
+        return backends | {f"/objects/{name}": entry for name, entry in backends.items()}
+
+    def _addresses(self) -> dict[str, int]:
+        """The address that the MEM_SIZE entry of each shared block must carry under x-ignore-shared.
 
         QEMU compares it with the memory region's offset in its container (migration/ram.c:parse_ramblock):
-        0 for a machine's main memory, the place in the hot-plug window for a DIMM.
-
-        :raises StandbyError: a block is in no address space that ``info mtree`` shows.
+        0 for a machine's main memory, the place in the hot-plug window for a DIMM. It does so for every block
+        of its own that is shared, whether or not it is in one of our files.
         """
-        try:
-            tree = self.process.qmp.hmp("info mtree")
-        except QmpError as error:
-            raise self._explained(error) from error
+        backends = self._backends()
+        shared = [block.idstr for block in self.ram_blocks() if backends.get(block.idstr, {}).get("share")]
+        tree = self.process.qmp.hmp("info mtree")
         addresses = {}
-        for idstr in idstrs:
+        for idstr in shared:
             address = region_offset(tree, idstr)
             if address is None:
                 raise StandbyError(
@@ -177,28 +190,34 @@ class Standby:
             addresses[idstr] = address
         return addresses
 
-    def prepare(self, *, ignore_shared: bool) -> None:
+    def prepare(self, *, share_ram: bool = True) -> None:
         """Set capabilities and start listening, so that a takeover only has to connect and write.
 
+        With ``share_ram``, and if the command shares RAM blocks, their pages will not be expected in the
+        stream: see :attr:`shared_blocks`.
+
         :raises StandbyError: QEMU refused, or died.
-        :raises QemuUnsupported: ``ignore_shared`` is asked of a version that does not have it.
+        :raises QemuUnsupported: its version cannot leave shared RAM out of the stream.
         """
         qmp = self.process.qmp
-        if ignore_shared and not self.process.quirks.has_ignore_shared:
+        ignore_shared = share_ram and bool(self.command.shared)
+        capabilities = {"events": True}
+        if self.process.quirks.has_ignore_shared:
+            capabilities["x-ignore-shared"] = ignore_shared
+        elif ignore_shared:
             raise QemuUnsupported(
                 f"QEMU {self.process.version} has no x-ignore-shared: send all pages instead"
             )
-        capabilities = {"events": True, "x-ignore-shared": ignore_shared}
-        if not self.process.quirks.has_ignore_shared:
-            del capabilities["x-ignore-shared"]
         self.incoming_path.unlink(missing_ok=True)
         try:
             qmp.execute("migrate-set-capabilities", {"capabilities": capability_list(capabilities)})
             self._events = qmp.subscribe("MIGRATION", "RESUME", "STOP", "SHUTDOWN", "GUEST_PANICKED")
+            if ignore_shared:
+                self.block_addresses = self._addresses()
+                self.shared_blocks = tuple(self.command.shared)
             qmp.execute("migrate-incoming", {"uri": f"unix:{unix_path(self.incoming_path)}"})
         except QmpError as error:
             raise self._explained(error) from error
-        self.ignore_shared = ignore_shared
 
     # The takeover
 
@@ -219,7 +238,7 @@ class Standby:
             raise self._explained(QmpLost(f"the stand-by takes no connection: {error.strerror}")) from error
         return channel
 
-    def finish(self, timeout_s: float = 5.0) -> TakeoverReport:
+    def finish(self, timeout_s: float = 5.0) -> LoadReport:
         """Wait until the stream is loaded and the VM runs; ``cont`` it if it was started with ``-S``.
 
         :raises StandbyError: QEMU refused the stream (its own words are in the message), died, or was not
@@ -249,17 +268,15 @@ class Standby:
             ) from error
         except QmpError as error:
             raise self._explained(error) from error
-        running_ms = (time.monotonic_ns() - self._connected_at_ns) / 1e6
+        total_ms = (time.monotonic_ns() - self._connected_at_ns) / 1e6
         if status != "running":
             raise StandbyError(f"the stand-by loaded the stream, but its status is {status!r}{self._said()}")
-        pid = self.process.pid
-        assert pid is not None
-        return TakeoverReport(
+        loaded_ms = min(total_ms, (loaded.timestamp_us - self._connected_at_us) / 1e3)
+        return LoadReport(
             accepted_ms=None if accepted is None else (accepted.timestamp_us - self._connected_at_us) / 1e3,
-            loaded_ms=(loaded.timestamp_us - self._connected_at_us) / 1e3,
-            running_ms=running_ms,
-            qmp_path=self.process.qmp_path,
-            pid=pid,
+            loaded_ms=loaded_ms,
+            running_ms=total_ms - loaded_ms,
+            total_ms=total_ms,
         )
 
     def _await_running(self, deadline: float) -> str:
@@ -291,15 +308,20 @@ class Standby:
 
     # The end
 
+    @property
     def alive(self) -> bool:
         """Whether its process still runs (to be asked from time to time while it waits)."""
-        return self.process.alive()
+        return self._process is not None and self._process.alive()
+
+    def output(self) -> list[str]:
+        """The last lines it wrote to its standard output and error."""
+        return self._process.output if self._process is not None else []
 
     def close(self) -> None:
         """End it, unless it was handed over; leaves no process and no socket. Idempotent."""
-        if self._handed_over:
+        if self._handed_over or self._process is None:
             return
-        self.process.kill()
+        self._process.kill()
         self.incoming_path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.qemu.tiny_machine import GUEST, RAM_MIB, Machine
 
 from colo.qemu.guest import make_guest_rom
+from tests.qemu.tiny_machine import GUEST, RAM_MIB, Machine
 
 
 def _absent(what: str) -> None:

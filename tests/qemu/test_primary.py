@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.qemu.tiny_machine import Machine, wait_for_lines
 
 from colo.errors import QemuError, QemuUnsupported
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
 from colo.qemu.qmp import QmpEvent
 from colo.qemu.standby import capability_list
+from tests.qemu.tiny_machine import Machine, wait_for_lines
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]
 

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.qemu.tiny_machine import GUEST, Machine, wait_for_lines
 
 from colo.errors import StandbyError
+from colo.qemu.command_line import StandbyCommand
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.process import Qemu, QemuProcess
 from colo.qemu.standby import Standby, capability_list, parse_ramblocks, region_offset
+from tests.qemu.tiny_machine import GUEST, Machine, wait_for_lines
 
 pytestmark = pytest.mark.qemu
 
@@ -47,8 +48,12 @@ def ram(run_dir: Path) -> Path:
 
 @pytest.fixture
 def standby(machine: Machine, run_dir: Path, ram: Path) -> Iterator[Standby]:
-    with Standby.start(machine(ram=ram, serial=run_dir / "serial"), run_dir / "sb") as waiting:
+    with Standby(shared(machine(ram=ram, serial=run_dir / "serial"), ram), run_dir / "sb").start() as waiting:
         yield waiting
+
+
+def shared(argv: list[str], ram: Path) -> StandbyCommand:
+    return StandbyCommand(tuple(argv), {"pc.ram": ram})
 
 
 def feed(standby: Standby, stream: bytes) -> None:
@@ -62,18 +67,21 @@ def test_takes_over_on_the_shared_ram_file(
     machine: Machine, run_dir: Path, ram: Path, options: tuple[str, ...]
 ) -> None:
     stream, machine_type, counter = saved_stream(machine, run_dir, ram)
-    with Standby.start(machine(*options, ram=ram, serial=run_dir / "serial"), run_dir / "sb") as standby:
+    argv = machine(*options, ram=ram, serial=run_dir / "serial")
+    with Standby(shared(argv, ram), run_dir / "sb").start() as standby:
         blocks = [(block.idstr, block.used_bytes) for block in standby.ram_blocks()]
         assert ("pc.ram", 32 << 20) in blocks
-        standby.check(machine_type, blocks, {"pc.ram": ram})
-        assert standby.block_addresses(["pc.ram"]) == {"pc.ram": 0}
-        standby.prepare(ignore_shared=True)
+        standby.check(machine_type, blocks)
+        standby.prepare()
+        assert standby.shared_blocks == ("pc.ram",)
+        assert standby.block_addresses == {"pc.ram": 0}
         assert stat.S_IMODE(standby.incoming_path.stat().st_mode) & 0o077 == 0
         feed(standby, stream)
         report = standby.finish(10.0)
-        assert 0 < report.loaded_ms <= report.running_ms
+        assert 0 < report.loaded_ms <= report.total_ms
+        assert report.loaded_ms + report.running_ms == pytest.approx(report.total_ms)
         path, pid = standby.hand_over()
-        assert (report.qmp_path, report.pid) == (path, pid)
+        assert pid == standby.process.pid
         standby.close()
         with Qemu.attach(path) as user:
             try:
@@ -89,9 +97,10 @@ def test_takes_over_on_the_shared_ram_file(
 
 def test_takes_over_by_all_pages(machine: Machine, run_dir: Path) -> None:
     stream, machine_type, counter = saved_stream(machine, run_dir, None)
-    with Standby.start(machine(serial=run_dir / "serial"), run_dir / "sb") as standby:
+    with Standby(machine(serial=run_dir / "serial"), run_dir / "sb").start() as standby:
         standby.check(machine_type, [(block.idstr, block.used_bytes) for block in standby.ram_blocks()])
-        standby.prepare(ignore_shared=False)
+        standby.prepare()
+        assert standby.shared_blocks == ()
         feed(standby, stream)
         standby.finish(10.0)
         assert wait_for_lines(run_dir / "serial", 3)[0] >= counter
@@ -100,7 +109,7 @@ def test_takes_over_by_all_pages(machine: Machine, run_dir: Path) -> None:
 def test_everything_that_differs_is_said_beforehand(standby: Standby, run_dir: Path, ram: Path) -> None:
     blocks = [(block.idstr, block.used_bytes) for block in standby.ram_blocks()]
     ours = standby.process.machine_type
-    standby.check(ours, blocks, {"pc.ram": ram})
+    standby.check(ours, blocks)
     grown = [(name, size + 4096 if name == "/rom@etc/acpi/tables" else size) for name, size in blocks]
     standby.check(ours, grown)
     with pytest.raises(StandbyError, match=f"machine is {ours}, the primary's is pc-i440fx-2.0"):
@@ -113,20 +122,25 @@ def test_everything_that_differs_is_said_beforehand(standby: Standby, run_dir: P
         standby.check(ours, [block for block in blocks if block[0] != "pc.bios"])
     other = run_dir / "other"
     other.write_bytes(bytes(4096))
+    standby.command = StandbyCommand((), {"pc.ram": other})
     with pytest.raises(StandbyError, match=r"does not map .*other: give it -object memory-backend-file"):
-        standby.check(ours, blocks, {"pc.ram": other})
+        standby.check(ours, blocks)
+    standby.command = StandbyCommand((), {"pc.rom": ram})
     with pytest.raises(StandbyError, match=r"RAM block pc\.rom is not in a file"):
-        standby.check(ours, blocks, {"pc.rom": ram})
+        standby.check(ours, blocks)
 
 
 def test_private_memory_is_refused_as_shared(machine: Machine, run_dir: Path, ram: Path) -> None:
     argv = [argument.replace("share=on", "share=off") for argument in machine(ram=ram)]
-    with Standby.start(argv, run_dir / "sb") as standby, pytest.raises(StandbyError, match="not shared"):
-        standby.check(standby.process.machine_type, [], {"pc.ram": ram})
+    with (
+        Standby(shared(argv, ram), run_dir / "sb").start() as standby,
+        pytest.raises(StandbyError, match="not shared"),
+    ):
+        standby.check(standby.process.machine_type, [])
 
 
 def test_a_stream_it_refuses_is_an_error_in_its_own_words(standby: Standby) -> None:
-    standby.prepare(ignore_shared=True)
+    standby.prepare()
     feed(standby, b"QEVM\x00\x00\x00\x03\x07\x00\x00\x00\x04isapc"[:20])
     with pytest.raises(StandbyError, match=r"(exit code 1|refused).*it said"):
         standby.finish(10.0)
@@ -134,8 +148,8 @@ def test_a_stream_it_refuses_is_an_error_in_its_own_words(standby: Standby) -> N
 
 def test_a_stream_cut_short_is_an_error(machine: Machine, run_dir: Path, ram: Path) -> None:
     stream, _machine_type, _counter = saved_stream(machine, run_dir, ram)
-    with Standby.start(machine(ram=ram), run_dir / "sb") as standby:
-        standby.prepare(ignore_shared=True)
+    with Standby(shared(machine(ram=ram), ram), run_dir / "sb").start() as standby:
+        standby.prepare()
         feed(standby, stream[: len(stream) // 2])
         with pytest.raises(StandbyError, match="it said"):
             standby.finish(10.0)
@@ -144,31 +158,31 @@ def test_a_stream_cut_short_is_an_error(machine: Machine, run_dir: Path, ram: Pa
 def test_a_silent_or_dead_standby_is_an_error_within_the_deadline(standby: Standby) -> None:
     with pytest.raises(StandbyError, match="not prepared"):
         standby.connect()
-    standby.prepare(ignore_shared=True)
+    standby.prepare()
     with standby.connect(), pytest.raises(StandbyError, match=r"not running 0.2 s after"):
         standby.finish(0.2)
     standby.process.send_signal(signal.SIGKILL)
     assert standby.process.wait(5.0) is not None
-    assert not standby.alive()
+    assert not standby.alive
     with pytest.raises(StandbyError, match="SIGKILL"):
         standby.connect()
 
 
 def test_closing_leaves_no_process_and_no_socket(machine: Machine, run_dir: Path, ram: Path) -> None:
-    standby = Standby.start(machine(ram=ram), run_dir / "sb")
-    standby.prepare(ignore_shared=True)
+    standby = Standby(machine(ram=ram), run_dir / "sb").start()
+    standby.prepare()
     assert len(list((run_dir / "sb").iterdir())) == 2
     standby.close()
     standby.close()
-    assert not standby.alive()
+    assert not standby.alive
     assert list((run_dir / "sb").iterdir()) == []
 
 
 def test_what_does_not_wait_for_a_stream_is_refused(machine: Machine, run_dir: Path) -> None:
     with pytest.raises(StandbyError, match="-incoming defer"):
-        Standby.start(machine("-incoming", "tcp:0:4444"), run_dir / "sb")
+        Standby(machine("-incoming", "tcp:0:4444"), run_dir / "sb").start()
     with pytest.raises(StandbyError, match="no-such-option"):
-        Standby.start(machine("-no-such-option"), run_dir / "sb")
+        Standby(machine("-no-such-option"), run_dir / "sb").start()
 
 
 def test_ramblocks_of_old_and_new_qemu_are_read() -> None:
