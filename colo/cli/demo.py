@@ -95,6 +95,9 @@ class Demo:
         primary_log, standby_log = self.work / "primary.log", self.work / "standby.log"
         line = command_line(self.arguments.qemu, self.arguments.memory_mib, rom, primary_log)
         standby = command_line(self.arguments.qemu, self.arguments.memory_mib, rom, standby_log)
+        # A monitor has one client at a time: this one is the protector's.
+        self.monitor = self.work / "protect.sock"
+        line += ["-qmp", f"unix:{self.monitor},server=on,wait=off"]
         primary = QemuProcess.start(line, self.work / "primary")
         try:
             config = SecondaryConfig(
@@ -129,7 +132,7 @@ class Demo:
     def _protect_and_kill(self, primary: QemuProcess, secondary: Secondary, arbiter: Path) -> None:
         settings = ColoSettings(
             checkpoint_delay_ms=self.arguments.checkpoint_delay_ms, xbzrle=self.arguments.xbzrle)
-        config = ProtectorConfig(primary.qmp_path, secondary.address, arbiter=f"file:{arbiter}", settings=settings)
+        config = ProtectorConfig(self.monitor, secondary.address, arbiter=f"file:{arbiter}", settings=settings)
         with Protector(config, on_event=self._event) as protector:
             watching = threading.Thread(target=self._watch, args=(protector,), name="colo-protector")
             watching.start()
