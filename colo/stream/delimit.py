@@ -22,6 +22,8 @@ from colo.wire import RAM_IDSTR, SectionType
 FOOTER_BYTES = 5
 """Type byte and section id."""
 _READING_STEPS = 50_000
+_CANDIDATES = 1 << 16
+"""Footers of possibly open sections that are looked at: real data has hardly more than it has sections."""
 
 _FULL_FOLLOWS = re.compile(rb"\x7e(?=.{4}\x04.{4}[^\x00])", re.DOTALL)
 _ANY_FOLLOWS = re.compile(rb"\x7e(?=.{4}[\x00\x01\x02\x03\x04\x08])", re.DOTALL)
@@ -74,6 +76,7 @@ class DeviceScan:
         self._last: _Header | None = None
         self._count = 0
         self._incomplete: list[int] = []
+        self._candidates = 0
         self._from = 0
 
     # -- forwards: headers that can be reached
@@ -97,6 +100,7 @@ class DeviceScan:
         for match in _FULL_FOLLOWS.finditer(data, self._from):
             footer = match.start()
             if bodies.get(from_bytes(data[footer + 1 : footer + 5], "big"), footer + 1) <= footer:
+                self._count_candidate(footer)
                 header = self._header_at(footer + FOOTER_BYTES)
                 if header is not None:
                     self._add(header)
@@ -119,6 +123,7 @@ class DeviceScan:
             section_id = int.from_bytes(data[footer + 1 : footer + 5], "big")
             if self._first_body.get(section_id, footer + 1) > footer:
                 continue
+            self._count_candidate(footer)
             kind = data[footer + FOOTER_BYTES]
             if kind != SectionType.FULL:
                 return End(footer, kind)
@@ -177,6 +182,16 @@ class DeviceScan:
             from_bytes(data[name_end : name_end + 4], "big"),
             from_bytes(data[name_end + 4 : body], "big"),
         )
+
+    def _count_candidate(self, footer: int) -> None:
+        self._candidates += 1
+        if self._candidates > _CANDIDATES:
+            raise self._error(
+                f"more than {_CANDIDATES} places look like the end of a section",
+                footer,
+                kind=LimitExceeded,
+                value=self._candidates,
+            )
 
     def _add(self, header: _Header) -> None:
         if self._count == self._limits.device_sections:

@@ -178,17 +178,18 @@ def read_devices(
     buf: ReadBuffer,
     limits: StreamLimits = DEFAULT_LIMITS,
     *,
-    live: Collection[int] = (),
+    live: Collection[int] | None = None,
     earlier: Sequence[DeviceSection] = (),
     packaged: bool = False,
     may_have_vmdesc: bool = True,
 ) -> DeviceState:
     """Read FULL sections, from the type byte of the first up to EOF, and the vmdesc when one follows.
 
-    Ends without EOF (``complete`` False) where the ``ram`` section, or one whose id is in ``live``, goes on,
-    or a COMMAND follows; with ``packaged`` also where the data end. ``earlier`` are sections of the same
-    stream that have been read before: the vmdesc names them too. Behind EOF at most ``limits.quiet_ms`` are
-    waited for a vmdesc.
+    ``live`` are the ids of live sections that have not ended, or None when there are none to come: with it,
+    the run also ends (``complete`` False) where one of them or the ``ram`` section goes on, or a COMMAND
+    follows; with ``packaged`` also where the data end. ``earlier`` are sections of the same stream that have
+    been read before: the vmdesc names them too. Behind EOF at most ``limits.quiet_ms`` are waited for a
+    vmdesc.
 
     Never reads past the end of the run, and holds at most ``limits.device_state_bytes`` of it. Raises
     StreamError if the bytes are not sections, or if every way to split them disagrees with the vmdesc;
@@ -229,7 +230,7 @@ def read_devices(
         if end.type == SectionType.EOF:
             ends = (near and _nothing_follows(buf, limits)) or _follows_eof(peek)
         else:
-            ends = _goes_on(end.type, peek, live)
+            ends = live is not None and _goes_on(end.type, peek, live)
         if ends:
             del data[run_end:]
             buf.skip(base + len(data) - buf.position)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from colo._fast.buffers import ReadBuffer
 from colo.errors import LimitExceeded, StreamError
@@ -25,9 +24,6 @@ from colo.stream.sections import (
     Packaged,
 )
 from colo.wire import FILE_MAGIC, FILE_VERSION, RAM_IDSTR, RAM_VERSION, Command, SectionType
-
-if TYPE_CHECKING:
-    from colo.stream.vmdesc import Vmdesc
 
 _NOT_HERE = {
     SectionType.SUBSECTION: "a subsection outside a vmstate",
@@ -68,7 +64,6 @@ class StreamReader:
         self._ended: set[int] = set()
         self._restartable: set[int] = set()
         self._devices: list[DeviceSection] = []
-        self._vmdesc: Vmdesc | None = None
         self._packaged = False
         self._has_header = True
         self._may_have_vmdesc = True
@@ -84,9 +79,9 @@ class StreamReader:
     ) -> StreamReader:
         """A reader of one COLO checkpoint's live state: no header, from the first section or command to EOF.
 
-        ``started``: the live sections of the stream before (:attr:`live_sections`). A checkpoint may go on with
-        those (QEMU 7.2 sends nothing but an END) or start them anew. Nothing is read, or waited for, behind
-        the EOF.
+        ``started``: the live sections of the stream before (:attr:`live_sections`). A checkpoint may go on
+        with those (QEMU 7.2 sends nothing but an END) or start them anew. Nothing is read, or waited for,
+        behind the EOF.
         """
         reader = cls(buf, limits, live_names=live_names)
         reader._has_header = reader._may_have_vmdesc = False
@@ -247,10 +242,13 @@ class StreamReader:
             )
 
     def _read_devices(self) -> DeviceState:
+        # Once all live sections have ended only EOF can follow: device data has fewer ways to look like an
+        # end.
+        live = self._live.keys() - self._ended
         state = read_devices(
             self.buf,
             self.limits,
-            live=self._live.keys() - self._ended,
+            live=live if live or not self._live or self._packaged else None,
             earlier=self._devices,
             packaged=self._packaged,
             may_have_vmdesc=self._may_have_vmdesc,

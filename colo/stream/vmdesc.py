@@ -24,11 +24,12 @@ WHERE = "VMDESCRIPTION"
 SUBSECTION_HEADER_BYTES = 1 + 1 + 4
 """Type byte, length byte of the name, version: the name's bytes come on top."""
 _SCALAR = re.compile(r"u?int(8|16|32|64)\b|bool$|timer$|float64$|cpudouble$")
+_QUOTE = ord('"')
 _SIZE_MAX = 1 << 40
 
-# Strings are matched whole so that brackets inside them do not count; an unterminated one matches nothing and
-# is left for the JSON parser to refuse.
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]|,', re.DOTALL)
+# Strings are matched whole so that brackets inside them do not count. One without an end goes on to the end
+# of the text, so that nothing is matched twice: the JSON parser then refuses it.
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]|,', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ def _bound(text: bytes, offset: int, limits: StreamLimits) -> None:
 def _tokens(text: bytes) -> Iterator[int]:
     """Offsets of brackets and commas outside strings."""
     for match in _TOKENS.finditer(text):
-        if match.end() - match.start() == 1:
+        if text[match.start()] != _QUOTE:
             yield match.start()
 
 

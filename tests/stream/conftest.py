@@ -54,7 +54,9 @@ class Consumer:
 
     def read_ram(self) -> None:
         while (total := self.decoder.decode(self.buf)) != EOS:
-            self.infos = parse_mem_size(self.buf, total, with_address=self.shared_left_out, limits=self.limits)
+            self.infos = parse_mem_size(
+                self.buf, total, with_address=self.shared_left_out, limits=self.limits
+            )
             self.blocks = [RamBlock(info.idstr, info.used_length) for info in self.infos]
             self.decoder.set_blocks(self.blocks)
 

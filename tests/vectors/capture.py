@@ -1,8 +1,8 @@
 """Captures the streams kept here from real, unmodified QEMUs: ``python tests/vectors/capture.py [NAME...]``.
 
-Every vector's command is in VECTORS. VMs are tiny, their BIOS is 64 KiB of zeros (nothing needs to run), and files are
-compressed with xz, so that all of them together stay small. COLO channels hold what the primary sent, from the file header
-on: this script plays the secondary, acknowledges some checkpoints, and hangs up.
+Every vector's command is in VECTORS. VMs are tiny, their BIOS is 64 KiB of zeros (nothing needs to run), and
+files are compressed with xz, so that all of them together stay small. COLO channels hold what the primary
+sent, from the file header on: this script plays the secondary, acknowledges some checkpoints, and hangs up.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import json
 import lzma
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -31,12 +32,23 @@ QEMUS = {
 }
 TCG = ("-accel", "tcg", "-S", "-m", "1")
 UUID = "5a0f1c8e-9b3d-4a57-8c21-0d6e7f4b9a10"
-DEVICES = ["-m", "2", "-smp", "3", "-vga", "std", "-serial", "null", "-parallel", "null", "-device", "virtio-net-pci,romfile=", "-device", "e1000,romfile=", "-drive", "if=none,id=d,file=null-co://,format=raw", "-device", "virtio-blk-pci,drive=d", "-device", "virtio-serial-pci", "-device", "virtconsole", "-device", "qemu-xhci", "-device", "usb-tablet", "-device", "usb-hub", "-device", "lsi53c895a", "-drive", "if=none,id=e,file=null-co://,format=raw", "-device", "scsi-hd,drive=e", "-device", "ich9-ahci", "-device", "virtio-balloon-pci", "-device", "virtio-rng-pci", "-device", "virtio-scsi-pci", "-device", "virtio-keyboard-pci", "-device", "rtl8139,romfile=", "-device", "piix3-usb-uhci", "-device", "vmxnet3,romfile=", "-device", "i6300esb", "-device", "vmcoreinfo"]
+DEVICES = tuple(
+    shlex.split("""
+    -m 2 -smp 3 -vga std -serial null -parallel null -device virtio-net-pci,romfile= -device
+    e1000,romfile= -drive if=none,id=d,file=null-co://,format=raw -device virtio-blk-pci,drive=d -device
+    virtio-serial-pci -device virtconsole -device qemu-xhci -device usb-tablet -device usb-hub -device
+    lsi53c895a -drive if=none,id=e,file=null-co://,format=raw -device scsi-hd,drive=e -device ich9-ahci
+    -device virtio-balloon-pci -device virtio-rng-pci -device virtio-scsi-pci -device virtio-keyboard-pci
+    -device rtl8139,romfile= -device piix3-usb-uhci -device vmxnet3,romfile= -device i6300esb -device
+    vmcoreinfo
+""")
+)
 
 
 @dataclass(frozen=True)
 class Vector:
-    """One capture: QEMU's release, its arguments, capabilities, and how many COLO checkpoints are acknowledged."""
+    """One capture: QEMU's release, its arguments, capabilities, and how many COLO checkpoints are
+    acknowledged."""
 
     release: str
     arguments: tuple[str, ...]
@@ -48,7 +60,10 @@ class Vector:
 
 def _colo(release: str, *capabilities: str) -> Vector:
     return Vector(
-        release, ("-accel", "kvm", "-M", "pc", "-m", "1"), ("x-colo", *capabilities), checkpoints=3,
+        release,
+        ("-accel", "kvm", "-M", "pc", "-m", "1"),
+        ("x-colo", *capabilities),
+        checkpoints=3,
         parameters={"x-checkpoint-delay": 50},
     )
 
@@ -60,7 +75,11 @@ VECTORS: dict[str, Vector] = {
     "7.2-microvm": Vector("7.2", (*TCG, "-M", "microvm")),
     "7.2-pc-suppress-vmdesc": Vector("7.2", (*TCG, "-M", "pc,suppress-vmdesc=on")),
     "7.2-pc-ignore-shared": Vector(
-        "7.2", (*TCG, "-M", "pc,memory-backend=pc.ram", "-uuid", UUID), ("x-ignore-shared", "validate-uuid"), ram_file=True),
+        "7.2",
+        (*TCG, "-M", "pc,memory-backend=pc.ram", "-uuid", UUID),
+        ("x-ignore-shared", "validate-uuid"),
+        ram_file=True,
+    ),
     "7.2-q35-devices": Vector("7.2", (*TCG, "-M", "q35", *DEVICES)),
     "10.0-q35-devices": Vector("10.0", (*TCG, "-M", "q35", *DEVICES)),
     "11.1-q35-devices": Vector("11.1", (*TCG, "-M", "q35", *DEVICES)),
@@ -107,15 +126,27 @@ def capture(vector: Vector, directory: Path) -> bytes:
     if "none" not in arguments:
         arguments += ["-bios", str(bios)]
     if vector.ram_file:
-        arguments += ["-object", f"memory-backend-file,id=pc.ram,size=1M,share=on,mem-path={directory / 'ram'}"]
-    process = subprocess.Popen([
-        QEMUS[vector.release], "-nodefaults", "-display", "none", "-qmp", f"unix:{monitor_path},server=on,wait=off",
-        *arguments,
-    ])
+        arguments += [
+            "-object",
+            f"memory-backend-file,id=pc.ram,size=1M,share=on,mem-path={directory / 'ram'}",
+        ]
+    process = subprocess.Popen(
+        [
+            QEMUS[vector.release],
+            "-nodefaults",
+            "-display",
+            "none",
+            "-qmp",
+            f"unix:{monitor_path},server=on,wait=off",
+            *arguments,
+        ]
+    )
     try:
         monitor = Monitor(monitor_path)
-        monitor("migrate-set-capabilities",
-                capabilities=[{"capability": name, "state": True} for name in vector.capabilities])
+        monitor(
+            "migrate-set-capabilities",
+            capabilities=[{"capability": name, "state": True} for name in vector.capabilities],
+        )
         if vector.parameters:
             monitor("migrate-set-parameters", **vector.parameters)
         if vector.checkpoints:
