@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from colo.errors import ProtocolError, Unsupported
 from colo.protocol.states import OVER, StateFacts, facts
@@ -10,6 +11,33 @@ from colo.protocol.table import expected_events, lookup
 from colo.protocol.words import FROM_PEER, Action, Condition, Event, Mode, Phase, Reads, Role, State
 
 _MODE_CONDITION = {Mode.EARLY: Condition.EARLY, Mode.STRICT: Condition.STRICT, Mode.HYBRID: Condition.HYBRID}
+
+
+_DIALECT_OF = {
+    Action.SEND_OPEN_RETURN_PATH: "return_path",
+    Action.SEND_PING: "return_path",
+    Action.SEND_SHUT: "return_path",
+    Action.SEND_ENABLE_COLO: "enable_colo",
+    Action.SEND_SWITCHOVER_START: "switchover_start",
+}
+"""Actions that are only carried out where the dialect has them."""
+
+
+@cache
+def _conditions(
+    mode: Mode, return_path: bool, checkpoint: bool, copy: bool, enable_colo: bool, switched_over: bool
+) -> frozenset[Condition]:
+    holds = {
+        _MODE_CONDITION[mode],
+        Condition.RETURN_PATH if return_path else Condition.NO_RETURN_PATH,
+        Condition.CHECKPOINT if checkpoint else Condition.NO_CHECKPOINT,
+        Condition.COPY if copy else Condition.DIRECT,
+    }
+    if not enable_colo:
+        holds.add(Condition.COLO_NOT_ENABLED)
+    if not switched_over:
+        holds.add(Condition.NOT_SWITCHED_OVER)
+    return frozenset(holds)
 
 
 @dataclass(slots=True)
@@ -111,17 +139,15 @@ class Machine:
     @property
     def conditions(self) -> frozenset[Condition]:
         """What holds now of all that a row can depend on."""
-        holds = {
-            _MODE_CONDITION[self.mode],
-            Condition.RETURN_PATH if self.dialect.return_path else Condition.NO_RETURN_PATH,
-            Condition.NO_CHECKPOINT if self.committed is None else Condition.CHECKPOINT,
-            Condition.COPY if self.copy else Condition.DIRECT,
-        }
-        if not self.dialect.enable_colo:
-            holds.add(Condition.COLO_NOT_ENABLED)
-        if not self._switched_over:
-            holds.add(Condition.NOT_SWITCHED_OVER)
-        return frozenset(holds)
+        dialect = self.dialect
+        return _conditions(
+            self.mode,
+            dialect.return_path,
+            self.committed is not None,
+            self.copy,
+            dialect.enable_colo,
+            self._switched_over,
+        )
 
     @property
     def expected(self) -> tuple[Event, ...]:
@@ -162,13 +188,8 @@ class Machine:
 
     def _spoken(self, action: Action) -> bool:
         """Is this action part of the dialect?"""
-        if action in {Action.SEND_OPEN_RETURN_PATH, Action.SEND_PING, Action.SEND_SHUT}:
-            return self.dialect.return_path
-        if action is Action.SEND_ENABLE_COLO:
-            return self.dialect.enable_colo
-        if action is Action.SEND_SWITCHOVER_START:
-            return self.dialect.switchover_start
-        return True
+        name = _DIALECT_OF.get(action)
+        return name is None or getattr(self.dialect, name)
 
     def _error(self, event: Event) -> ProtocolError:
         expected = tuple(each.value for each in self.expected)

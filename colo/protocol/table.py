@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Set
+from functools import cache
 from typing import NamedTuple
 
 from colo.protocol.states import (
@@ -391,7 +392,8 @@ def unexpected(role: Role, state: State) -> Outcome:
     return Outcome(State.LOST, (Action.DROP_EPOCH, Action.ABORT_CHANNEL), commits=False, expected=False)
 
 
-def lookup(role: Role, state: State, event: Event, holds: Set[Condition]) -> Outcome:
+@cache  # it is asked some ten times per checkpoint, while the primary's VM stands still
+def lookup(role: Role, state: State, event: Event, holds: frozenset[Condition]) -> Outcome:
     """What ``event`` leads to in ``state``. Total: every event in every state of the role has an outcome.
 
     Raises KeyError if the role has no such state.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 
 from colo.errors import AddressError, ChannelError, DeadlineExceeded
 from colo.transport.uri import UnixUri
+
+LOCK_S = 1.0
 
 
 class UnixName:
@@ -59,7 +63,8 @@ def listen_unix(uri: UnixUri, *, backlog: int) -> tuple[socket.socket, UnixName]
             sock.bind(f"/proc/self/fd/{directory}/new")
             os.chmod("new", 0o600, dir_fd=directory)
             sock.listen(backlog)
-            _give_name(uri, directory)
+            with _one_at_a_time(parent):
+                _give_name(uri, directory)
             return sock, UnixName(uri.path)
         finally:
             for name in ("new", "old"):
@@ -75,6 +80,27 @@ def listen_unix(uri: UnixUri, *, backlog: int) -> tuple[socket.socket, UnixName]
     finally:
         with contextlib.suppress(OSError):
             os.rmdir(private)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(parent: str) -> Iterator[None]:
+    """Keep others of our kind from replacing the same stale socket meanwhile.
+
+    Whoever holds the lock for longer than ``LOCK_S`` is not of our kind, and where directories cannot be
+    locked there is no lock: then the checks of :func:`_take_away_if_stale` have to do.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, directory)
+            until = time.monotonic() + LOCK_S
+            while time.monotonic() < until:
+                try:
+                    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.001)
+        yield
 
 
 def _give_name(uri: UnixUri, directory: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 from colo.errors import AddressError, ChannelError, DeadlineExceeded
 from colo.transport import abort, connect, listen
+from colo.transport import unix as unix_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,6 +135,19 @@ def test_a_stale_socket_of_a_killed_process_is_replaced(short_path: Path) -> Non
     with listen(f"unix:{short_path}/s") as listener, connect(listener.address, 5), listener.accept(5):
         pass
     assert os.listdir(short_path) == []
+
+
+def test_a_lock_that_is_never_given_back_does_not_keep_us_from_listening(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unix_module, "LOCK_S", 0.05)
+    directory = os.open(short_path, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        with listen(f"unix:{short_path}/s") as listener, connect(listener.address, 5), listener.accept(5):
+            pass
+    finally:
+        os.close(directory)
 
 
 def test_of_many_that_find_a_stale_socket_exactly_one_gets_it(short_path: Path) -> None:
