@@ -1,12 +1,13 @@
 """A corpus of real page pairs: memory of real processes before and after they worked.
 
-``python benchmarks/corpus.py [FOLDER]`` runs four programs (objects, JSON, numpy, sqlite), lets each work for short and for
-long bursts, reads its memory through /proc/PID/mem before and after every burst while it waits, and keeps the pages that
-changed: what a dirty tracker would have found. A set is a file ``<program>-<burst>.pairs`` of 8192-byte items: the old
-page, then the new one. Pages that were not there before, or are zero now, are left out: they are no work for a delta
-encoder.
+``python benchmarks/corpus.py [FOLDER]`` runs four programs (objects, JSON, numpy, sqlite), lets each work for
+short and for long bursts, reads its memory through /proc/PID/mem before and after every burst while it waits,
+and keeps the pages that changed: what a dirty tracker would have found. A set is a file
+``<program>-<burst>.pairs`` of 8192-byte items: the old page, then the new one. Pages that were not there
+before, or are zero now, are left out: they are no work for a delta encoder.
 
-The pairs are as real as memory is, so two runs differ in detail; compare methods on one corpus, not across two.
+The pairs are as real as memory is, so two runs differ in detail; compare methods on one corpus, not across
+two.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def sqlite_():
         nonlocal serial
         for _ in range(10):
             db.execute("insert into item values (?,?,?,?,?)",
-                       (serial, f"item {serial * 7919 % 30000}", serial / 3, serial % 50, "note " * (serial % 6)))
+                       (serial, f"item {serial * 7919 % 30000}", serial / 3, serial % 50,
+                        "note " * (serial % 6)))
             db.execute("update item set stock = stock + 1, note = ? where id = ?",
                        ("x" * chance.randrange(30), chance.randrange(serial)))
             db.execute("delete from item where id = ?", (chance.randrange(serial),))
@@ -128,7 +130,10 @@ def _mappings(pid: int) -> Iterator[tuple[int, int]]:
 def read_memory(pid: int) -> dict[int, bytes]:
     """The present, writable, private pages of a process that stands still: address -> page."""
     pages: dict[int, bytes] = {}
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as mem, open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+    with (
+        open(f"/proc/{pid}/mem", "rb", buffering=0) as mem,
+        open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap,
+    ):
         for start, end in _mappings(pid):
             pagemap.seek(start // PAGE_BYTES * 8)
             entries = np.frombuffer(pagemap.read((end - start) // PAGE_BYTES * 8), np.uint64)
@@ -140,7 +145,7 @@ def read_memory(pid: int) -> dict[int, bytes]:
 
 
 def collect(program: str, burst: str, *, rounds: int, max_pairs: int) -> bytes:
-    """Run one program for ``rounds`` bursts; returns at most ``max_pairs`` pairs of old page + new page, a fair sample."""
+    """Run one program for ``rounds`` bursts; at most ``max_pairs`` pairs of old + new page, a fair sample."""
     pairs: list[bytes] = []
     with subprocess.Popen(
         [sys.executable, "-c", _WORKER, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -165,7 +170,7 @@ def collect(program: str, burst: str, *, rounds: int, max_pairs: int) -> bytes:
             pairs += [
                 old + new
                 for address, new in after.items()
-                if (old := before.get(address)) is not None and old != new and new != zero
+                if (old := before.get(address)) is not None and new not in (old, zero)
             ]
         worker.stdin.close()
     if len(pairs) > max_pairs:
@@ -183,7 +188,8 @@ def make(folder: Path = DEFAULT_FOLDER, *, max_pairs: int = 2000) -> None:
 
 
 def load(folder: Path = DEFAULT_FOLDER) -> dict[str, Pairs]:
-    """Set name -> (old pages, new pages), each uint8 of shape (n, 4096). Makes the corpus when it is not there."""
+    """Set name -> (old pages, new pages), each uint8 of shape (n, 4096). Makes the corpus when it is not
+    there."""
     if len(list(folder.glob("*.pairs"))) < len(PROGRAMS) * len(BURSTS_MS):
         make(folder)
     sets = {}

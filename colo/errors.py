@@ -6,6 +6,7 @@
     │   └── LimitExceeded      a count, length or total passes its limit
     ├── ProtocolError          a COLO message or command that does not fit the state
     ├── ChannelError           the connection itself
+    │   ├── AddressError       a transport URI that is malformed, or refused
     │   ├── ChannelLost        reset, or closed by the peer
     │   ├── DeadlineExceeded   the peer was silent, or too slow, for longer than allowed
     │   └── Interrupted        this side asked the wait to end
@@ -80,6 +81,10 @@ class ProtocolError(ColoError):
 
 class ChannelError(ColoError):
     """The connection to the peer."""
+
+
+class AddressError(ChannelError, ValueError):
+    """A transport URI is malformed, or names what is refused (plaintext over a network, another's file)."""
 
 
 class ChannelLost(ChannelError):

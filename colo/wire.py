@@ -138,10 +138,11 @@ class ColoMessage(IntEnum):
 
 
 class PageEncoding(IntEnum):
-    """The byte that opens the payload of a RAM record with the XBZRLE flag: how its ``u16 len`` bytes are encoded.
+    """The byte that opens the payload of a RAM record with the XBZRLE flag: how its ``u16 len`` bytes are made.
 
-    QEMU knows XBZRLE only, and refuses a record with any other. The others are colo's own: **never sent to a QEMU**, only
-    between two colo ends that agreed on them. *Delta* means against the receiver's present page, as XBZRLE is.
+    QEMU knows XBZRLE only, and refuses a record with any other. The others are colo's own: **never sent to a
+    QEMU**, only between two colo ends that agreed on them. *Delta* means against the receiver's present page,
+    as XBZRLE is.
     """
 
     XBZRLE = 1

@@ -58,5 +58,5 @@ cdef class AdaptiveDecoder:
 
     cdef int decode(self, int encoding, const uint8_t *src, int length, const uint8_t *old_page,
                     uint8_t *new_page) noexcept nogil
-    cdef int apply_all(self, const uint8_t *src, size_t length, uint8_t *memory, size_t memory_bytes, size_t *at,
-                       uint64_t *pages) noexcept nogil
+    cdef int apply_all(self, const uint8_t *src, size_t length, uint8_t *memory, size_t memory_bytes,
+                       size_t *at, uint64_t *pages) noexcept nogil

@@ -15,8 +15,8 @@ def usable_methods() -> tuple[str, ...]:
     """The methods that work here, of ``("lz4", "zstd")``."""
 
 class AdaptiveStats(NamedTuple):
-    """``pages`` sent by each method, ``tried`` and ``declined`` pages, ``cpu_ns`` spent, and for each class of page and method the
-    running averages (bytes saved, ns spent)."""
+    """``pages`` sent by each method, ``tried`` and ``declined`` pages, ``cpu_ns`` spent, and for each class
+    of page and method the running averages (bytes saved, ns spent)."""
 
     pages: dict[str, int]
     tried: int
@@ -25,7 +25,8 @@ class AdaptiveStats(NamedTuple):
     expected: dict[str, dict[str, tuple[float, float]]]
 
 class AdaptiveCodec:
-    """Chooses and runs the compression of single pages for one PageEncoder. Raises Unsupported or ValueError."""
+    """Chooses and runs the compression of single pages for one PageEncoder. Raises Unsupported or
+    ValueError."""
 
     @property
     def page_bytes(self) -> int: ...
@@ -52,5 +53,5 @@ class AdaptiveDecoder:
     def page_bytes(self) -> int: ...
     def __init__(self, page_bytes: int = 4096) -> None: ...
     def apply(self, records: Buffer, memory: Buffer) -> tuple[int, int]:
-        """Apply RAM records of one block to ``memory`` up to EOS or the end; returns (bytes used, pages). Raises Truncated,
-        StreamError or Unsupported; pages before the bad record are then applied."""
+        """Apply RAM records of one block to ``memory`` up to EOS or the end; returns (bytes used, pages).
+        Raises Truncated, StreamError or Unsupported; pages before the bad record are then applied."""

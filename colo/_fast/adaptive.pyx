@@ -1,21 +1,23 @@
 """Adaptive compression of pages: a codec between two colo ends that agreed on it, **never towards a QEMU**.
 
-Every changed page is XBZRLE-encoded first. Where that gives more than ``floor_bytes``, one of these may be tried, and the smaller
-result is sent (``wire.PageEncoding`` has the records):
+Every changed page is XBZRLE-encoded first. Where that gives more than ``floor_bytes``, one of these may be
+tried, and the smaller result is sent (``wire.PageEncoding`` has the records):
 
 * LZ4 with the old page as dictionary: several microseconds a page;
 * zstd with the old page as prefix: slower still, and smaller;
 * for a page with no old copy, the same two by themselves.
 
-Which, if any, is a matter of money: a method pays where ``saved bytes * link ns per byte`` exceeds ``its CPU ns *
-cpu_weight``. Both are measured as the codec runs, by how well XBZRLE did on the page (pages that XBZRLE shrinks little may
-be shuffled records, where a dictionary helps, or noise, where nothing does); now and then every method is tried again,
-since the guest's work changes. The link's rate is the caller's to measure: :meth:`AdaptiveCodec.set_link`.
+Which, if any, is a matter of money: a method pays where ``saved bytes * link ns per byte`` exceeds ``its CPU
+ns * cpu_weight``. Both are measured as the codec runs, by how well XBZRLE did on the page (pages that XBZRLE
+shrinks little may be shuffled records, where a dictionary helps, or noise, where nothing does); now and then
+every method is tried again, since the guest's work changes. The link's rate is the caller's to measure:
+:meth:`AdaptiveCodec.set_link`.
 
-The C libraries are opened when first needed: the system's ``liblz4.so.1`` and ``libzstd.so.1``, else the copies inside
-the ``lz4`` and ``zstandard`` packages (``pip install colo-vm[compress]``), whose wheels export the same C functions. So it
-needs neither headers nor a compiler on the user's machine, and runs without the GIL, page after page, which the
-packages' Python interfaces cannot. What is missing is not used; :func:`probe` says why.
+The C libraries are opened when first needed: the system's ``liblz4.so.1`` and ``libzstd.so.1``, else the
+copies inside the ``lz4`` and ``zstandard`` packages (``pip install colo-vm[compress]``), whose wheels export
+the same C functions. So it needs neither headers nor a compiler on the user's machine, and runs without the
+GIL, page after page, which the packages' Python interfaces cannot. What is missing is not used; :func:`probe`
+says why.
 """
 from typing import NamedTuple
 
@@ -104,7 +106,8 @@ CLASSES = ("to 1/4 page", "to 1/2 page", "to a page", "overflow", "no old page")
 
 
 cdef object open_library(str package, tuple patterns, str soname, tuple symbols, list pointers, int oldest):
-    """Fill ``pointers`` with the addresses of ``symbols``; returns (library file, version) or the reason why not."""
+    """Fill ``pointers`` with the addresses of ``symbols``; returns (library file, version) or the reason why
+    not."""
     cdef void *library
     cdef void *address
     candidates = [soname]
@@ -148,17 +151,17 @@ cdef dict libraries():
     made = {}
     made["lz4"] = open_library(
         "lz4", ("_version*.so", "block/_block*.so"), "liblz4.so.1",
-        (b"LZ4_versionNumber", b"LZ4_createStream", b"LZ4_freeStream", b"LZ4_loadDict", b"LZ4_compress_fast_continue",
-         b"LZ4_decompress_safe_usingDict"), at, 10900)
+        (b"LZ4_versionNumber", b"LZ4_createStream", b"LZ4_freeStream", b"LZ4_loadDict",
+         b"LZ4_compress_fast_continue", b"LZ4_decompress_safe_usingDict"), at, 10900)
     if isinstance(made["lz4"], tuple):
         to = <size_t *>&lz4
         for i in range(len(at)):
             to[i] = at[i]
     made["zstd"] = open_library(
         "zstandard", ("_cffi*.so", "backend_c*.so"), "libzstd.so.1",
-        (b"ZSTD_versionNumber", b"ZSTD_createCCtx", b"ZSTD_freeCCtx", b"ZSTD_CCtx_setParameter", b"ZSTD_CCtx_refPrefix",
-         b"ZSTD_compress2", b"ZSTD_CCtx_reset", b"ZSTD_isError", b"ZSTD_createDCtx", b"ZSTD_freeDCtx", b"ZSTD_DCtx_refPrefix",
-         b"ZSTD_decompressDCtx"), at, 10400)
+        (b"ZSTD_versionNumber", b"ZSTD_createCCtx", b"ZSTD_freeCCtx", b"ZSTD_CCtx_setParameter",
+         b"ZSTD_CCtx_refPrefix", b"ZSTD_compress2", b"ZSTD_CCtx_reset", b"ZSTD_isError", b"ZSTD_createDCtx",
+         b"ZSTD_freeDCtx", b"ZSTD_DCtx_refPrefix", b"ZSTD_decompressDCtx"), at, 10400)
     if isinstance(made["zstd"], tuple):
         to = <size_t *>&zstd
         for i in range(len(at)):
@@ -168,10 +171,16 @@ cdef dict libraries():
 
 
 def probe():
-    """What compression works here: ``{"lz4": text, "zstd": text}``, the text being the library and its version, or, beginning
-    with "not usable: ", the reasons why it cannot be used."""
-    return {method: f"{got[0]} {got[1] // 10000}.{got[1] // 100 % 100}.{got[1] % 100}" if isinstance(got, tuple)
-            else f"not usable: {got}" for method, got in libraries().items()}
+    """What compression works here: ``{"lz4": text, "zstd": text}``, the text being the library and its
+    version, or, beginning with "not usable: ", the reasons why it cannot be used."""
+    said = {}
+    for method, got in libraries().items():
+        if isinstance(got, tuple):
+            name, version = got
+            said[method] = f"{name} {version // 10000}.{version // 100 % 100}.{version % 100}"
+        else:
+            said[method] = f"not usable: {got}"
+    return said
 
 
 def usable_methods():
@@ -209,17 +218,20 @@ cdef int pick(CodecState *s, int kind) noexcept nogil:
     return best
 
 
-cdef int run_lz4(CodecState *s, const uint8_t *old_page, const uint8_t *new_page, int size, int room) noexcept nogil:
+cdef int run_lz4(CodecState *s, const uint8_t *old_page, const uint8_t *new_page, int size,
+                 int room) noexcept nogil:
     cdef uint8_t *fresh = s.work + size
     if old_page != NULL:
         memcpy(s.work, old_page, size)
     memcpy(fresh, new_page, size)
-    # Loading also resets the stream; with the old page right before the new one LZ4 uses its faster prefix mode.
+    # Loading also resets the stream; with the old page right before the new one LZ4 uses its faster prefix
+    # mode.
     lz4.load_dictionary(s.lz4_stream, <const char *>s.work, size if old_page != NULL else 0)
     return lz4.compress(s.lz4_stream, <const char *>fresh, <char *>fresh + size, size, room, 1)
 
 
-cdef int run_zstd(CodecState *s, const uint8_t *old_page, const uint8_t *new_page, int size, int room) noexcept nogil:
+cdef int run_zstd(CodecState *s, const uint8_t *old_page, const uint8_t *new_page, int size,
+                  int room) noexcept nogil:
     cdef size_t made
     if old_page != NULL and zstd.is_error(zstd.use_prefix(s.zstd_context, old_page, size)):
         return 0
@@ -231,8 +243,8 @@ cdef int run_zstd(CodecState *s, const uint8_t *old_page, const uint8_t *new_pag
     return <int>made - ZSTD_MAGIC_BYTES if made <= <size_t>room + ZSTD_MAGIC_BYTES else 0
 
 
-cdef int compress_page(void *state, const uint8_t *old_page, const uint8_t *new_page, int size, int xbzrle_bytes,
-                       uint8_t *dst, int room, int *encoding) noexcept nogil:
+cdef int compress_page(void *state, const uint8_t *old_page, const uint8_t *new_page, int size,
+                       int xbzrle_bytes, uint8_t *dst, int room, int *encoding) noexcept nogil:
     cdef CodecState *s = <CodecState *>state
     cdef int kind, method, made, target
     cdef int baseline = size if xbzrle_bytes < 0 else xbzrle_bytes
@@ -277,9 +289,10 @@ cdef int compress_page(void *state, const uint8_t *old_page, const uint8_t *new_
 
 
 class AdaptiveStats(NamedTuple):
-    """Counts since the codec was made: ``pages`` sent by each method, ``tried`` pages (some results were no smaller and not used),
-    ``declined`` pages for which no method was expected to pay, ``cpu_ns`` spent, and ``expected``: for each class of page and
-    method the running averages (bytes saved, ns spent), where measured."""
+    """Counts since the codec was made: ``pages`` sent by each method, ``tried`` pages (some results were no
+    smaller and not used),
+    ``declined`` pages for which no method was expected to pay, ``cpu_ns`` spent, and ``expected``: for each
+    class of page and method the running averages (bytes saved, ns spent), where measured."""
 
     pages: dict[str, int]
     tried: int
@@ -291,12 +304,13 @@ class AdaptiveStats(NamedTuple):
 cdef class AdaptiveCodec:
     """Chooses and runs the compression of single pages for one PageEncoder (``PageEncoder(codec=...)``).
 
-    ``link_bytes_per_s``: the link's rate; 0: unknown, XBZRLE alone is used. ``cpu_weight``: what a nanosecond of CPU is worth against one
-    of the link: 1 when pages are compressed and sent in turn, less when several threads share the work or CPU time is
-    idle. ``methods``: those agreed with the peer, which must be usable here. ``floor_bytes``: XBZRLE results up to this are
-    sent as they are. ``zstd_level``: 1 to 19.
+    ``link_bytes_per_s``: the link's rate; 0: unknown, XBZRLE alone is used. ``cpu_weight``: what a nanosecond
+    of CPU is worth against one of the link: 1 when pages are compressed and sent in turn, less when several
+    threads share the work or CPU time is idle. ``methods``: those agreed with the peer, which must be usable
+    here. ``floor_bytes``: XBZRLE results up to this are sent as they are. ``zstd_level``: 1 to 19.
 
-    Raises Unsupported, with the reason, for a method that is not usable here; ValueError for numbers out of range.
+    Raises Unsupported, with the reason, for a method that is not usable here; ValueError for numbers out of
+    range.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -320,7 +334,8 @@ cdef class AdaptiveCodec:
         self.set_link(link_bytes_per_s, cpu_weight)
 
     def set_link(self, double link_bytes_per_s, double cpu_weight=1.0):
-        """Tell the link's rate as now measured (0: unknown) and the worth of CPU time; pages from now on are judged by it."""
+        """Tell the link's rate as now measured (0: unknown) and the worth of CPU time; pages from now on are
+        judged by it."""
         if not 0 <= link_bytes_per_s < float("inf") or not 0 <= cpu_weight < float("inf"):
             raise ValueError(f"rate and weight are finite and not negative: {link_bytes_per_s}, {cpu_weight}")
         self.config.cpu_weight = cpu_weight
@@ -331,7 +346,8 @@ cdef class AdaptiveCodec:
         if self.bound:
             raise ValueError("an AdaptiveCodec belongs to one PageEncoder: make another")
         if page_bytes > PAGE_BYTES_MAX:
-            raise Unsupported(f"adaptive compression takes pages of up to {PAGE_BYTES_MAX} bytes, not {page_bytes}")
+            raise Unsupported(f"adaptive compression takes pages of up to {PAGE_BYTES_MAX} bytes, "
+                              f"not {page_bytes}")
         self.page_bytes = page_bytes
         self.states = <CodecState *>calloc(threads, sizeof(CodecState))
         if self.states == NULL:
@@ -350,8 +366,8 @@ cdef class AdaptiveCodec:
                     or self.config.allowed[ADAPTIVE_ZSTD] and s.zstd_context == NULL):
                 raise MemoryError("no memory for compression")
             if s.zstd_context != NULL:
-                for name, value in ((ZSTD_LEVEL, self.config.zstd_level), (ZSTD_CONTENT_SIZE, 0), (ZSTD_CHECKSUM, 0),
-                                    (ZSTD_DICTIONARY_ID, 0)):
+                for name, value in ((ZSTD_LEVEL, self.config.zstd_level), (ZSTD_CONTENT_SIZE, 0),
+                                    (ZSTD_CHECKSUM, 0), (ZSTD_DICTIONARY_ID, 0)):
                     if zstd.is_error(zstd.set_parameter(s.zstd_context, name, value)):
                         raise Unsupported(f"this zstd library refuses parameter {name}={value}")
         return 0
@@ -400,10 +416,11 @@ cdef class AdaptiveCodec:
 
 
 cdef class AdaptiveDecoder:
-    """Decodes what :class:`AdaptiveCodec` and XBZRLE made. Safe on any input; a page is written only when its whole record is right.
+    """Decodes what :class:`AdaptiveCodec` and XBZRLE made. Safe on any input; a page is written only when its
+    whole record is right.
 
-    ``page_bytes``: a power of two of 1024 to 16384, else ValueError. Methods that are not usable here are refused when a
-    record asks for them.
+    ``page_bytes``: a power of two of 1024 to 16384, else ValueError. Methods that are not usable here are
+    refused when a record asks for them.
     """
 
     def __init__(self, Py_ssize_t page_bytes=4096):
@@ -428,8 +445,8 @@ cdef class AdaptiveDecoder:
 
     cdef int decode(self, int encoding, const uint8_t *src, int length, const uint8_t *old_page,
                     uint8_t *new_page) noexcept nogil:
-        """Decode one record's payload of ``length`` <= 65535 bytes. ``new_page`` may be ``old_page``. Returns DECODED, or the
-        reason why not with ``new_page`` untouched."""
+        """Decode one record's payload of ``length`` <= 65535 bytes. ``new_page`` may be ``old_page``. Returns
+        DECODED, or the reason why not with ``new_page`` untouched."""
         cdef int size = <int>self.page_bytes
         cdef bint delta = encoding == WIRE_ENCODING_LZ4_DELTA or encoding == WIRE_ENCODING_ZSTD_DELTA
         cdef uint8_t *frame = self.work + size
@@ -455,7 +472,9 @@ cdef class AdaptiveDecoder:
             memcpy(frame, ZSTD_MAGIC, ZSTD_MAGIC_BYTES)
             memcpy(frame + ZSTD_MAGIC_BYTES, src, length)
             # A prefix serves one frame; without one, what an earlier bad frame left unused is dropped.
-            if zstd.is_error(zstd.use_decoder_prefix(self.zstd_context, old_page if delta else NULL, size if delta else 0)):
+            made = zstd.use_decoder_prefix(self.zstd_context, old_page if delta else NULL,
+                                           size if delta else 0)
+            if zstd.is_error(made):
                 return DECODE_MALFORMED
             made = zstd.decompress(self.zstd_context, self.work, size, frame, length + ZSTD_MAGIC_BYTES)
             if zstd.is_error(made) or made != <size_t>size:
@@ -465,8 +484,8 @@ cdef class AdaptiveDecoder:
         memcpy(new_page, self.work, size)
         return DECODED
 
-    cdef int apply_all(self, const uint8_t *src, size_t length, uint8_t *memory, size_t memory_bytes, size_t *at,
-                       uint64_t *pages) noexcept nogil:
+    cdef int apply_all(self, const uint8_t *src, size_t length, uint8_t *memory, size_t memory_bytes,
+                       size_t *at, uint64_t *pages) noexcept nogil:
         """Apply records up to EOS or the end. *at: where the record begins that could not be, or the end."""
         cdef uint64_t word, offset, flags
         cdef size_t p = 0, size = self.page_bytes
@@ -521,10 +540,10 @@ cdef class AdaptiveDecoder:
         return DECODED
 
     def apply(self, const uint8_t[::1] records not None, object memory):
-        """Apply a run of RAM records, of one block whatever its name, to ``memory`` (a writable buffer of whole pages), up to EOS or the
-        end. Returns (bytes used, pages). Raises Truncated, StreamError, or Unsupported (a codec that is missing here); pages
-        before the bad record are then applied. This is the receiver's part for tests, benchmarks and stored checkpoints; a
-        session stages pages instead.
+        """Apply a run of RAM records, of one block whatever its name, to ``memory`` (a writable buffer of
+        whole pages), up to EOS or the end. Returns (bytes used, pages). Raises Truncated, StreamError, or
+        Unsupported (a codec that is missing here); pages before the bad record are then applied. This is the
+        receiver's part for tests, benchmarks and stored checkpoints; a session stages pages instead.
         """
         cdef Py_buffer view
         cdef size_t at = 0
@@ -533,11 +552,13 @@ cdef class AdaptiveDecoder:
         PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE | PyBUF_ND | PyBUF_FORMAT)
         try:
             if view.itemsize != 1 or view.len % self.page_bytes:
-                raise ValueError(f"{view.len} bytes in items of {view.itemsize} are no whole number of pages of {self.page_bytes}")
+                raise ValueError(f"{view.len} bytes in items of {view.itemsize} are no whole number of pages "
+                                 f"of {self.page_bytes}")
             if records.shape[0] == 0:
                 return 0, 0
             with nogil:
-                status = self.apply_all(&records[0], records.shape[0], <uint8_t *>view.buf, view.len, &at, &pages)
+                status = self.apply_all(&records[0], records.shape[0], <uint8_t *>view.buf, view.len, &at,
+                                        &pages)
         finally:
             PyBuffer_Release(&view)
         if status != DECODED:
@@ -551,16 +572,20 @@ cdef object record_error(int status, const uint8_t[::1] records, size_t at):
     if status == RECORD_SHORT:
         return Truncated("the record is cut short", where=where, offset=at, value=word)
     if status == RECORD_FLAGS:
-        return StreamError(f"flags that no page record has ({word & 0xfff:#x})", where=where, offset=at, value=word)
+        return StreamError(f"flags that no page record has ({word & 0xfff:#x})", where=where, offset=at,
+                           value=word)
     if status == RECORD_OUTSIDE:
-        return StreamError(f"page offset {word & ~0x3ff:#x} lies outside the RAM block", where=where, offset=at, value=word)
+        return StreamError(f"page offset {word & ~0x3ff:#x} lies outside the RAM block", where=where,
+                           offset=at, value=word)
     start = at + 8 + (0 if word & WIRE_RAM_CONTINUE else 1 + records[at + 8])
     encoding = records[start]
     if status == DECODE_UNKNOWN:
-        return StreamError(f"unknown page encoding {encoding:#x}: was the codec agreed with this peer?", where=where,
-                           offset=at, value=encoding)
+        return StreamError(f"unknown page encoding {encoding:#x}: was the codec agreed with this peer?",
+                           where=where, offset=at, value=encoding)
     name = wire.PageEncoding(encoding).name
     if status == DECODE_MISSING:
         method = name.split("_")[0].lower()
-        return Unsupported(f"a {name} record at byte {at}: compression by {method} is {probe()[method]}; do not offer it")
-    return StreamError(f"the {name} encoding does not decode to a page", where=where, offset=at, value=encoding)
+        return Unsupported(f"a {name} record at byte {at}: compression by {method} is {probe()[method]}; "
+                           "do not offer it")
+    return StreamError(f"the {name} encoding does not decode to a page", where=where, offset=at,
+                       value=encoding)

@@ -1,4 +1,5 @@
-/* Dirty bitmaps: page n is bit n % 64 of word n / 64. Bits past the last page are ignored on reading and written as 0. */
+/* Dirty bitmaps: page n is bit n % 64 of word n / 64. Bits past the last page are ignored on reading and
+ * written as 0. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -118,7 +119,8 @@ static inline size_t colo_leb128_get(const uint8_t *p, const uint8_t *end, uint6
     return 0;
 }
 
-/* Write the set runs as (pages skipped, pages set) pairs of LEB128; -1 when they take more than room bytes. */
+/* Write the set runs as (pages skipped, pages set) pairs of LEB128; -1 when they take more than room bytes.
+ * */
 static inline ptrdiff_t colo_bitmap_put_runs(const uint64_t *words, size_t pages, uint8_t *dst, size_t room)
 {
     size_t used = 0, end = 0;
@@ -137,7 +139,8 @@ static inline ptrdiff_t colo_bitmap_put_runs(const uint64_t *words, size_t pages
     }
 }
 
-/* Set the runs written by colo_bitmap_put_runs in an all-clear bitmap. Returns -1, or the offset of the first bad byte. */
+/* Set the runs written by colo_bitmap_put_runs in an all-clear bitmap. Returns -1, or the offset of the first
+ * bad byte. */
 static inline ptrdiff_t colo_bitmap_get_runs(uint64_t *words, size_t pages, const uint8_t *src, size_t len)
 {
     const uint8_t *p = src, *end = src + len;

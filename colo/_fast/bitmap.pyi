@@ -1,10 +1,12 @@
 """Dirty bitmaps: which pages of a RAM block were written."""
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 class DirtyBitmap:
-    """``pages`` pages, all clean at first. Page n is bit n % 64 of 64-bit word n // 64; the words are exported as a writable
-    buffer of format ``Q``."""
+    """``pages`` pages, all clean at first. Page n is bit n % 64 of 64-bit word n // 64; the words are
+    exported as a writable buffer of format ``Q``."""
 
     @property
     def pages(self) -> int: ...
@@ -12,9 +14,11 @@ class DirtyBitmap:
     def set(self, first: int, count: int = 1) -> None:
         """Mark ``count`` pages from ``first`` on as dirty. ValueError when they lie outside."""
     def clear(self, first: int = 0, count: int | None = None) -> None:
-        """Mark ``count`` pages from ``first`` on (default: to the end) as clean. ValueError when they lie outside."""
-    def set_pages(self, numbers: Buffer) -> None:
-        """Mark the pages with these numbers (uint64, shape (n,)). ValueError when one lies outside; none is marked then."""
+        """Mark ``count`` pages from ``first`` on (default: to the end) as clean. ValueError when they lie
+        outside."""
+    def set_pages(self, numbers: NDArray[np.uint64] | Buffer) -> None:
+        """Mark the pages with these numbers (uint64, shape (n,)). ValueError when one lies outside; none is
+        marked then."""
     def test(self, page: int) -> bool: ...
     def count(self, first: int = 0, count: int | None = None) -> int:
         """How many of ``count`` pages from ``first`` on (default: all) are dirty."""
@@ -30,7 +34,7 @@ class DirtyBitmap:
         """Move the dirty pages out into a new bitmap and leave this one clean."""
     def runs(self) -> list[tuple[int, int]]:
         """Runs of dirty pages, in order: (first page, pages)."""
-    def runs_into(self, out: Buffer, start: int = 0) -> tuple[int, int]:
+    def runs_into(self, out: NDArray[np.uint64] | Buffer, start: int = 0) -> tuple[int, int]:
         """Write runs into ``out`` (uint64, shape (n, 2)); returns (rows written, page to go on from)."""
     def to_bytes(self) -> bytes:
         """Serialise: at most 9 + ceil(pages / 8) bytes."""

@@ -1,8 +1,8 @@
 """Dirty bitmaps: which pages of a RAM block were written.
 
-Page *n* is bit ``n % 64`` of 64-bit word ``n // 64``, in the machine's own byte order, so a bitmap's words can be shared with
-trackers and encoders through the buffer protocol. Nothing here loops over pages in Python, and long operations run
-without the GIL. A bitmap is not locked: who harvests it owns it.
+Page *n* is bit ``n % 64`` of 64-bit word ``n // 64``, in the machine's own byte order, so a bitmap's words
+can be shared with trackers and encoders through the buffer protocol. Nothing here loops over pages in Python,
+and long operations run without the GIL. A bitmap is not locked: who harvests it owns it.
 """
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -24,8 +24,8 @@ cdef class DirtyBitmap:
     """A bitmap of ``pages`` pages, all clean at first.
 
     Raises ValueError when ``pages`` is negative or over 2**44, MemoryError when there is no memory for it.
-    ``memoryview(bitmap)`` is a writable view of its words, shape ``(ceil(pages / 64),)``, format ``Q``; bits past the
-    last page are ignored.
+    ``memoryview(bitmap)`` is a writable view of its words, shape ``(ceil(pages / 64),)``, format ``Q``; bits
+    past the last page are ignored.
     """
 
     def __cinit__(self, Py_ssize_t pages):
@@ -62,23 +62,26 @@ cdef class DirtyBitmap:
 
     cdef int check_same(self, DirtyBitmap other) except -1:
         if other.pages != self.pages:
-            raise ValueError(f"bitmaps of {self.pages} and {other.pages} pages do not belong to one RAM block")
+            raise ValueError(f"bitmaps of {self.pages} and {other.pages} pages do not belong to one RAM "
+                             "block")
         return 0
 
     def set(self, Py_ssize_t first, Py_ssize_t count=1):
-        """Mark ``count`` pages from ``first`` on as dirty. ValueError when they lie outside; nothing is changed then."""
+        """Mark ``count`` pages from ``first`` on as dirty. ValueError when they lie outside; nothing is
+        changed then."""
         self.check_range(first, count)
         colo_bitmap_fill(self.words, first, count, 1)
 
     def clear(self, Py_ssize_t first=0, object count=None):
-        """Mark ``count`` pages from ``first`` on (default: to the end) as clean. ValueError when they lie outside."""
+        """Mark ``count`` pages from ``first`` on (default: to the end) as clean. ValueError when they lie
+        outside."""
         cdef Py_ssize_t n = self.pages - first if count is None else count
         self.check_range(first, n)
         colo_bitmap_fill(self.words, first, n, 0)
 
     def set_pages(self, const uint64_t[::1] numbers not None):
-        """Mark the pages with these numbers (uint64, shape (n,)) as dirty. ValueError names the first that lies outside, before
-        any is marked."""
+        """Mark the pages with these numbers (uint64, shape (n,)) as dirty. ValueError names the first that
+        lies outside, before any is marked."""
         cdef Py_ssize_t i, n = numbers.shape[0], bad = -1
         if n == 0:
             return
@@ -140,8 +143,8 @@ cdef class DirtyBitmap:
         return new
 
     def take(self):
-        """Move the dirty pages out into a new bitmap and leave this one clean: a harvest, whose owner must put the bits back by
-        :meth:`union` if the checkpoint made of them is not committed."""
+        """Move the dirty pages out into a new bitmap and leave this one clean: a harvest, whose owner must
+        put the bits back by :meth:`union` if the checkpoint made of them is not committed."""
         cdef DirtyBitmap new = DirtyBitmap(self.pages)
         # Copied, not swapped: exported views go on showing this bitmap's words.
         memcpy(new.words, self.words, self.nwords * sizeof(uint64_t))
@@ -161,8 +164,9 @@ cdef class DirtyBitmap:
             found.append((start, end - start))
 
     def runs_into(self, uint64_t[:, ::1] out not None, Py_ssize_t start=0):
-        """Write runs of dirty pages from page ``start`` on into ``out`` (uint64, shape (n, 2): first page, pages), without the
-        GIL. Returns (rows written, page to go on from); the latter is ``pages`` when all are written."""
+        """Write runs of dirty pages from page ``start`` on into ``out`` (uint64, shape (n, 2): first page,
+        pages), without the GIL. Returns (rows written, page to go on from); the latter is ``pages`` when all
+        are written."""
         cdef size_t at, end = start
         cdef size_t pages = self.pages
         cdef Py_ssize_t row = 0, rows = out.shape[0]
@@ -186,7 +190,8 @@ cdef class DirtyBitmap:
         return row, end
 
     def to_bytes(self):
-        """Serialise, in the shorter of the two forms of ``wire.BitmapForm``: at most 9 + ceil(pages / 8) bytes."""
+        """Serialise, in the shorter of the two forms of ``wire.BitmapForm``: at most 9 + ceil(pages / 8)
+        bytes."""
         cdef Py_ssize_t bits_bytes = (self.pages + 7) // 8, i, n
         cdef bytes made = PyBytes_FromStringAndSize(NULL, HEADER_BYTES + bits_bytes)
         cdef uint8_t *dst = <uint8_t *>PyBytes_AS_STRING(made)
@@ -208,28 +213,29 @@ cdef class DirtyBitmap:
 
     @staticmethod
     def from_bytes(const uint8_t[::1] data not None, Py_ssize_t max_pages):
-        """The bitmap that :meth:`to_bytes` wrote. Raises Truncated, LimitExceeded (more than ``max_pages`` pages; nothing is
-        allocated) or StreamError; ``offset`` in them counts from the start of ``data``."""
+        """The bitmap that :meth:`to_bytes` wrote. Raises Truncated, LimitExceeded (more than ``max_pages``
+        pages; nothing is allocated) or StreamError; ``offset`` in them counts from the start of ``data``."""
         cdef Py_ssize_t length = data.shape[0], i, bad = -1, bits_bytes
         cdef uint64_t pages = 0
         cdef DirtyBitmap new
         cdef const uint8_t *src
         if length < HEADER_BYTES:
-            raise Truncated(f"a bitmap's header has {HEADER_BYTES} bytes, here are {length}", where="dirty bitmap",
-                            offset=length, value=length)
+            raise Truncated(f"a bitmap's header has {HEADER_BYTES} bytes, here are {length}",
+                            where="dirty bitmap", offset=length, value=length)
         src = &data[0]
         for i in range(8):
             pages = pages << 8 | src[i]
         if pages > <uint64_t>max(max_pages, 0) or pages > <uint64_t>MAX_PAGES:
-            raise LimitExceeded(f"{pages} pages, where at most {max_pages} are allowed: the two ends disagree on the "
-                                "RAM block's size", where="dirty bitmap", offset=0, value=pages)
+            raise LimitExceeded(f"{pages} pages, where at most {max_pages} are allowed: the two ends "
+                                "disagree on the RAM block's size", where="dirty bitmap", offset=0, value=pages)
         bits_bytes = (<Py_ssize_t>pages + 7) // 8
         if src[8] != FORM_BITS and src[8] != FORM_RUNS:
             raise StreamError(f"unknown form {src[8]}", where="dirty bitmap", offset=8, value=src[8])
         if src[8] == FORM_BITS and length - HEADER_BYTES != bits_bytes:
             raise (Truncated if length - HEADER_BYTES < bits_bytes else StreamError)(
-                f"{pages} pages take {bits_bytes} bytes, here are {length - HEADER_BYTES}", where="dirty bitmap",
-                offset=min(length, HEADER_BYTES + bits_bytes), value=length - HEADER_BYTES)
+                f"{pages} pages take {bits_bytes} bytes, here are {length - HEADER_BYTES}",
+                where="dirty bitmap", offset=min(length, HEADER_BYTES + bits_bytes),
+                value=length - HEADER_BYTES)
         new = DirtyBitmap(pages)
         with nogil:
             if src[8] == FORM_RUNS:

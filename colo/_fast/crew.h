@@ -1,8 +1,9 @@
-/* Several threads encode batches of one RAM block's pages; the caller's thread sends them in order, and encodes too when
- * nothing is ready to be sent.
+/* Several threads encode batches of one RAM block's pages; the caller's thread sends them in order, and
+ * encodes too when nothing is ready to be sent.
  *
- * Batches are whole words of the bitmaps, so that threads never write to one word. The threads live for one call only: that
- * costs some tens of microseconds, against milliseconds of work, and leaves nothing to go wrong after a fork.
+ * Batches are whole words of the bitmaps, so that threads never write to one word. The threads live for one
+ * call only: that costs some tens of microseconds, against milliseconds of work, and leaves nothing to go
+ * wrong after a fork.
  */
 #pragma once
 #include <pthread.h>
@@ -183,10 +184,12 @@ static inline void colo_batch_account(colo_records *to, colo_batch *batch, uint6
     *seen += batch->seen;
 }
 
-/* Encode with the whole crew from page *next on, until the block or the budget (less one batch) is used up. send is called for each
- * batch in order and returns 0 or a reason to stop, which is returned; what was encoded and not sent is then lost. */
-static inline int colo_crew_run(colo_crew *c, colo_records *to, const colo_ram_block *b, size_t *next, uint64_t budget,
-                                uint64_t *seen, int (*send)(void *, colo_records *), void *argument)
+/* Encode with the whole crew from page *next on, until the block or the budget (less one batch) is used up.
+ * send is called for each batch in order and returns 0 or a reason to stop, which is returned; what was
+ * encoded and not sent is then lost. */
+static inline int colo_crew_run(colo_crew *c, colo_records *to, const colo_ram_block *b, size_t *next,
+                                uint64_t budget, uint64_t *seen, int (*send)(void *, colo_records *),
+                                void *argument)
 {
     pthread_t threads[COLO_CREW_MAX];
     int started = 0, status = 0;

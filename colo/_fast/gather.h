@@ -1,5 +1,6 @@
-/* Sends a list of buffers through a file descriptor: partial writes, EINTR, EAGAIN, a deadline, and a descriptor that
- * ends the wait. Works on in after a signal: iov[*first..count) always is what has not been sent yet.
+/* Sends a list of buffers through a file descriptor: partial writes, EINTR, EAGAIN, a deadline, and a
+ * descriptor that ends the wait. Works on in after a signal: iov[*first..count) always is what has not been
+ * sent yet.
  */
 #pragma once
 #include <errno.h>
@@ -73,7 +74,8 @@ static inline ssize_t colo_gather_pipe_step(int fd, const struct iovec *iov, siz
     return writev(fd, part, (int)n);
 }
 
-static inline int colo_gather_send(const colo_outlet *out, struct iovec *iov, size_t *first, size_t count, int *error)
+static inline int colo_gather_send(const colo_outlet *out, struct iovec *iov, size_t *first, size_t count,
+                                   int *error)
 {
     int timed = out->deadline_ns != COLO_NO_DEADLINE || out->wake_fd >= 0;
     int step = out->kind == COLO_OUTLET_PIPE && timed && !out->nonblocking;

@@ -1,8 +1,8 @@
 /* What the sender remembers of the receiver's pages: a bounded, direct-mapped cache, or a whole shadow copy.
  *
- * The cache behaves as QEMU's (migration/page_cache.c): one slot per page address, and a slot used during the last
- * COLO_CACHE_LIFETIME checkpoints is not given to another page. So a page cached during one checkpoint also cannot
- * be evicted before its bytes, gathered straight from the cache, have been sent.
+ * The cache behaves as QEMU's (migration/page_cache.c): one slot per page address, and a slot used during the
+ * last COLO_CACHE_LIFETIME checkpoints is not given to another page. So a page cached during one checkpoint
+ * also cannot be evicted before its bytes, gathered straight from the cache, have been sent.
  */
 #pragma once
 #include <stddef.h>

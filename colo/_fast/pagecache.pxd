@@ -42,6 +42,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
 
 
+cdef int check_page_bytes(Py_ssize_t page_bytes) except -1
+
+
 cdef class RememberedPages:
     """Held by an encoder during each of its calls, so that nothing moves under it."""
     cdef pthread_mutex_t mutex

@@ -1,11 +1,11 @@
 """What the sender remembers of the receiver's pages, to send only what changed in them.
 
-:class:`PageCache` is bounded and works as QEMU's XBZRLE cache does (migration/page_cache.c): pages that find no room are
-sent whole. :class:`ShadowCache` remembers every page of one RAM block, so nothing ever misses, where memory for a second
-copy of the RAM is at hand.
+:class:`PageCache` is bounded and works as QEMU's XBZRLE cache does (migration/page_cache.c): pages that find
+no room are sent whole. :class:`ShadowCache` remembers every page of one RAM block, so nothing ever misses,
+where memory for a second copy of the RAM is at hand.
 
-Both must hold exactly what the receiver holds. After a checkpoint that was not committed, nobody knows what the receiver
-holds of the pages in it: :meth:`invalidate` them before the next one is encoded.
+Both must hold exactly what the receiver holds. After a checkpoint that was not committed, nobody knows what
+the receiver holds of the pages in it: :meth:`invalidate` them before the next one is encoded.
 """
 from typing import NamedTuple
 
@@ -37,9 +37,10 @@ cdef extern from "<pthread.h>" nogil:
 class CacheStats(NamedTuple):
     """Counts since the cache was made.
 
-    ``hits``: pages encoded against a remembered copy; of these ``unchanged`` had no change, ``overflows`` were sent raw because
-    their encoding would have been longer, the others took ``encoded_bytes`` (without record headers). ``misses``: pages sent
-    whole for want of a copy; of these ``refused`` found their slot taken by a young page. ``evicted``: copies given up.
+    ``hits``: pages encoded against a remembered copy; of these ``unchanged`` had no change, ``overflows``
+    were sent raw because their encoding would have been longer, the others took ``encoded_bytes`` (without
+    record headers). ``misses``: pages sent whole for want of a copy; of these ``refused`` found their slot
+    taken by a young page. ``evicted``: copies given up.
     """
 
     hits: int
@@ -53,13 +54,15 @@ class CacheStats(NamedTuple):
 
 cdef int check_page_bytes(Py_ssize_t page_bytes) except -1:
     if page_bytes < COLO_PAGE_BYTES_MIN or page_bytes > COLO_PAGE_BYTES_MAX or page_bytes & (page_bytes - 1):
-        raise ValueError(f"a page has {COLO_PAGE_BYTES_MIN} to {COLO_PAGE_BYTES_MAX} bytes, a power of two, not {page_bytes}")
+        raise ValueError(f"a page has {COLO_PAGE_BYTES_MIN} to {COLO_PAGE_BYTES_MAX} bytes, a power of two, "
+                         f"not {page_bytes}")
     return 0
 
 
 cdef void *map_pages(size_t length) except NULL:
     # Anonymous memory is zero, and is only taken up as pages are first remembered.
-    cdef void *p = mmap(NULL, max(length, 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    cdef void *p = mmap(NULL, max(length, 1), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if p == MAP_FAILED:
         raise MemoryError(f"no memory for {length} bytes of remembered pages")
     return p
@@ -79,7 +82,8 @@ cdef class RememberedPages:
 
     cdef int hold(self) except -1:
         if self.holder == pthread_self():
-            raise BufferError("this cache is in use by an encoder that this very thread is inside of (a signal handler?)")
+            raise BufferError("this cache is in use by an encoder that this very thread is inside of "
+                              "(a signal handler?)")
         with nogil:
             pthread_mutex_lock(&self.mutex)
         self.holder = pthread_self()
@@ -104,8 +108,9 @@ cdef class RememberedPages:
 cdef class PageCache(RememberedPages):
     """A cache of at most ``capacity_bytes`` of pages, direct-mapped by page address, one for all RAM blocks.
 
-    The number of pages is the greatest power of two that fits, as in QEMU. Slots in use by a page that was sent during the last
-    two checkpoints (``age``, a number the caller raises by one per checkpoint) are not given to another. Raises ValueError when
+    The number of pages is the greatest power of two that fits, as in QEMU. Slots in use by a page that was
+    sent during the last two checkpoints (``age``, a number the caller raises by one per checkpoint) are not
+    given to another. Raises ValueError when
     ``capacity_bytes`` does not hold one page or ``page_bytes`` is not a power of two of 1024 to 65536.
     """
 
@@ -122,7 +127,8 @@ cdef class PageCache(RememberedPages):
     cdef int make(self, colo_page_cache *c, Py_ssize_t capacity_bytes) except -1:
         cdef size_t nslots = 1
         if capacity_bytes < self.page_bytes:
-            raise ValueError(f"a page cache of {capacity_bytes} bytes does not hold one page of {self.page_bytes}")
+            raise ValueError(f"a page cache of {capacity_bytes} bytes does not hold one page of "
+                             f"{self.page_bytes}")
         while nslots * 2 * self.page_bytes <= <size_t>capacity_bytes:
             nslots *= 2
         c.slots = <colo_cache_slot *>malloc(nslots * sizeof(colo_cache_slot))
@@ -159,9 +165,9 @@ cdef class PageCache(RememberedPages):
         return colo_cache_used(&self.cache)
 
     def resize(self, Py_ssize_t capacity_bytes):
-        """Change the capacity, also while an encoder uses the cache (its present call is waited for). Entries move over; of two
-        that meet in one slot the younger stays. ValueError, MemoryError: the cache is as before. BufferError: called from
-        within an encoder's call."""
+        """Change the capacity, also while an encoder uses the cache (its present call is waited for). Entries
+        move over; of two that meet in one slot the younger stays. ValueError, MemoryError: the cache is as
+        before. BufferError: called from within an encoder's call."""
         cdef colo_page_cache new
         memset(&new, 0, sizeof(new))
         self.make(&new, capacity_bytes)
@@ -178,7 +184,8 @@ cdef class PageCache(RememberedPages):
         self.unmake(&new)
 
     def invalidate(self, DirtyBitmap pages not None, uint64_t address=0):
-        """Forget the dirty pages of a RAM block that begins at ``address``: those of a checkpoint that was not committed."""
+        """Forget the dirty pages of a RAM block that begins at ``address``: those of a checkpoint that was
+        not committed."""
         cdef size_t page = 0, index
         cdef uint64_t where
         self.hold()
@@ -201,7 +208,8 @@ cdef class PageCache(RememberedPages):
         self.release()
 
     def get(self, uint64_t address):
-        """The remembered copy of the page at ``address`` as bytes, or None. For tests and inspection: it does not count as a use."""
+        """The remembered copy of the page at ``address`` as bytes, or None. For tests and inspection: it does
+        not count as a use."""
         cdef size_t index
         cdef bytes found = None
         self.hold()
@@ -216,9 +224,10 @@ cdef class PageCache(RememberedPages):
 cdef class ShadowCache(RememberedPages):
     """A copy of every page of one RAM block of ``pages`` pages, none valid at first.
 
-    ``memory`` may be given to hold it: a writable contiguous buffer of ``pages * page_bytes`` bytes (a file mapping, say), kept
-    exported while this object lives; else memory is taken up as pages are first sent. ``valid`` is the bitmap of the pages that
-    hold what the receiver holds. Raises ValueError or BufferError when sizes do not fit or the buffer is read-only.
+    ``memory`` may be given to hold it: a writable contiguous buffer of ``pages * page_bytes`` bytes (a file
+    mapping, say), kept exported while this object lives; else memory is taken up as pages are first sent.
+    ``valid`` is the bitmap of the pages that hold what the receiver holds. Raises ValueError or BufferError
+    when sizes do not fit or the buffer is read-only.
     ``memoryview(shadow)`` is a read-only view of the bytes.
     """
 
@@ -234,8 +243,8 @@ cdef class ShadowCache(RememberedPages):
             PyObject_GetBuffer(memory, &self.view, PyBUF_WRITABLE | PyBUF_ND | PyBUF_FORMAT)
             self.viewed = True
             if self.view.itemsize != 1 or self.view.len != pages * page_bytes:
-                raise ValueError(f"a shadow copy of {pages} pages needs {pages * page_bytes} single bytes, here are "
-                                 f"{self.view.len} bytes in items of {self.view.itemsize}")
+                raise ValueError(f"a shadow copy of {pages} pages needs {pages * page_bytes} single bytes, "
+                                 f"here are {self.view.len} bytes in items of {self.view.itemsize}")
             self.shadow.data = <uint8_t *>self.view.buf
         self.page_bytes = page_bytes
         self.valid = valid
@@ -266,7 +275,8 @@ cdef class ShadowCache(RememberedPages):
         return colo_bitmap_count(self.shadow.valid, self.shadow.pages)
 
     def invalidate(self, DirtyBitmap pages not None):
-        """Forget the dirty pages: those of a checkpoint that was not committed. ValueError: another number of pages."""
+        """Forget the dirty pages: those of a checkpoint that was not committed. ValueError: another number of
+        pages."""
         self.hold()
         try:
             self.valid.subtract(pages)
@@ -280,7 +290,8 @@ cdef class ShadowCache(RememberedPages):
         self.release()
 
     def validate_all(self):
-        """Promise that every byte of the copy is what the receiver holds: when both began from one image, say."""
+        """Promise that every byte of the copy is what the receiver holds: when both began from one image,
+        say."""
         self.hold()
         colo_bitmap_fill(self.shadow.valid, 0, self.shadow.pages, 1)
         self.release()

@@ -35,8 +35,8 @@ cdef extern from "ramrecords.h" nogil:
         uint64_t *pages
         uint64_t *bytes
     ctypedef struct colo_page_codec:
-        int (*compress)(void *state, const uint8_t *old_page, const uint8_t *new_page, int page_bytes, int xbzrle_bytes,
-                        uint8_t *dst, int room, int *encoding) noexcept nogil
+        int (*compress)(void *state, const uint8_t *old_page, const uint8_t *new_page, int page_bytes,
+                        int xbzrle_bytes, uint8_t *dst, int room, int *encoding) noexcept nogil
         void *state
         int floor_bytes
     ctypedef struct colo_ram_block:
@@ -69,8 +69,8 @@ cdef extern from "ramrecords.h" nogil:
     void colo_records_wrote(colo_records *r, size_t n)
     void colo_records_point(colo_records *r, const uint8_t *page, size_t n)
     void colo_records_reset(colo_records *r)
-    size_t colo_encode_pages(colo_records *r, const colo_ram_block *b, size_t start, size_t end, uint64_t limit_bytes,
-                             uint64_t *seen)
+    size_t colo_encode_pages(colo_records *r, const colo_ram_block *b, size_t start, size_t end,
+                             uint64_t limit_bytes, uint64_t *seen)
 
 
 cdef extern from "crew.h" nogil:
@@ -82,8 +82,9 @@ cdef extern from "crew.h" nogil:
         uint64_t worst_batch_bytes
     colo_crew *colo_crew_new(int threads, size_t page_bytes)
     void colo_crew_free(colo_crew *crew)
-    int colo_crew_run(colo_crew *crew, colo_records *to, const colo_ram_block *b, size_t *next, uint64_t budget,
-                      uint64_t *seen, int (*send)(void *, colo_records *) noexcept nogil, void *argument)
+    int colo_crew_run(colo_crew *crew, colo_records *to, const colo_ram_block *b, size_t *next,
+                      uint64_t budget, uint64_t *seen, int (*send)(void *, colo_records *) noexcept nogil,
+                      void *argument)
 
 
 cdef class PageEncoder:

@@ -14,7 +14,8 @@ class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 class EncoderStats(NamedTuple):
-    """Counts since the encoder was made; ``pages`` and ``bytes`` (whole records) by kind of record, see ``KINDS``."""
+    """Counts since the encoder was made; ``pages`` and ``bytes`` (whole records) by kind of record, see
+    ``KINDS``."""
 
     pages: dict[str, int]
     bytes: dict[str, int]
@@ -22,7 +23,8 @@ class EncoderStats(NamedTuple):
     sends: int
 
 class PageEncoder:
-    """Encodes and sends pages through ``fd`` (a socket, pipe or file, not owned), or collects them for :meth:`take` (None)."""
+    """Encodes and sends pages through ``fd`` (a socket, pipe or file, not owned), or collects them for
+    :meth:`take` (None)."""
 
     @property
     def page_bytes(self) -> int: ...
@@ -47,12 +49,14 @@ class PageEncoder:
         age: int = 0,
         detect_zero: bool = True,
     ) -> None:
-        """Open a RAM block. ``bitmap`` None: all of its pages. Raises ValueError or BufferError, nothing changed."""
+        """Open a RAM block. ``bitmap`` None: all of its pages. Raises ValueError or BufferError, nothing
+        changed."""
     def encode(
         self, budget_bytes: int | None = None, deadline_ns: int | None = None, flush: bool = True
     ) -> tuple[int, int, bool]:
-        """Send dirty pages of the open block: (pages looked at, bytes made, whether pages are left). Raises ChannelLost,
-        DeadlineExceeded, Interrupted, StorageError or another ChannelError; the encoder is then of no more use."""
+        """Send dirty pages of the open block: (pages looked at, bytes made, whether pages are left). Raises
+        ChannelLost, DeadlineExceeded, Interrupted, StorageError or another ChannelError; the encoder is then
+        of no more use."""
     def write(self, data: Buffer, deadline_ns: int | None = None, flush: bool = False) -> None:
         """Put other bytes of the stream between the records."""
     def end_section(self, deadline_ns: int | None = None, flush: bool = True) -> None:

@@ -1,16 +1,18 @@
-"""Sends dirty pages as records of the ``ram`` section: dirty bitmap + RAM block + remembered pages -> file descriptor.
+"""Sends dirty pages as records of the ``ram`` section: dirty bitmap + RAM block + remembered pages -> file
+descriptor.
 
-The work is done in C, in batches, without the GIL (``ramrecords.h`` makes the records, ``gather.h`` sends them). Raw pages are
-gathered from where they lie, never copied in this process.
+The work is done in C, in batches, without the GIL (``ramrecords.h`` makes the records, ``gather.h`` sends
+them). Raw pages are gathered from where they lie, never copied in this process.
 
 What is remembered and what is sent must be the same bytes even while the guest writes:
 
-* without a cache, a raw page is read by the kernel as it is sent, and a page written meanwhile may arrive as a mixture of
-  old and new. It is dirty again, then, and follows in a later round; what the VM resumes from is sent while it is stopped;
+* without a cache, a raw page is read by the kernel as it is sent, and a page written meanwhile may arrive as
+  a mixture of old and new. It is dirty again, then, and follows in a later round; what the VM resumes from is
+  sent while it is stopped;
 * with a cache or shadow copy each page is read once, into the copy, and encoded and sent from there.
 
-Memory that goes away (a file mapping whose file is cut short) ends the process by SIGBUS, as for any program; a
-buffer whose owner can resize it refuses to while a block is open.
+Memory that goes away (a file mapping whose file is cut short) ends the process by SIGBUS, as for any program;
+a buffer whose owner can resize it refuses to while a block is open.
 """
 from typing import NamedTuple
 
@@ -19,10 +21,10 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_G
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport (
-    EDQUOT, EFAULT, EFBIG, EHOSTUNREACH, EIO, ENETDOWN, ENETUNREACH, ENOSPC, EPIPE, ECONNRESET, ENOTCONN, ETIMEDOUT,
-    ECONNABORTED, ENOMEM,
+    ECONNABORTED, ECONNRESET, EDQUOT, EFAULT, EFBIG, EHOSTUNREACH, EIO, ENETDOWN, ENETUNREACH, ENOMEM, ENOSPC,
+    ENOTCONN, EPIPE, ETIMEDOUT,
 )
-from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
@@ -34,8 +36,8 @@ from colo.errors import ChannelError, ChannelLost, DeadlineExceeded, Interrupted
 
 from .adaptive cimport AdaptiveCodec
 from .bitmap cimport DirtyBitmap, colo_bitmap_count_range
-from .kernels cimport COLO_PAGE_BYTES_MAX, COLO_PAGE_BYTES_MIN, for_level
-from .pagecache cimport PageCache, ShadowCache, colo_cache_counts_move
+from .kernels cimport for_level
+from .pagecache cimport PageCache, ShadowCache, check_page_bytes, colo_cache_counts_move
 
 cdef size_t ARENA_BYTES = 256 << 10
 cdef uint64_t NO_BUDGET = ~(<uint64_t>0)
@@ -45,10 +47,11 @@ KINDS = ("zero", "page", "xbzrle", "lz4_delta", "zstd_delta", "lz4_page", "zstd_
 class EncoderStats(NamedTuple):
     """Counts since the encoder was made.
 
-    ``pages`` and ``bytes`` are by kind of record: ``zero``, ``page`` (raw), ``xbzrle``, ``lz4_delta``, ``zstd_delta``,
-    ``lz4_page``, ``zstd_page``, and ``unchanged`` (marked dirty, but equal to what the receiver holds: nothing is sent).
-    ``bytes`` counts whole records, with their headers. ``sent_bytes`` is all that went out, section headers included, in ``sends``
-    system calls or more (a call that could not take all is repeated and counted once).
+    ``pages`` and ``bytes`` are by kind of record: ``zero``, ``page`` (raw), ``xbzrle``, ``lz4_delta``,
+    ``zstd_delta``, ``lz4_page``, ``zstd_page``, and ``unchanged`` (marked dirty, but equal to what the receiver
+    holds: nothing is sent). ``bytes`` counts whole records, with their headers. ``sent_bytes`` is all that went
+    out, section headers included, in ``sends`` system calls or more (a call that could not take all is repeated
+    and counted once).
     """
 
     pages: dict[str, int]
@@ -68,9 +71,11 @@ cdef object channel_error(int error):
     elif error in (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, ENETDOWN):
         made = ChannelLost(f"the network lost the peer while pages were sent ({message})")
     elif error in (ENOSPC, EDQUOT, EFBIG, EIO):
-        made = StorageError(f"the file that pages are written to took no more ({message}): free space, or choose another")
+        made = StorageError(f"the file that pages are written to took no more ({message}): free space, or "
+                            "choose another")
     elif error == EFAULT:
-        made = ChannelError("guest memory could not be read while it was sent (bad address): is it still mapped?")
+        made = ChannelError("guest memory could not be read while it was sent (bad address): is it still "
+                            "mapped?")
     else:
         made = ChannelError(f"pages could not be sent ({message})")
     made.__cause__ = OSError(error, message)
@@ -81,14 +86,16 @@ cdef object channel_error(int error):
 cdef class PageEncoder:
     """Encodes and sends pages. One user at a time; it belongs to one connection and ends with it.
 
-    ``fd``: a socket, pipe or file open for writing, not owned; or None to collect the bytes for :meth:`take`. A blocking
-    descriptor is waited on without a limit only when a call gives no deadline. A blocking *pipe* under a deadline is written
-    in pieces of 4 KiB, the most that cannot block: set O_NONBLOCK on it for speed. Sockets never raise SIGPIPE; on a
-    pipe it must be ignored, as Python does. ``wake_fd``: when this becomes readable, a call that waits ends with
-    Interrupted. ``page_bytes``: the target's page, a power of two of 1024 to 65536. ``simd``: see
-    :mod:`colo._fast.kernels`. ``codec``: an :class:`~colo._fast.adaptive.AdaptiveCodec`, only towards a colo peer that agreed to it.
-    ``threads``: 1 to 16, the caller's own included; the others live only during a call that has at least 512 pages to encode against
-    a shadow copy or to compress, and share that work (sending stays in order; a PageCache is used by one thread).
+    ``fd``: a socket, pipe or file open for writing, not owned; or None to collect the bytes for :meth:`take`.
+    A blocking descriptor is waited on without a limit only when a call gives no deadline. A blocking *pipe*
+    under a deadline is written in pieces of 4 KiB, the most that cannot block: set O_NONBLOCK on it for
+    speed. Sockets never raise SIGPIPE; on a pipe it must be ignored, as Python does. ``wake_fd``: when this
+    becomes readable, a call that waits ends with Interrupted. ``page_bytes``: the target's page, a power of
+    two of 1024 to 65536. ``simd``: see :mod:`colo._fast.kernels`. ``codec``: an
+    :class:`~colo._fast.adaptive.AdaptiveCodec`, only towards a colo peer that agreed to it.
+    ``threads``: 1 to 16, the caller's own included; the others live only during a call that has at least 512
+    pages to encode against a shadow copy or to compress, and share that work (sending stays in order; a
+    PageCache is used by one thread).
 
     Raises ValueError for a descriptor that is not open for writing, or a page size that is not one.
     """
@@ -101,8 +108,7 @@ cdef class PageEncoder:
         cdef int i
         if self.records.arena != NULL:
             raise TypeError("a PageEncoder is made once")
-        if page_bytes < COLO_PAGE_BYTES_MIN or page_bytes > COLO_PAGE_BYTES_MAX or page_bytes & (page_bytes - 1):
-            raise ValueError(f"a page has {COLO_PAGE_BYTES_MIN} to {COLO_PAGE_BYTES_MAX} bytes, a power of two, not {page_bytes}")
+        check_page_bytes(page_bytes)
         if not 1 <= threads <= COLO_CREW_MAX:
             raise ValueError(f"a page encoder works with 1 to {COLO_CREW_MAX} threads, not {threads}")
         self.block.kernels = for_level(simd)
@@ -137,7 +143,8 @@ cdef class PageEncoder:
             mode = os.fstat(self.outlet.fd).st_mode
             flags = fcntl.fcntl(self.outlet.fd, fcntl.F_GETFL)
         except OSError as error:
-            raise ValueError(f"file descriptor {self.outlet.fd} cannot be used to send pages: {error.strerror}") from error
+            raise ValueError(f"file descriptor {self.outlet.fd} cannot be used to send pages: "
+                             f"{error.strerror}") from error
         if flags & os.O_ACCMODE == os.O_RDONLY:
             raise ValueError(f"file descriptor {self.outlet.fd} is not open for writing")
         self.outlet.nonblocking = bool(flags & os.O_NONBLOCK)
@@ -200,15 +207,19 @@ cdef class PageEncoder:
         return status
 
     cdef bint worth_a_crew(self, uint64_t budget_bytes) noexcept nogil:
-        # Raw pages cost the kernel's copy and little else, and the slots of a PageCache are shared by pages: one thread.
-        if self.crew == NULL or self.block.cache != NULL or (self.block.shadow == NULL and self.records.codec.compress == NULL):
+        cdef size_t left
+        # Raw pages cost the kernel's copy and little else, and the slots of a PageCache are shared by pages:
+        # one thread.
+        if self.crew == NULL or self.block.cache != NULL:
+            return False
+        if self.block.shadow == NULL and self.records.codec.compress == NULL:
             return False
         if self.next_page >= self.block.pages or budget_bytes < 2 * self.crew.worst_batch_bytes:
             return False
         if self.block.dirty == NULL:
             return self.block.pages - self.next_page >= 2 * COLO_BATCH_PAGES
-        return colo_bitmap_count_range(self.block.dirty, self.next_page, self.block.pages - self.next_page) >= (
-            2 * COLO_BATCH_PAGES)
+        left = colo_bitmap_count_range(self.block.dirty, self.next_page, self.block.pages - self.next_page)
+        return left >= 2 * COLO_BATCH_PAGES
 
     cdef int drive(self, uint64_t budget_bytes, bint flush) noexcept nogil:
         """Encode and send until the budget or the block is used up."""
@@ -220,14 +231,14 @@ cdef class PageEncoder:
                 status = self.send(r)
                 if status != COLO_SENT_ALL:
                     return status
-            status = colo_crew_run(self.crew, r, &self.block, &self.next_page, budget_bytes, &self.seen, send_batch,
-                                   <void *>self)
+            status = colo_crew_run(self.crew, r, &self.block, &self.next_page, budget_bytes, &self.seen,
+                                   send_batch, <void *>self)
             if status != COLO_SENT_ALL:
                 return status
         while True:
             if self.next_page < self.block.pages and r.bytes < budget_bytes:
-                self.next_page = colo_encode_pages(r, &self.block, self.next_page, self.block.pages, budget_bytes,
-                                                   &self.seen)
+                self.next_page = colo_encode_pages(r, &self.block, self.next_page, self.block.pages,
+                                                   budget_bytes, &self.seen)
             more = self.next_page < self.block.pages and r.bytes < budget_bytes
             if r.count > 0 and (more or flush or r.outside):
                 status = self.send(r)
@@ -242,7 +253,8 @@ cdef class PageEncoder:
         if self.busy:
             raise RuntimeError("this PageEncoder is in use by another thread")
         if self.failed:
-            raise ChannelError("an earlier call of this PageEncoder failed in the middle of the stream: make a new one")
+            raise ChannelError("an earlier call of this PageEncoder failed in the middle of the stream: make "
+                               "a new one")
         self.outlet.deadline_ns = COLO_NO_DEADLINE if deadline_ns is None else <int64_t>deadline_ns
         self.busy = True
         return 0
@@ -275,11 +287,12 @@ cdef class PageEncoder:
                     uint64_t address=0, uint64_t age=0, bint detect_zero=True):
         """Open a RAM block: the pages sent from now on are its.
 
-        ``memory``: a contiguous buffer of single bytes, a whole number of pages; read-only will do, and no alignment is
-        needed. It is kept exported until :meth:`close` or the next block. ``bitmap``: which pages to send, of as many pages
-        as the block; None: all. It is not changed, and must not be by others until the block is done. ``cache``: a
-        :class:`~colo._fast.pagecache.PageCache` (``address`` is the block's address in it, ``age`` the number of the checkpoint),
-        a :class:`~colo._fast.pagecache.ShadowCache` of as many pages, or None to send whole pages.
+        ``memory``: a contiguous buffer of single bytes, a whole number of pages; read-only will do, and no
+        alignment is needed. It is kept exported until :meth:`close` or the next block. ``bitmap``: which
+        pages to send, of as many pages as the block; None: all. It is not changed, and must not be by others
+        until the block is done. ``cache``: a :class:`~colo._fast.pagecache.PageCache` (``address`` is the
+        block's address in it, ``age`` the number of the checkpoint), a
+        :class:`~colo._fast.pagecache.ShadowCache` of as many pages, or None to send whole pages.
 
         Raises ValueError or BufferError, with nothing changed, when something does not fit.
         """
@@ -287,6 +300,7 @@ cdef class PageEncoder:
         cdef Py_buffer view
         cdef size_t pages
         cdef uint8_t *copy
+        cdef uint8_t *live
         if self.busy:
             raise RuntimeError("this PageEncoder is in use by another thread")
         if not 0 < len(name) <= 255:
@@ -294,19 +308,23 @@ cdef class PageEncoder:
         PyObject_GetBuffer(memory, &view, PyBUF_ND | PyBUF_FORMAT)
         try:
             if view.itemsize != 1:
-                raise ValueError(f"RAM block {idstr!r}: a buffer of single bytes is needed, not items of {view.itemsize}")
+                raise ValueError(f"RAM block {idstr!r}: a buffer of single bytes is needed, not items of "
+                                 f"{view.itemsize}")
             if view.len % self.page_bytes:
-                raise ValueError(f"RAM block {idstr!r}: {view.len} bytes are no whole number of pages of {self.page_bytes}")
+                raise ValueError(f"RAM block {idstr!r}: {view.len} bytes are no whole number of pages of "
+                                 f"{self.page_bytes}")
             pages = view.len // self.page_bytes
             if bitmap is not None and <size_t>bitmap.pages != pages:
                 raise ValueError(f"RAM block {idstr!r} has {pages} pages, its dirty bitmap {bitmap.pages}")
             if cache is not None and cache.page_bytes != self.page_bytes:
-                raise ValueError(f"RAM block {idstr!r}: the cache's pages have {cache.page_bytes} bytes, not {self.page_bytes}")
+                raise ValueError(f"RAM block {idstr!r}: the cache's pages have {cache.page_bytes} bytes, not "
+                                 f"{self.page_bytes}")
             if isinstance(cache, ShadowCache):
                 if (<ShadowCache>cache).shadow.pages != pages:
                     raise ValueError(f"RAM block {idstr!r} has {pages} pages, its shadow copy {cache.pages}")
                 copy = (<ShadowCache>cache).shadow.data
-                if <uintptr_t>copy < <uintptr_t>view.buf + view.len and <uintptr_t>view.buf < <uintptr_t>copy + view.len:
+                live = <uint8_t *>view.buf
+                if copy < live + view.len and live < copy + view.len:
                     raise ValueError(f"RAM block {idstr!r} and its shadow copy overlap")
             elif cache is not None and not isinstance(cache, PageCache):
                 raise ValueError(f"RAM block {idstr!r}: not a PageCache or ShadowCache: {cache!r}")
@@ -335,14 +353,16 @@ cdef class PageEncoder:
         self.next_page = 0
 
     def encode(self, budget_bytes=None, deadline_ns=None, bint flush=True):
-        """Send dirty pages of the open block, in order, until ``budget_bytes`` are reached (None: all of them).
+        """Send dirty pages of the open block, in order, until ``budget_bytes`` are reached (None: all of
+        them).
 
-        The budget may be passed by less than one record. ``deadline_ns``: on time.monotonic_ns()'s clock. ``flush`` False
-        lets small records wait, to leave together with what follows, until a call that flushes. Returns (pages looked at, bytes
-        made, whether pages are left).
+        The budget may be passed by less than one record. ``deadline_ns``: on time.monotonic_ns()'s clock.
+        ``flush`` False lets small records wait, to leave together with what follows, until a call that
+        flushes. Returns (pages looked at, bytes made, whether pages are left).
 
-        Raises ChannelLost, DeadlineExceeded, Interrupted, StorageError, or another ChannelError. The stream then ends in
-        the middle: the encoder is of no more use, and the pages of the checkpoint must be invalidated in the cache.
+        Raises ChannelLost, DeadlineExceeded, Interrupted, StorageError, or another ChannelError. The stream
+        then ends in the middle: the encoder is of no more use, and the pages of the checkpoint must be
+        invalidated in the cache.
         """
         cdef uint64_t budget = NO_BUDGET if budget_bytes is None else <uint64_t>budget_bytes
         cdef int status
@@ -367,8 +387,8 @@ cdef class PageEncoder:
         return self.seen, self.records.bytes, self.next_page < self.block.pages
 
     def write(self, const uint8_t[::1] data not None, deadline_ns=None, bint flush=False):
-        """Put other bytes of the stream (section headers, footers) between the records; they leave with the next flush, or at once
-        when they are long or ``flush`` is given. Raises what :meth:`encode` does."""
+        """Put other bytes of the stream (section headers, footers) between the records; they leave with the
+        next flush, or at once when they are long or ``flush`` is given. Raises what :meth:`encode` does."""
         self.enter(deadline_ns)
         if data.shape[0]:
             self.put(&data[0], data.shape[0], flush)
@@ -393,8 +413,8 @@ cdef class PageEncoder:
         return 0
 
     def end_section(self, deadline_ns=None, bint flush=True):
-        """Write the EOS record that ends a section's body; the next record names its block again. The block stays open, so that
-        :meth:`encode` can go on in a further section. Raises what :meth:`encode` does."""
+        """Write the EOS record that ends a section's body; the next record names its block again. The block
+        stays open, so that :meth:`encode` can go on in a further section. Raises what :meth:`encode` does."""
         cdef uint8_t eos[8]
         colo_put_u64(eos, WIRE_RAM_EOS)
         self.enter(deadline_ns)
@@ -420,7 +440,8 @@ cdef class PageEncoder:
         colo_records_reset(&self.records)
 
     def take(self):
-        """The bytes collected so far, when there is no file descriptor; they are let go. ValueError when there is one."""
+        """The bytes collected so far, when there is no file descriptor; they are let go. ValueError when
+        there is one."""
         if self.outlet.kind != COLO_OUTLET_MEMORY:
             raise ValueError("this PageEncoder writes to a file descriptor")
         if self.busy:

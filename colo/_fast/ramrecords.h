@@ -1,8 +1,8 @@
 /* Turns dirty pages of one RAM block into records of the ram section (wire.py), gathered for sending.
  *
- * Small things (headers, fill bytes, encoded pages) are written to an arena; raw pages are only pointed to: into guest
- * memory, or into the cache or shadow copy when one is kept, so that the bytes sent are the bytes remembered even while
- * the guest writes. Every page is looked at once.
+ * Small things (headers, fill bytes, encoded pages) are written to an arena; raw pages are only pointed to:
+ * into guest memory, or into the cache or shadow copy when one is kept, so that the bytes sent are the bytes
+ * remembered even while the guest writes. Every page is looked at once.
  */
 #pragma once
 #include <sys/uio.h>
@@ -15,8 +15,8 @@
 #define COLO_NAME_ROOM 256     /* u8 length + 255 bytes */
 
 enum colo_page_kind {
-    COLO_KIND_ZERO, COLO_KIND_PAGE, COLO_KIND_XBZRLE, COLO_KIND_LZ4_DELTA, COLO_KIND_ZSTD_DELTA, COLO_KIND_LZ4_PAGE,
-    COLO_KIND_ZSTD_PAGE, COLO_KIND_UNCHANGED, COLO_KINDS
+    COLO_KIND_ZERO, COLO_KIND_PAGE, COLO_KIND_XBZRLE, COLO_KIND_LZ4_DELTA, COLO_KIND_ZSTD_DELTA,
+    COLO_KIND_LZ4_PAGE, COLO_KIND_ZSTD_PAGE, COLO_KIND_UNCHANGED, COLO_KINDS
 };
 
 typedef struct colo_record_counts {
@@ -24,11 +24,12 @@ typedef struct colo_record_counts {
     uint64_t bytes[COLO_KINDS];   /* whole records: header, name and all */
 } colo_record_counts;
 
-/* Compresses one page beyond XBZRLE. xbzrle_bytes: what XBZRLE gave, or -1; old_page: NULL when there is none. Returns the bytes
- * written to dst[0..room) and the wire's encoding byte, or 0 to keep XBZRLE or send the page raw. */
+/* Compresses one page beyond XBZRLE. xbzrle_bytes: what XBZRLE gave, or -1; old_page: NULL when there is
+ * none. Returns the bytes written to dst[0..room) and the wire's encoding byte, or 0 to keep XBZRLE or send
+ * the page raw. */
 typedef struct colo_page_codec {
-    int (*compress)(void *state, const uint8_t *old_page, const uint8_t *new_page, int page_bytes, int xbzrle_bytes,
-                    uint8_t *dst, int room, int *encoding);
+    int (*compress)(void *state, const uint8_t *old_page, const uint8_t *new_page, int page_bytes,
+                    int xbzrle_bytes, uint8_t *dst, int room, int *encoding);
     void *state;
     int floor_bytes;              /* XBZRLE results up to this are kept without asking */
 } colo_page_codec;
@@ -60,7 +61,7 @@ typedef struct colo_records {
     uint8_t *snapshot;            /* one page */
     colo_page_codec codec;        /* compress NULL: none */
     colo_record_counts counts;
-    colo_cache_counts remembered; /* what happened to the cache or shadow copy, apart so that threads do not share it */
+    colo_cache_counts remembered; /* of the cache or shadow copy, kept apart since threads share those */
 } colo_records;
 
 static inline void colo_put_u64(uint8_t *p, uint64_t value)
@@ -130,7 +131,8 @@ static inline void colo_record_zero(colo_records *r, const colo_ram_block *b, si
     colo_record_count(r, COLO_KIND_ZERO, n);
 }
 
-static inline void colo_record_page(colo_records *r, const colo_ram_block *b, size_t page, const uint8_t *bytes)
+static inline void colo_record_page(colo_records *r, const colo_ram_block *b, size_t page,
+                                    const uint8_t *bytes)
 {
     size_t n = colo_record_head(r, b, page, WIRE_RAM_PAGE);
     colo_records_wrote(r, n);
@@ -147,7 +149,8 @@ static inline int colo_encoding_kind(int encoding)
 }
 
 /* A record whose n encoded bytes already lie at arena[used + 8 + COLO_NAME_ROOM + 3]. */
-static inline void colo_record_encoded(colo_records *r, const colo_ram_block *b, size_t page, int encoding, size_t n)
+static inline void colo_record_encoded(colo_records *r, const colo_ram_block *b, size_t page, int encoding,
+                                       size_t n)
 {
     const uint8_t *encoded = r->arena + r->used + 8 + COLO_NAME_ROOM + 3;
     size_t head = colo_record_head(r, b, page, WIRE_RAM_XBZRLE);
@@ -167,7 +170,8 @@ static inline uint8_t *colo_record_encoding_room(colo_records *r)
 
 static inline int colo_encoding_room_bytes(const colo_ram_block *b)
 {
-    /* An encoding longer than this would make a record longer than the raw page's, and its length has 16 bits. */
+    /* An encoding longer than this would make a record longer than the raw page's, and its length has 16
+     * bits. */
     return (int)(b->page_bytes - 3 < 65535 ? b->page_bytes - 3 : 65535);
 }
 
@@ -206,15 +210,15 @@ static inline void colo_encode_delta(colo_records *r, const colo_ram_block *b, s
     }
 }
 
-/* A page with no old copy to encode against. stable: its bytes, which nothing changes while they are compressed; raw: where
- * to gather them from, which stays until they are sent. */
-static inline void colo_encode_fresh(colo_records *r, const colo_ram_block *b, size_t page, const uint8_t *stable,
-                                     const uint8_t *raw)
+/* A page with no old copy to encode against. stable: its bytes, which nothing changes while they are
+ * compressed; raw: where to gather them from, which stays until they are sent. */
+static inline void colo_encode_fresh(colo_records *r, const colo_ram_block *b, size_t page,
+                                     const uint8_t *stable, const uint8_t *raw)
 {
     int encoding = 0, n = 0;
     if (r->codec.compress)
-        n = r->codec.compress(r->codec.state, NULL, stable, (int)b->page_bytes, -1, colo_record_encoding_room(r),
-                              colo_encoding_room_bytes(b), &encoding);
+        n = r->codec.compress(r->codec.state, NULL, stable, (int)b->page_bytes, -1,
+                              colo_record_encoding_room(r), colo_encoding_room_bytes(b), &encoding);
     if (n)
         colo_record_encoded(r, b, page, encoding, (size_t)n);
     else
@@ -278,7 +282,8 @@ static inline void colo_encode_cached(colo_records *r, const colo_ram_block *b, 
     } else if (old) {
         const uint8_t *next_old = NULL, *next_live = NULL;
         if (next < b->pages) {
-            next_old = c->data + colo_cache_index(c, b->address + (uint64_t)next * b->page_bytes) * b->page_bytes;
+            uint64_t next_address = b->address + (uint64_t)next * b->page_bytes;
+            next_old = c->data + colo_cache_index(c, next_address) * b->page_bytes;
             next_live = b->memory + next * b->page_bytes;
         }
         colo_encode_delta(r, b, page, old, next_old, next_live);
@@ -294,8 +299,8 @@ static inline void colo_encode_cached(colo_records *r, const colo_ram_block *b, 
     }
 }
 
-/* Add records of the dirty pages in from..end-1 until there is no room for another, or r->bytes reaches limit_bytes. Returns
- * the page to go on from, end when there is none; *seen grows by the pages looked at. */
+/* Add records of the dirty pages in from..end-1 until there is no room for another, or r->bytes reaches
+ * limit_bytes. Returns the page to go on from, end when there is none; *seen grows by the pages looked at. */
 static inline size_t colo_encode_pages(colo_records *r, const colo_ram_block *b, size_t from, size_t end,
                                        uint64_t limit_bytes, uint64_t *seen)
 {

@@ -48,40 +48,105 @@ static inline int colo_get_length(const uint8_t *p, ptrdiff_t left, uint32_t *va
     return 2;
 }
 
-/* dst NULL: check only. */
-static inline __attribute__((always_inline)) int colo_xbzrle_walk(const uint8_t *src, int slen, uint8_t *dst, int dlen)
+/* One record with lengths of any kind, from p. Returns what follows it, or NULL when it is not valid; dst NULL: check only. */
+static inline const uint8_t *colo_xbzrle_record(const uint8_t *p, const uint8_t *end, int first,
+                                                uint8_t *dst, uint32_t dlen, uint32_t *at)
+{
+    uint32_t z, n;
+    int used = colo_get_length(p, end - p, &z);
+
+    if (!used || (z == 0 && !first))
+        return NULL;
+    p += used;
+    used = colo_get_length(p, end - p, &n);
+    if (!used || n == 0)
+        return NULL;
+    p += used;
+    /* Neither sum can wrap: *at <= dlen, and z and n have 14 bits. */
+    if (z + n > dlen - *at || n > (size_t)(end - p))
+        return NULL;
+    *at += z;
+    if (dst)
+        memcpy(dst + *at, p, n);
+    *at += n;
+    return p + n;
+}
+
+/* Where the next record starts depends on this one's length, and waiting for that load is most of the work. So the common
+ * lengths are guessed, by branches the CPU predicts: one byte, and as many as in the record before. */
+static inline __attribute__((always_inline)) int colo_xbzrle_walk(const uint8_t *src, int slen, uint8_t *dst, int dlen_int)
 {
     const uint8_t *p = src, *const end = src + slen;
-    int at = 0;
+    const uint32_t dlen = dlen_int > 0 ? (uint32_t)dlen_int : 0;
+    uint32_t at = 0, last = 16;
+    size_t last_step = 16;
 
     while (p < end) {
-        uint32_t z, n;
-        if (end - p >= 2 && (z = p[0], n = p[1], n - 1 < 127) && (z - 1 < 127 || (z == 0 && p == src))) {
-            p += 2;
-        } else {
-            int used = colo_get_length(p, end - p, &z);
-            if (!used || (z == 0 && p != src))
+        uint32_t z, n, head = 2;
+        if (__builtin_expect(end - p < 4, 0))
+            goto any;
+        z = p[0];
+        n = p[1];
+        /* Both at once: a zero run of 1..127, then one byte. */
+        if ((uint32_t)((z | n << 8) - 0x0101) < 0x7f) {
+            at += z;
+            if (__builtin_expect(at >= dlen, 0))
                 return -1;
-            p += used;
-            used = colo_get_length(p, end - p, &n);
-            if (!used || n == 0)
-                return -1;
-            p += used;
+            if (dst)
+                dst[at] = p[2];
+            at++;
+            p += 3;
+            continue;
         }
-        /* Neither sum can wrap: at <= dlen, and z and n have 14 bits. */
-        if (z + n > (uint32_t)(dlen - at) || n > (uint32_t)(end - p))
+        if (z - 1 >= 127) {
+            if (z < 0x80 || n > 0x7f)
+                goto any;
+            z = (z & 0x7f) | n << 7;
+            n = p[2];
+            if (z == 0)
+                goto any;
+            if (n == 1) {
+                at += z;
+                if (at >= dlen)
+                    return -1;
+                if (dst)
+                    dst[at] = p[3];
+                at++;
+                p += 4;
+                continue;
+            }
+            head = 3;
+        }
+        if (n == last) {
+            if (last_step + head > (size_t)(end - p) || z + n > dlen - at)
+                return -1;
+            at += z;
+            if (dst)
+                colo_copy_exact(dst + at, p + head, n);
+            at += n;
+            p += head + last_step;
+            continue;
+        }
+        if (n - 1 < 127) {
+            if (n + head > (size_t)(end - p) || z + n > dlen - at)
+                return -1;
+            at += z;
+            if (dst)
+                colo_copy_exact(dst + at, p + head, n);
+            at += n;
+            p += head + n;
+            last = n;
+            /* The same value, but not for the compiler, which would wait for n instead of guessing it. */
+            last_step = n;
+            __asm__("" : "+r"(last_step));
+            continue;
+        }
+any:
+        p = colo_xbzrle_record(p, end, p == src, dst, dlen, &at);
+        if (!p)
             return -1;
-        at += (int)z;
-        if (dst) {
-            if (n < 128)
-                colo_copy_exact(dst + at, p, n);
-            else
-                memcpy(dst + at, p, n);
-        }
-        at += (int)n;
-        p += n;
     }
-    return at;
+    return (int)at;
 }
 
 static int colo_xbzrle_decode_portable(const uint8_t *src, int slen, uint8_t *dst, int dlen)

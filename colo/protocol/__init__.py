@@ -1,9 +1,10 @@
 """The COLO protocol as data, without any input or output of its own.
 
-:mod:`words` names roles, states, events and actions; :mod:`table` says which event leads where, and what is
-then to be done; :class:`Machine` holds the state of one connection and applies the table; :mod:`failover`
-is the second table, of the failover status; :mod:`messages` turns bytes into events and back. A session
-feeds events and carries out the actions it gets, in their order.
+:mod:`words` names roles, states, events and actions, :mod:`states` what holds in each state; :mod:`table`
+    says which event leads where, and what is then to be done; :class:`Machine` holds the state of one
+    connection and applies the table; :mod:`failover` is the second table, of the failover status;
+    :mod:`messages` turns bytes into events and back. A session feeds events and carries out the actions it
+    gets, in their order.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from colo.protocol.messages import (
     return_path_event,
     return_path_missing_bytes,
 )
-from colo.protocol.table import Row, StateFacts, facts, lookup
+from colo.protocol.states import StateFacts, facts
+from colo.protocol.table import Row, lookup
 from colo.protocol.words import Action, Condition, Event, Mode, Phase, Reads, Role, State
 
 __all__ = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from colo.errors import ProtocolError, Unsupported
-from colo.protocol.table import OVER, StateFacts, expected_events, facts, lookup
+from colo.protocol.states import OVER, StateFacts, facts
+from colo.protocol.table import expected_events, lookup
 from colo.protocol.words import FROM_PEER, Action, Condition, Event, Mode, Phase, Reads, Role, State
 
 _MODE_CONDITION = {Mode.EARLY: Condition.EARLY, Mode.STRICT: Condition.STRICT, Mode.HYBRID: Condition.HYBRID}

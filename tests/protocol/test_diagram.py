@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from colo.protocol import diagram
-from colo.protocol.table import PRIMARY, ROWS, SECONDARY, states
+from colo.protocol.states import PRIMARY, SECONDARY, states
+from colo.protocol.table import ROWS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 

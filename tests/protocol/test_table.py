@@ -6,18 +6,8 @@ from itertools import product
 
 import pytest
 
-from colo.protocol.table import (
-    COMMITS_RUNNING,
-    FACTS,
-    OVER,
-    ROWS,
-    expected_events,
-    facts,
-    lookup,
-    matching,
-    states,
-    unexpected,
-)
+from colo.protocol.states import COMMITS_RUNNING, FACTS, OVER, facts, states
+from colo.protocol.table import ROWS, expected_events, lookup, matching, unexpected
 from colo.protocol.words import Action, Condition, Event, Phase, Reads, Role, State
 from colo.wire import ColoMessage
 

@@ -3,6 +3,8 @@
 #include "../xbzrle.h"
 #include "runs.h"
 
+#define COLO_PREFETCH_LINES 4
+
 COLO_INLINE uint64_t colo_load64(const void *p)
 {
     uint64_t v;
@@ -37,39 +39,54 @@ COLO_INLINE uint64_t colo_differs_portable(const uint8_t *a, const uint8_t *b)
 }
 
 /* Encode from differs words, with no instruction beyond the baseline. */
-COLO_INLINE int colo_encode_words_portable(const uint64_t *differs, const uint8_t *page, int page_bytes,
-                                           uint8_t *dst, int dlen)
+COLO_INLINE int colo_encode_words(const uint64_t *differs, const uint8_t *page, int page_bytes, uint8_t *dst, int dlen)
 {
-    /* A run takes three bytes at least, so more of them than dlen / 3 cannot fit. */
-    uint16_t positions[2 * (COLO_PAGE_BYTES_MAX / 3) + 2 + 64];
-    const int words = page_bytes / 64;
-    const unsigned limit = 2 * (unsigned)((dlen < page_bytes ? dlen : page_bytes) / 3) + 1;
-    unsigned count = 0;
-    uint64_t carry = 0;
-    long changed = 0;
+    uint16_t list[COLO_LIST_LENGTH], *const positions = list + 1;
+    uint64_t transitions[COLO_WORDS_MAX], nonzero[(COLO_WORDS_MAX + 63) / 64], any = 0;
+    const int words = page_bytes / 64, ends_changed = (int)(differs[words - 1] >> 63);
 
-    for (int w = 0; w < words; w++) {
-        uint64_t m = differs[w], t = m ^ (m << 1 | carry);
-        carry = m >> 63;
-        while (t) {
-            positions[count++] = (uint16_t)(64 * w + __builtin_ctzll(t));
-            t &= t - 1;
-        }
-        if (count > limit)
-            return -1;
-    }
-    if (carry)
-        positions[count++] = (uint16_t)page_bytes;
-    if (!count)
+    if (dlen < 2)
+        return -1;
+    for (int g = 0; g < words; g += 64)
+        any |= nonzero[g / 64] = colo_transitions(differs + g, transitions + g, words - g < 64 ? words - g : 64,
+                                                  g ? differs[g - 1] >> 63 : 0);
+    if (!any)
         return 0;
-    for (unsigned i = 0; i < count; i += 2)
-        changed += (uint16_t)(positions[i + 1] - positions[i]);
-    if (!changed) /* one run of 65536 */
+    const int count = colo_flatten(transitions, nonzero, page_bytes, ends_changed, dlen, positions);
+    if (count < 0)
         return -1;
-    long spare = colo_spare(changed, count / 2, !carry, dlen);
-    if (spare < 0)
+    const unsigned runs = (unsigned)count / 2;
+    const long changed = colo_changed(positions, runs), spare = colo_spare(changed, runs, !ends_changed, dlen);
+    if (spare < 0 || !changed)
         return -1;
-    return colo_emit(positions, count / 2, page, page_bytes, dst, spare);
+    if (runs < COLO_FEW_RUNS)
+        return colo_emit_few(positions, runs, page, page_bytes, dst, changed, spare);
+    uint8_t *end = colo_emit(positions, 0, runs, page, page_bytes, dst, spare);
+    return end ? (int)(end - dst) : -1;
+}
+
+/* Bring the shadow up to date, given its differs words. */
+COLO_INLINE void colo_refresh(uint8_t *shadow, const uint8_t *snapshot, const uint64_t *differs, int page_bytes)
+{
+    for (int g = 0; g < page_bytes / 64; g += 64) {
+        uint64_t lines = 0;
+        for (int w = 0; w < 64 && g + w < page_bytes / 64; w++)
+            lines |= (uint64_t)(differs[g + w] != 0) << w;
+        for (; lines; lines &= lines - 1) {
+            const int at = 64 * (g + (int)colo_lowest_bit(lines));
+            memcpy(shadow + at, snapshot + at, 64);
+        }
+    }
+}
+
+/* Start the next pair on its way while this one is encoded: what follows these lines the CPU fetches by itself. */
+COLO_INLINE void colo_prefetch_next(const uint8_t *next_shadow, const uint8_t *next_live)
+{
+    if (next_live)
+        for (int k = 0; k < COLO_PREFETCH_LINES; k++) {
+            __builtin_prefetch(next_live + 64 * k);
+            __builtin_prefetch(next_shadow + 64 * k);
+        }
 }
 
 static int colo_xbzrle_encode_portable(const uint8_t *old_page, const uint8_t *new_page, int page_bytes,
@@ -77,11 +94,9 @@ static int colo_xbzrle_encode_portable(const uint8_t *old_page, const uint8_t *n
 {
     uint64_t differs[COLO_WORDS_MAX];
 
-    if (dlen < 2)
-        return -1;
     for (int w = 0; w < page_bytes / 64; w++)
         differs[w] = colo_differs_portable(old_page + 64 * w, new_page + 64 * w);
-    return colo_encode_words_portable(differs, new_page, page_bytes, dst, dlen);
+    return colo_encode_words(differs, new_page, page_bytes, dst, dlen);
 }
 
 static int colo_xbzrle_step_portable(uint8_t *shadow, const uint8_t *live, const uint8_t *next_shadow,
@@ -89,17 +104,15 @@ static int colo_xbzrle_step_portable(uint8_t *shadow, const uint8_t *live, const
                                      uint8_t *dst, int dlen)
 {
     uint64_t differs[COLO_WORDS_MAX];
-    int encoded = -1;
 
     for (int w = 0; w < page_bytes / 64; w++) {
         memcpy(snapshot + 64 * w, live + 64 * w, 64);
         differs[w] = colo_differs_portable(shadow + 64 * w, snapshot + 64 * w);
     }
-    if (dlen >= 2)
-        encoded = colo_encode_words_portable(differs, snapshot, page_bytes, dst, dlen);
-    for (int w = 0; w < page_bytes / 64; w++)
-        if (differs[w])
-            memcpy(shadow + 64 * w, snapshot + 64 * w, 64);
+    colo_prefetch_next(next_shadow, next_live);
+    const int encoded = colo_encode_words(differs, snapshot, page_bytes, dst, dlen);
+    if (encoded)
+        colo_refresh(shadow, snapshot, differs, page_bytes);
     return encoded;
 }
 
@@ -139,6 +152,17 @@ static size_t colo_scan_portable(const uint8_t *memory, const uint8_t *shadow, s
     return dirty;
 }
 
+/* Keep a page's new hash; returns 1, with the page's bit set, when it is another than before. */
+COLO_INLINE size_t colo_note_hash(uint64_t *hash, uint64_t sum0, uint64_t sum1, uint64_t *bitmap, size_t bit)
+{
+    if (hash[0] == sum0 && hash[1] == sum1)
+        return 0;
+    hash[0] = sum0;
+    hash[1] = sum1;
+    colo_set_bit(bitmap, bit);
+    return 1;
+}
+
 /* NH: sum over pairs of 32-bit words of (a + key_a)(b + key_b), modulo 2^64; twice, the key moved on for the second. For
  * two different pages fixed before the key is drawn, one sum is equal with probability at most 2^-32, both with 2^-64. */
 static size_t colo_scan_hash_portable(const uint8_t *memory, uint64_t *hashes, const uint8_t *key, size_t pages,
@@ -155,13 +179,7 @@ static size_t colo_scan_hash_portable(const uint8_t *memory, uint64_t *hashes, c
             sum0 += (uint64_t)((uint32_t)m + (uint32_t)k0) * (uint32_t)((m >> 32) + (k0 >> 32));
             sum1 += (uint64_t)((uint32_t)m + (uint32_t)k1) * (uint32_t)((m >> 32) + (k1 >> 32));
         }
-        uint64_t *hash = hashes + COLO_HASH_WORDS * i;
-        if (hash[0] != sum0 || hash[1] != sum1) {
-            hash[0] = sum0;
-            hash[1] = sum1;
-            colo_set_bit(bitmap, first + i);
-            dirty++;
-        }
+        dirty += colo_note_hash(hashes + COLO_HASH_WORDS * i, sum0, sum1, bitmap, first + i);
     }
     return dirty;
 }
