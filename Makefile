@@ -28,7 +28,7 @@ lint:
 	@tools/setup test,lint
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	.venv/bin/cython-lint colo/_fast
+	PATH=$(CURDIR)/.venv/bin:$$PATH cython-lint colo/_fast
 
 debug:
 	@tools/setup test

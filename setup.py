@@ -63,7 +63,7 @@ def extensions() -> list[Extension]:
 
 
 write_wire_numbers()
-setup(ext_modules=cythonize(
+setup(options={"build_ext": {"parallel": os.cpu_count()}}, ext_modules=cythonize(
     extensions(),
     language_level=3,
     nthreads=0,

@@ -138,7 +138,7 @@ class ColoMessage(IntEnum):
 
 
 class PageEncoding(IntEnum):
-    """The byte that opens the payload of a RAM record with the XBZRLE flag: how its ``u16 len`` bytes are made.
+    """The byte that opens the payload of a RAM record with the XBZRLE flag: how its bytes are made.
 
     QEMU knows XBZRLE only, and refuses a record with any other. The others are colo's own: **never sent to a
     QEMU**, only between two colo ends that agreed on them. *Delta* means against the receiver's present page,

@@ -227,7 +227,8 @@ cdef class DirtyBitmap:
             pages = pages << 8 | src[i]
         if pages > <uint64_t>max(max_pages, 0) or pages > <uint64_t>MAX_PAGES:
             raise LimitExceeded(f"{pages} pages, where at most {max_pages} are allowed: the two ends "
-                                "disagree on the RAM block's size", where="dirty bitmap", offset=0, value=pages)
+                                "disagree on the RAM block's size", where="dirty bitmap", offset=0,
+                                value=pages)
         bits_bytes = (<Py_ssize_t>pages + 7) // 8
         if src[8] != FORM_BITS and src[8] != FORM_RUNS:
             raise StreamError(f"unknown form {src[8]}", where="dirty bitmap", offset=8, value=src[8])

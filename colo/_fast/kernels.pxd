@@ -38,3 +38,12 @@ cdef const colo_kernels *active() noexcept nogil
 
 cdef const colo_kernels *for_level(object level) except NULL
 """The table of ``level`` (a str), or the active one for None. ValueError says which levels this machine has."""
+
+cdef int check_page_bytes(Py_ssize_t page_bytes) except -1
+"""Refuse page sizes other than a power of two from 1 KiB to 64 KiB (ValueError)."""
+
+cdef Py_ssize_t whole_pages(Py_ssize_t size_bytes, Py_ssize_t page_bytes, str name) except -1
+"""Pages in a buffer of size_bytes; ValueError names the buffer when that is not a whole number."""
+
+cdef int check_apart(const void *a, Py_ssize_t a_bytes, const void *b, Py_ssize_t b_bytes, str names) except -1
+"""ValueError when the two ranges of memory overlap."""

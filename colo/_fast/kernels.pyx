@@ -2,6 +2,8 @@
 import os
 import warnings
 
+from libc.stdint cimport uintptr_t
+
 
 cdef extern from "simd/dispatch.h" nogil:
     enum:
@@ -37,6 +39,25 @@ cdef const colo_kernels *for_level(object level) except NULL:
         if _levels[i].name.decode() == level:
             return _levels[i]
     raise ValueError(f"SIMD level {level!r} is not one of those this machine has: {', '.join(levels())}")
+
+
+cdef int check_page_bytes(Py_ssize_t page_bytes) except -1:
+    if not COLO_PAGE_BYTES_MIN <= page_bytes <= COLO_PAGE_BYTES_MAX or page_bytes & (page_bytes - 1):
+        raise ValueError(f"page_bytes is {page_bytes}: it must be a power of two from "
+                         f"{COLO_PAGE_BYTES_MIN} to {COLO_PAGE_BYTES_MAX}")
+    return 0
+
+
+cdef Py_ssize_t whole_pages(Py_ssize_t size_bytes, Py_ssize_t page_bytes, str name) except -1:
+    if size_bytes % page_bytes:
+        raise ValueError(f"{name} has {size_bytes} bytes: not a whole number of pages of {page_bytes}")
+    return size_bytes // page_bytes
+
+
+cdef int check_apart(const void *a, Py_ssize_t a_bytes, const void *b, Py_ssize_t b_bytes, str names) except -1:
+    if a_bytes and b_bytes and <uintptr_t>a < <uintptr_t>b + b_bytes and <uintptr_t>b < <uintptr_t>a + a_bytes:
+        raise ValueError(f"{names} overlap in memory: give buffers that are apart")
+    return 0
 
 
 def _choose(asked):

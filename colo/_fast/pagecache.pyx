@@ -34,6 +34,9 @@ cdef extern from "<pthread.h>" nogil:
     unsigned long pthread_self()
 
 
+cdef Py_ssize_t CAPACITY_BYTES_MAX = 1 << 46
+
+
 class CacheStats(NamedTuple):
     """Counts since the cache was made.
 
@@ -129,6 +132,8 @@ cdef class PageCache(RememberedPages):
         if capacity_bytes < self.page_bytes:
             raise ValueError(f"a page cache of {capacity_bytes} bytes does not hold one page of "
                              f"{self.page_bytes}")
+        if capacity_bytes > CAPACITY_BYTES_MAX:
+            raise ValueError(f"a page cache of {capacity_bytes} bytes is more than any machine has")
         while nslots * 2 * self.page_bytes <= <size_t>capacity_bytes:
             nslots *= 2
         c.slots = <colo_cache_slot *>malloc(nslots * sizeof(colo_cache_slot))

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from .adaptive import AdaptiveCodec
@@ -41,7 +43,7 @@ class PageEncoder:
     def begin_block(
         self,
         idstr: str,
-        memory: Buffer,
+        memory: Buffer | NDArray[np.uint8],
         bitmap: DirtyBitmap | None = None,
         cache: PageCache | ShadowCache | None = None,
         *,

@@ -48,10 +48,10 @@ class EncoderStats(NamedTuple):
     """Counts since the encoder was made.
 
     ``pages`` and ``bytes`` are by kind of record: ``zero``, ``page`` (raw), ``xbzrle``, ``lz4_delta``,
-    ``zstd_delta``, ``lz4_page``, ``zstd_page``, and ``unchanged`` (marked dirty, but equal to what the receiver
-    holds: nothing is sent). ``bytes`` counts whole records, with their headers. ``sent_bytes`` is all that went
-    out, section headers included, in ``sends`` system calls or more (a call that could not take all is repeated
-    and counted once).
+    ``zstd_delta``, ``lz4_page``, ``zstd_page``, and ``unchanged`` (marked dirty, but equal to what the
+    receiver holds: nothing is sent). ``bytes`` counts whole records, with their headers. ``sent_bytes`` is
+    all that went out, section headers included, in ``sends`` system calls or more (a call that could not take
+    all is repeated and counted once).
     """
 
     pages: dict[str, int]

@@ -72,13 +72,31 @@ static inline const uint8_t *colo_xbzrle_record(const uint8_t *p, const uint8_t 
     return p + n;
 }
 
+/* Records of lengths that no guess gets right: wait for each. Stops at the first that has a long length, or near the end. */
+static inline __attribute__((always_inline)) const uint8_t *colo_xbzrle_short_records(
+    const uint8_t *p, const uint8_t *end, uint8_t *dst, uint32_t dlen, uint32_t *at)
+{
+    while (end - p >= 4) {
+        const uint32_t z = p[0], n = p[1];
+        if (z - 1 >= 127 || n - 1 >= 127)
+            break;
+        if (n + 2 > (size_t)(end - p) || z + n > dlen - *at)
+            return NULL;
+        if (dst)
+            colo_copy_exact(dst + *at + z, p + 2, n);
+        *at += z + n;
+        p += 2 + n;
+    }
+    return p;
+}
+
 /* Where the next record starts depends on this one's length, and waiting for that load is most of the work. So the common
  * lengths are guessed, by branches the CPU predicts: one byte, and as many as in the record before. */
 static inline __attribute__((always_inline)) int colo_xbzrle_walk(const uint8_t *src, int slen, uint8_t *dst, int dlen_int)
 {
     const uint8_t *p = src, *const end = src + slen;
     const uint32_t dlen = dlen_int > 0 ? (uint32_t)dlen_int : 0;
-    uint32_t at = 0, last = 16;
+    uint32_t at = 0, last = 16, surprises = 0;
     size_t last_step = 16;
 
     while (p < end) {
@@ -139,7 +157,14 @@ static inline __attribute__((always_inline)) int colo_xbzrle_walk(const uint8_t 
             /* The same value, but not for the compiler, which would wait for n instead of guessing it. */
             last_step = n;
             __asm__("" : "+r"(last_step));
-            continue;
+            if (++surprises < 32 || surprises * 32 < (size_t)(p - src))
+                continue;
+            /* More than about every eighth length was a new one: guessing costs more than it saves. */
+            p = colo_xbzrle_short_records(p, end, dst, dlen, &at);
+            if (!p)
+                return -1;
+            if (p == end)
+                break;
         }
 any:
         p = colo_xbzrle_record(p, end, p == src, dst, dlen, &at);

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 
 from colo.cli.output import SessionOutput, size
 from colo.errors import ColoError, QemuError, Unsupported
-from colo.qemu.guest import GuestParams, GuestState, check_guest_memory, make_guest_rom
+from colo.qemu.guest import STATE_ADDRESS, GuestParams, make_guest_rom
 from colo.qemu.primary import ColoSettings
 from colo.qemu.process import QemuProcess
 from colo.session.protector import Protector, ProtectorConfig
@@ -57,6 +58,12 @@ def last_counter(path: Path) -> int:
     return int(found[-1]) if found else 0
 
 
+def first_counter(path: Path) -> int:
+    """The counter in the first whole line of a guest's serial output, 0 if there is none."""
+    found = LINE.search(path.read_text(errors="replace").rpartition("\n")[0]) if path.exists() else None
+    return int(found[1]) if found else 0
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 if the guest's proof holds."""
     if shutil.which(arguments.qemu) is None:
@@ -83,8 +90,9 @@ class Demo:
         self.ram = ram
         self.output = output
         self.params = GuestParams(pages=arguments.pages, ticks_hz=100, steps_per_tick=max(1, arguments.pages // 100))
-        self.image_state: GuestState | None = None
         self.last_checkpoint = -1
+        self.resumed_from = 0
+        """The guest's counter in the checkpoint that was taken over."""
         self.outcome: TakeoverReport | BaseException | None = None
 
     def run(self) -> int:
@@ -95,6 +103,9 @@ class Demo:
         primary_log, standby_log = self.work / "primary.log", self.work / "standby.log"
         line = command_line(self.arguments.qemu, self.arguments.memory_mib, rom, primary_log)
         standby = command_line(self.arguments.qemu, self.arguments.memory_mib, rom, standby_log)
+        # A monitor has one client at a time: this one is the protector's.
+        self.monitor = self.work / "protect.sock"
+        line += ["-qmp", f"unix:{self.monitor},server=on,wait=off"]
         primary = QemuProcess.start(line, self.work / "primary")
         try:
             config = SecondaryConfig(
@@ -118,6 +129,9 @@ class Demo:
     def _event(self, kind: str, data: Any) -> None:
         if kind == "checkpoint":
             self.last_checkpoint = data.number
+        elif kind == "settled":
+            memory = next(block.memory_buffer for block in data.blocks if block.idstr == "pc.ram")
+            (self.resumed_from,) = struct.unpack_from("<Q", memory, STATE_ADDRESS)
         self.output.event(kind, data)
 
     def _follow(self, secondary: Secondary) -> None:
@@ -129,7 +143,7 @@ class Demo:
     def _protect_and_kill(self, primary: QemuProcess, secondary: Secondary, arbiter: Path) -> None:
         settings = ColoSettings(
             checkpoint_delay_ms=self.arguments.checkpoint_delay_ms, xbzrle=self.arguments.xbzrle)
-        config = ProtectorConfig(primary.qmp_path, secondary.address, arbiter=f"file:{arbiter}", settings=settings)
+        config = ProtectorConfig(self.monitor, secondary.address, arbiter=f"file:{arbiter}", settings=settings)
         with Protector(config, on_event=self._event) as protector:
             watching = threading.Thread(target=self._watch, args=(protector,), name="colo-protector")
             watching.start()
@@ -153,10 +167,12 @@ class Demo:
             raise report if report is not None else QemuError("no takeover within 60 s")
         shown = last_counter(primary_log)
         deadline = time.monotonic() + PROOF_S
-        while (went_on := last_counter(standby_log)) == 0 and time.monotonic() < deadline:
+        while (went_on := first_counter(standby_log)) == 0 and time.monotonic() < deadline:
             time.sleep(0.05)
         torn = "TORN" in standby_log.read_text(errors="replace") if standby_log.exists() else True
-        proved = went_on > 0 and not torn
+        # A line is printed every so many steps, so the first one in the stand-by tells where it began.
+        line_steps = self.params.steps_per_tick * self.params.ticks_per_line
+        proved = not torn and self.resumed_from < went_on <= self.resumed_from + line_steps
         self.output.close()
         self._print_summary(report, shown, went_on, proved)
         return 0 if proved else 1
@@ -170,18 +186,26 @@ class Demo:
             "takeover_ms": round(report.total_ms, 3),
             "takeover": report.as_dict(),
             "primary_last_counter": shown,
+            "checkpoint_counter": self.resumed_from,
             "resumed_counter": went_on,
             "proved": proved,
         }
         if self.arguments.json:
             print(json.dumps({"event": "summary", "data": summary}))
             return
+        proof = (
+            "its memory and registers are of one instant: it checks every page it comes to" if proved
+            else "FAILED: the guest did not go on, or found its memory torn"
+        )
+        parts = ", ".join(
+            f"{name} {getattr(report, f'{name}_ms'):.1f}" for name in ("arbitration", "settle", "compose", "load", "running")
+        )
         print(f"""
 checkpoints   {statistics.checkpoints}, {size(statistics.stream_bytes)} in all
-pause         p50 {summary['pause_p50_ms']:.2f} ms, p99 {summary['pause_p99_ms']:.2f} ms (the VM standing still, by QEMU's clock)
-takeover      {report.total_ms:.1f} ms from the loss noticed to the VM running: arbitration {report.arbitration_ms:.1f}, \
-settle {report.settle_ms:.1f}, compose {report.compose_ms:.1f}, load {report.load_ms:.1f}, running {report.running_ms:.1f}
+pause         p50 {summary['pause_p50_ms']:.2f} ms, p99 {summary['pause_p99_ms']:.2f} ms (the VM stood still, by QEMU's clock)
+takeover      {report.total_ms:.1f} ms from the loss noticed to the VM running:
+              {parts}
 resumed       checkpoint {report.checkpoint}, {report.checkpoint_age_ms:.0f} ms old, by pid {report.pid}
-the guest     printed {shown} last before the kill; in the stand-by it goes on with {went_on}
-proof         {'its memory and registers are of one instant: it checks every page it comes to' if proved
-               else 'FAILED: the guest did not go on, or found its memory torn'}""", file=sys.stdout)
+the guest     printed {shown} last before the kill; checkpoint {report.checkpoint} is its step {self.resumed_from};
+              the first it printed in the stand-by is {went_on}
+proof         {proof}""", file=sys.stdout)

@@ -112,7 +112,8 @@ class SessionOutput:
         if kind == "taking-over":
             return f"taking over ({data})"
         if kind == "running":
-            return f"running from checkpoint {data.checkpoint} after {data.total_ms:.1f} ms (pid {data.pid}, QMP {data.qmp_path})"
+            vm = f"pid {data.pid}, QMP {data.qmp_path}"
+            return f"running from checkpoint {data.checkpoint} after {data.total_ms:.1f} ms ({vm})"
         return str(data)
 
     def _checkpoint(self, report: CheckpointReport) -> None:

@@ -31,14 +31,7 @@ QEMUS = {
 }
 TCG = ("-accel", "tcg", "-S", "-m", "1")
 UUID = "5a0f1c8e-9b3d-4a57-8c21-0d6e7f4b9a10"
-DEVICES = (
-    "-m 2 -smp 3 -vga std -serial null -parallel null -device virtio-net-pci,romfile= -device e1000,romfile= "
-    "-drive if=none,id=d,file=null-co://,format=raw -device virtio-blk-pci,drive=d -device virtio-serial-pci "
-    "-device virtconsole -device qemu-xhci -device usb-tablet -device usb-hub -device lsi53c895a "
-    "-drive if=none,id=e,file=null-co://,format=raw -device scsi-hd,drive=e -device ich9-ahci "
-    "-device virtio-balloon-pci -device virtio-rng-pci -device virtio-scsi-pci -device virtio-keyboard-pci "
-    "-device rtl8139,romfile= -device piix3-usb-uhci -device vmxnet3,romfile= -device i6300esb -device vmcoreinfo"
-).split()
+DEVICES = ["-m", "2", "-smp", "3", "-vga", "std", "-serial", "null", "-parallel", "null", "-device", "virtio-net-pci,romfile=", "-device", "e1000,romfile=", "-drive", "if=none,id=d,file=null-co://,format=raw", "-device", "virtio-blk-pci,drive=d", "-device", "virtio-serial-pci", "-device", "virtconsole", "-device", "qemu-xhci", "-device", "usb-tablet", "-device", "usb-hub", "-device", "lsi53c895a", "-drive", "if=none,id=e,file=null-co://,format=raw", "-device", "scsi-hd,drive=e", "-device", "ich9-ahci", "-device", "virtio-balloon-pci", "-device", "virtio-rng-pci", "-device", "virtio-scsi-pci", "-device", "virtio-keyboard-pci", "-device", "rtl8139,romfile=", "-device", "piix3-usb-uhci", "-device", "vmxnet3,romfile=", "-device", "i6300esb", "-device", "vmcoreinfo"]
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ COLO_AVX2_INLINE int colo_encode_words_avx2(uint64_t *differs, const uint8_t *pa
     if (!any)
         return 0;
 
-    const int most = 2 * ((dlen < page_bytes ? dlen : page_bytes) / 3) + 1;
+    const int most = 2 * (dlen / 3) + 1;
     uint16_t *at = positions;
     list[0] = 0;
     for (int g = 0; g < words; g += 64) {

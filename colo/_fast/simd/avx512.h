@@ -121,7 +121,7 @@ COLO_AVX512_INLINE int colo_encode_words_avx512(const uint64_t *differs, const u
     if (!any)
         return 0;
     const long changed = _mm512_reduce_add_epi64(changed_sum), count = _mm512_reduce_add_epi64(count_sum);
-    const int ends_changed = (int)(differs[words - 1] >> 63);
+    const int ends_changed = _mm512_movepi64_mask(previous) >> 7;
     const unsigned runs = (unsigned)(count + ends_changed) / 2;
     long spare = colo_spare(changed, runs, !ends_changed, dlen);
     if (spare < 0 || (page_bytes == 65536 && changed == 65536))
@@ -190,8 +190,6 @@ COLO_AVX512_INLINE int colo_encode_avx512_of(const uint8_t *old_page, const uint
 {
     uint64_t differs[COLO_WORDS_MAX];
 
-    if (page_bytes < COLO_PAGE_BYTES_MIN)
-        __builtin_unreachable();
     for (int w = 0; w < page_bytes / 64; w++) {
         __m512i a = _mm512_loadu_si512(old_page + 64 * w), b = _mm512_loadu_si512(new_page + 64 * w);
         _store_mask64((__mmask64 *)(differs + w), _mm512_cmpneq_epi8_mask(a, b));
@@ -213,8 +211,6 @@ COLO_AVX512_INLINE int colo_step_avx512_of(uint8_t *shadow, const uint8_t *live,
 {
     uint64_t differs[COLO_WORDS_MAX];
 
-    if (page_bytes < COLO_PAGE_BYTES_MIN)
-        __builtin_unreachable();
     for (int w = 0; w < page_bytes / 64; w++) {
         __m512i a = _mm512_loadu_si512(shadow + 64 * w), b = _mm512_loadu_si512(live + 64 * w);
         _mm512_storeu_si512(snapshot + 64 * w, b);

@@ -103,13 +103,13 @@ COLO_INLINE uint64_t colo_transitions(const uint64_t *differs, uint64_t *transit
 }
 
 /* A list of positions has one zero before it, and room for what is written past its end. */
-#define COLO_LIST_LENGTH (1 + 2 * (COLO_PAGE_BYTES_MAX / 3) + 2 + 128)
+#define COLO_LIST_LENGTH (1 + COLO_PAGE_BYTES_MAX + 128)
 
 /* Lists all transitions, or returns -1 when they are more than dlen bytes can hold: each run takes three. */
 COLO_INLINE int colo_flatten(const uint64_t *transitions, const uint64_t *nonzero, int page_bytes, int ends_changed,
                              int dlen, uint16_t *positions)
 {
-    const int words = page_bytes / 64, most = 2 * ((dlen < page_bytes ? dlen : page_bytes) / 3) + 1;
+    const int words = page_bytes / 64, most = 2 * (dlen / 3) + 1;
     uint16_t *at = positions;
 
     positions[-1] = 0;
