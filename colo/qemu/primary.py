@@ -137,16 +137,11 @@ class QemuPrimary:
             raise QemuError(
                 f"QEMU already has a migration in progress ({self.migration_status()}): end it first"
             )
-        # One call each: some versions refuse x-colo unless return-path is on already, not merely in the
-        # same call.
-        capabilities: list[tuple[str, bool]] = [("events", True)]
-        if quirks.needs_return_path:
-            capabilities.append(("return-path", True))
-        capabilities += [("xbzrle", settings.xbzrle), ("x-colo", True)]
+        capabilities = {"events": True, "xbzrle": settings.xbzrle}
         if quirks.has_compression:
-            capabilities.append(("compress", settings.compress))
-        for name, state in capabilities:
-            qmp.execute("migrate-set-capabilities", {"capabilities": capability_list({name: state})})
+            capabilities["compress"] = settings.compress
+        qmp.execute("migrate-set-capabilities", {"capabilities": capability_list(capabilities)})
+        self._enable_colo()
         parameters: dict[str, Any] = {
             "x-checkpoint-delay": settings.checkpoint_delay_ms,
             "max-bandwidth": settings.max_bandwidth_bytes,
@@ -170,6 +165,22 @@ class QemuPrimary:
             except QemuError:
                 self._switch_off()
                 raise
+
+    def _enable_colo(self) -> None:
+        """Switch x-colo on; first return-path where this version wants it, which must be on already by
+        then.
+        """
+        qmp = self.qemu.qmp
+        colo = {"capabilities": capability_list({"x-colo": True})}
+        if not self.qemu.quirks.needs_return_path:
+            try:
+                qmp.execute("migrate-set-capabilities", colo)
+                return
+            except QmpCommandError as error:
+                if "return" not in str(error).lower():
+                    raise
+        qmp.execute("migrate-set-capabilities", {"capabilities": capability_list({"return-path": True})})
+        qmp.execute("migrate-set-capabilities", colo)
 
     def _await_colo(self, events: EventSubscription, deadline: float) -> None:
         while True:

@@ -79,17 +79,17 @@ FACTS: tuple[Fact, ...] = (
     ),
     Fact(
         "return_path_first",
-        Version(10, 2),
+        Version(11, 0),
         FUTURE,
-        "11.1.3",
+        "11.1.3; not 10.0.13; versions between were not tried, there QEMU's own refusal decides",
         "x-colo is refused unless the capability return-path is on; the primary then opens the return "
         "path and pings",
     ),
     Fact(
         "enable_colo",
         ANCIENT,
-        Version(10, 2),
-        "7.2.22, 10.0.13; not 11.1.3",
+        Version(11, 0),
+        "7.2.22, 10.0.13; not 11.1.3; versions between were not tried",
         "the stream carries ENABLE_COLO, and a QEMU secondary needs it; from then on one rejects it",
     ),
     Fact(

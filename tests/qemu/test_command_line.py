@@ -86,7 +86,8 @@ def test_numa_backends_need_no_main_backend() -> None:
 def test_what_belongs_to_the_process_is_removed() -> None:
     argv = derived(
         "qemu -daemonize -pidfile /run/p -S -qmp unix:/q,server -monitor stdio -loadvm snap "
-        "-incoming tcp:0:1 -chardev socket,id=m,path=/m,server=on,wait=off -mon chardev=m,mode=control --gdb tcp::1 -s -D /log "
+        "-incoming tcp:0:1 -chardev socket,id=m,path=/m,server=on,wait=off -mon chardev=m,mode=control "
+        "--gdb tcp::1 -s -D /log "
         "-qtest unix:/t -mem-path /hugepages -mem-prealloc -object filter-mirror,id=f,netdev=n,outdev=c0 "
         "-chardev socket,id=c0,host=10.0.0.2,port=9003 -name vm -nodefaults"
     )
