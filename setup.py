@@ -33,7 +33,7 @@ def write_wire_numbers() -> None:
         target.write_text(text)
 
 
-def compile_args() -> list[str]:
+def compile_args(module: str) -> list[str]:
     args = ["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function",
             "-Wno-missing-field-initializers", "-Wno-sign-compare", "-fvisibility=hidden"]
     # Nothing is built for the build machine's own CPU: wider SIMD is picked at run time (_fast/simd/).
@@ -44,7 +44,8 @@ def compile_args() -> list[str]:
     if SANITIZE:
         return [*args, "-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
                 "-fno-sanitize-recover=undefined", "-UNDEBUG"]
-    return [*args, "-O3"]
+    # The loops over pages are in the kernels; the rest gains nothing from -O3 and debug information but build time.
+    return [*args, "-g0", "-O3" if module == "kernels" else "-O2"]
 
 
 def extensions() -> list[Extension]:
@@ -57,7 +58,7 @@ def extensions() -> list[Extension]:
         found.append(Extension(
             f"colo._fast.{pyx.stem}", [str(pyx.relative_to(ROOT))],
             include_dirs=["colo/_fast"], depends=headers, libraries=libraries,
-            extra_compile_args=compile_args(), extra_link_args=link,
+            extra_compile_args=compile_args(pyx.stem), extra_link_args=link,
         ))
     return found
 

@@ -20,7 +20,7 @@ from colo.errors import (
     Unsupported,
 )
 
-COMMANDS = ("secondary", "protect", "failover", "status", "demo")
+COMMANDS = ("secondary", "protect", "failover", "status", "doctor", "demo")
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NoCheckpoint, 3),
