@@ -28,6 +28,7 @@ lint:
 	@tools/setup test,lint
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+	$(PYTHON) -m colo.protocol.diagram --check docs/protocol.md
 	PATH=$(CURDIR)/.venv/bin:$$PATH cython-lint colo/_fast
 
 debug:

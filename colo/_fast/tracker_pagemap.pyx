@@ -6,7 +6,8 @@ walks the page tables, reports the pages written, and protects them again under 
 lands before (this harvest reports it) or after (the next one does). Cost: about 2 ns per page walked and 50
 ns per dirty page; the first write to a page after a harvest pays for one fault.
 
-- Private anonymous, shared anonymous, memfd and tmpfs, and hugetlbfs memory; not files on a disk.
+- Memory of every kind that can be written: private and shared anonymous, memfd, tmpfs, hugetlbfs, files on
+  disks.
 - Writes through *this* mapping are seen: also system calls that write into it, and KVM guests. Not seen:
   another mapping of the same file, devices' DMA into pinned pages, holes punched in the file below:
   :meth:`mark` those.
@@ -200,9 +201,9 @@ cdef class PagemapTracker(BlockTracker):
         if error:
             why = {
                 errno.EBUSY: "another userfaultfd watches it already (another tracker?)",
-                errno.EINVAL: "this kind of mapping cannot be watched (a file on a disk or a device; huge "
-                              "pages that the block does not end with)",
-                errno.EPERM: "the mapping's file is not open for writing",
+                errno.EINVAL: "this kind of mapping cannot be watched "
+                              "(huge pages that the block does not end with?)",
+                errno.EPERM: "the mapping cannot be written",
                 errno.EBADF: "the userfaultfd given is closed",
             }.get(-error, os.strerror(-error))
             raise TrackerError(f"{self.block}: {self.length_bytes} bytes at {base:#x} cannot be tracked "

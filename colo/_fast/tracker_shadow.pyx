@@ -73,8 +73,11 @@ cdef class ShadowTracker(BlockTracker):
                     whole.madvise(mmap.MADV_HUGEPAGE)
                 except OSError:
                     pass                # a kernel without transparent huge pages
-        self.held = memoryview(whole).cast("B")
-        view = self.held
+        view = held = memoryview(whole).cast("B")
+        if held.nbytes != self.length_bytes:
+            raise ValueError(f"{self.block}: a shadow of {held.nbytes} bytes for a block of "
+                             f"{self.length_bytes}")
+        self.held = held
         self.copy = &view[0]
         with nogil:
             memcpy(self.copy, self.base, self.length_bytes)

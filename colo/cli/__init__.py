@@ -20,7 +20,7 @@ from colo.errors import (
     Unsupported,
 )
 
-COMMANDS = ("secondary", "protect", "failover", "status", "doctor", "demo")
+COMMANDS = ("secondary", "protect", "failover", "status", "inspect", "doctor", "demo")
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NoCheckpoint, 3),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from colo._fast.buffers import ReadBuffer
 from colo.errors import LimitExceeded, StreamError, Truncated
@@ -33,7 +35,7 @@ from colo.stream.writer import (
     section_part,
     section_start,
 )
-from colo.wire import Command, SectionType
+from colo.wire import COMMAND_PAYLOAD_BYTES, Command, SectionType
 
 HEAD = file_header() + configuration("pc")
 BLOCKS = [RamBlockInfo("pc.ram", 1 << 20)]
@@ -154,7 +156,10 @@ def test_limits_are_checked_before_anything_is_read(consume):
 @pytest.mark.parametrize(
     ("tail", "says"),
     [
-        (b"\x05\x11configuration/new\0\0\0\1....", "configuration/new' at byte 15 .*: unknown, and without a length"),
+        (
+            b"\x05\x11configuration/new\0\0\0\1....",
+            "configuration/new' at byte 15 .*: unknown, and without a length",
+        ),
         (
             b"\x05\x1econfiguration/target-page-bits"[:2]
             + b"configuration/target-page-bits\0\0\0\1\0\0\0\x10",
@@ -176,3 +181,51 @@ def test_configuration_subsections_are_checked(tail, says):
 def test_truncated_is_told_from_wrong():
     with pytest.raises(Truncated):
         list(StreamReader(ReadBuffer.from_bytes(HEAD)))
+
+
+NAMES = st.text(
+    st.characters(codec="ascii", min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=255
+)
+
+
+@given(
+    NAMES,
+    st.lists(NAMES, max_size=5).map(tuple),
+    st.none() | st.just(12),
+    st.none() | st.binary(min_size=16, max_size=16),
+)
+def test_configuration_round_trip(machine, capabilities, page_bits, uuid):
+    data = (
+        file_header()
+        + configuration(machine, capabilities=capabilities, page_bits=page_bits, uuid=uuid)
+        + EOF
+    )
+    _, read_back, end = StreamReader(ReadBuffer.from_bytes(data))
+    assert read_back == Configuration(8, machine, capabilities, page_bits, uuid)
+    assert end.offset == len(data) - 1
+
+
+IDS = st.integers(0, (1 << 32) - 1)
+
+
+@given(st.data(), st.lists(st.sampled_from(list(Command)), max_size=6), IDS, st.integers(0, 5))
+def test_stream_round_trip(data, commands, ram_id, parts):
+    payloads = [
+        data.draw(st.binary(max_size=30) if sizes is None else st.sampled_from(sizes).map(bytes))
+        for sizes in (COMMAND_PAYLOAD_BYTES[number] for number in commands)
+    ]
+    stream = HEAD + ram_start_section(ram_id, [])
+    for number, payload in zip(commands, payloads, strict=True):
+        stream += command(number, payload)
+    body = end_of_section() + section_footer(ram_id)
+    stream += (section_part(ram_id) + body) * parts + section_end(ram_id) + body + EOF
+    buf = ReadBuffer.from_bytes(stream)
+    seen = []
+    for item in StreamReader(buf):
+        if isinstance(item, LiveSection):
+            assert item.section_id == ram_id
+            buf.skip(8 * (1 + (item.type is SectionType.START)))
+        elif isinstance(item, CommandItem):
+            seen.append((item.command, item.payload))
+    assert seen == list(zip(commands, payloads, strict=True))
+    assert buf.at_end()
