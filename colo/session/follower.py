@@ -320,6 +320,11 @@ class Follower:
                     "a second MEM_SIZE, or one outside the section's START", where="ram section",
                     offset=self._buffer.position - 8, value=total,
                 )
+            if self.committed is not None and self._staging.records:
+                raise StreamError(
+                    "MEM_SIZE behind pages of the same checkpoint", where="ram section",
+                    offset=self._buffer.position - 8, value=total,
+                )
             infos = parse_mem_size(self._buffer, total, limits=self.limits)
             self._staged_blocks = self.image.announce((info.idstr, info.used_length) for info in infos)
             self._decoder.set_blocks(self._staged_blocks)
