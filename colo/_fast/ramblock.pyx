@@ -96,10 +96,16 @@ cdef class RamBlock:
 
     def adopt(self, RamBlock other):
         """Take over what ``other`` (the same block at another length) knows of the pages both have."""
+        cdef uint64_t page, pages = min(self.c.used_length, other.c.used_length) // TARGET_PAGE_BYTES
+        cdef uint64_t mask
         cdef size_t i
-        for i in range(min(self.words, other.words)):
-            self.c.present[i] |= other.c.present[i]
-            self.c.received[i] = other.c.received[i]
+        for i in range((pages + 63) // 64):
+            page = <uint64_t>i * 64
+            mask = ~<uint64_t>0 if pages - page >= 64 else (<uint64_t>1 << (pages - page)) - 1
+            self.c.present[i] |= other.c.present[i] & mask
+            self.c.received[i] = other.c.received[i] & mask
+            # All of a new block counts as zero, which what the other holds may not be.
+            self.c.zero[i] = (self.c.zero[i] & ~mask) | (other.c.zero[i] & mask)
 
     cdef uint64_t count(self, const uint64_t *words):
         cdef uint64_t total = 0, word

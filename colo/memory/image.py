@@ -131,7 +131,9 @@ class RamImage:
     def _resize(self, block: RamBlock, length: int) -> RamBlock:
         fd = self._files[block.idstr]
         try:
-            if length > os.fstat(fd).st_size:
+            if length > block.used_length:
+                # What a longer block had there once must not come back: the pages begin as zero.
+                os.ftruncate(fd, block.used_length)
                 os.ftruncate(fd, length)
             resized = self._map(block.idstr, fd, length)
         except OSError as error:

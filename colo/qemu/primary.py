@@ -71,6 +71,8 @@ class QemuPrimary:
         self.colo_exited = threading.Event()
         """Set when QEMU says COLO_EXIT: its VM goes on alone, or waits to be told."""
         self.exit_reason = ""
+        self.streams_begun = 0
+        """How often a migration stream got as far as a connection: from there on the other side may have the VM."""
         self._end_exit = qemu.qmp.on_event(self._on_exit, "COLO_EXIT")
 
     @classmethod
@@ -187,6 +189,8 @@ class QemuPrimary:
             status = str(events.get(deadline - time.monotonic()).data.get("status"))
             if status == "colo":
                 return
+            if status == "active":
+                self.streams_begun += 1
             if status in ENDED:
                 information = self.qemu.qmp.execute("query-migrate")
                 reason = information.get("error-desc")

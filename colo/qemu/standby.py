@@ -72,6 +72,8 @@ class Standby:
         self._connected_at_ns = 0
         self._connected_at_us = 0
         self._handed_over = False
+        self.may_have_run = False
+        """Whether its VM may have run: then the RAM that it shares is not the checkpoint's any more."""
 
     @property
     def process(self) -> QemuProcess:
@@ -228,6 +230,8 @@ class Standby:
         """
         if self._events is None:
             raise StandbyError("the stand-by is not prepared: call prepare() first")
+        # Without -S it runs as soon as it has loaded, and may die before it has said so.
+        self.may_have_run = "-S" not in self.command.argv
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connected_at_us = time.time_ns() // 1000
         self._connected_at_ns = time.monotonic_ns()
@@ -252,6 +256,7 @@ class Standby:
             while loaded is None:
                 event = self._events.get(deadline - time.monotonic())
                 if event.name == "RESUME":
+                    self.may_have_run = True
                     loaded = event
                 elif event.name == "MIGRATION":
                     state = event.data.get("status")
@@ -289,6 +294,7 @@ class Standby:
             if status == "running" or (status not in ("inmigrate", "paused", "finish-migrate", "prelaunch")):
                 return status
             if status in ("paused", "prelaunch") and not continued:
+                self.may_have_run = True
                 qmp.execute("cont", timeout_s=max(0.05, deadline - time.monotonic()))
                 continued = True
                 continue

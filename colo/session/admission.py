@@ -13,6 +13,8 @@ from colo.wire import FILE_MAGIC
 
 PENDING_LIMIT = 4
 """Connections that may stand at the door at once; the kernel holds a few more, and refuses the rest."""
+PATIENCE_S = 0.25
+"""A QEMU speaks as soon as it is connected: who is silent for longer makes room when the door is full."""
 MAGIC = FILE_MAGIC.to_bytes(4, "big")
 
 
@@ -26,8 +28,9 @@ def admit(
 ) -> socket.socket:
     """Accept connections on ``listener`` until one sends a migration stream's first bytes; the others are closed.
 
-    One that sends something else, or nothing within ``handshake_s``, is closed and told to ``refused``. ``prepare`` sets
-    a new connection's options. Raises Interrupted when ``wake_fd`` becomes readable.
+    One that sends something else, or nothing within ``handshake_s``, is closed and told to ``refused``; so is the oldest
+    silent one when there are :data:`PENDING_LIMIT` and another comes. ``prepare`` sets a new connection's options. Raises
+    Interrupted when ``wake_fd`` becomes readable.
     """
     waiting: dict[socket.socket, float] = {}
     try:
@@ -42,19 +45,33 @@ def admit(
             by_fd = {s.fileno(): s for s in waiting}
             for fd in by_fd:
                 poller.register(fd, select.POLLIN)
+            ends = min(waiting.values(), default=None)
             if len(waiting) < PENDING_LIMIT:
                 poller.register(listener.fileno(), select.POLLIN)
-            left = min(waiting.values(), default=None)
+                left = ends
+            else:
+                assert ends is not None
+                left = min(ends, ends - handshake_s + PATIENCE_S)
+                if left <= now:
+                    poller.register(listener.fileno(), select.POLLIN)
+                    left = ends
             for fd, _ in poller.poll(None if left is None else max(0.0, left - now) * 1000 + 1):
                 if fd == wake_fd:
                     raise Interrupted("the wait for a primary was ended from this side")
                 if fd == listener.fileno():
+                    if len(waiting) == PENDING_LIMIT:
+                        oldest = min(waiting, key=lambda s: waiting[s])
+                        del waiting[oldest]
+                        oldest.close()
+                        refused("a silent connection made room for a new one")
                     with contextlib.suppress(OSError):
                         sock, _ = listener.accept()
                         prepare(sock)
                         waiting[sock] = now + handshake_s
                     continue
                 sock = by_fd[fd]
+                if sock not in waiting:
+                    continue
                 if _opens_stream(sock, refused, waiting):
                     del waiting[sock]
                     return sock

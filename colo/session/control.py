@@ -12,10 +12,13 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
-from colo.errors import ColoError, Unsupported
+from colo import errors
+from colo.errors import ColoError, Interrupted, Unsupported
 
 SOCKET_NAME = "control.sock"
 LINE_LIMIT_BYTES = 4096
@@ -73,6 +76,12 @@ class ControlServer:
             return {"return": command()}
         except ColoError as error:
             return {"error": str(error), "kind": type(error).__name__}
+        except FutureTimeout:
+            return {"error": "not done in time; `colo status` shows how it went on"}
+        except CancelledError:
+            return {"error": "the session ended", "kind": Interrupted.__name__}
+        except Exception as error:
+            return {"error": f"the session failed at it: {type(error).__name__}: {error}"}
 
     def close(self) -> None:
         """Stop answering and remove the socket."""
@@ -85,7 +94,7 @@ class ControlServer:
 def ask(path: Path, command: str, *, timeout_s: float = 10.0) -> Any:
     """Send ``command`` to the session whose control socket is ``path`` and return its answer.
 
-    Raises ColoError with the session's own message, or saying that no session listens there.
+    Raises the session's own error (its class and message), or ColoError saying that no session listens there.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout_s)
@@ -100,5 +109,8 @@ def ask(path: Path, command: str, *, timeout_s: float = 10.0) -> Any:
     if not isinstance(answer, dict) or ("return" not in answer and "error" not in answer):
         raise ColoError(f"the session at {path} closed the connection without an answer")
     if "error" in answer:
-        raise ColoError(str(answer["error"]))
+        kind = getattr(errors, str(answer.get("kind")), None)
+        if not (isinstance(kind, type) and issubclass(kind, ColoError)):
+            kind = ColoError
+        raise kind(str(answer["error"]))
     return answer["return"]

@@ -63,6 +63,8 @@ MESSAGES = {
     Action.SEND_VMSTATE_RECEIVED: ColoMessage.VMSTATE_RECEIVED,
     Action.SEND_VMSTATE_LOADED: ColoMessage.VMSTATE_LOADED,
 }
+MINIMUM_BYTES = 64 << 10
+"""The initial stream must move by so much in each span of ``epoch_s``: less is a trickle, not a copy."""
 COUNTS = ("zero_pages", "normal_pages", "xbzrle_pages", "xbzrle_bytes", "compressed_pages", "compressed_bytes")
 
 
@@ -270,6 +272,7 @@ class Follower:
     def _read_initial_stream(self) -> None:
         """The ordinary migration stream. Pages go straight into the image: there is no committed state to keep."""
         device_state: DeviceState | None = None
+        renewed_at = 0
         reader = StreamReader(self._buffer, self.limits)
         for item in reader:
             if isinstance(item, FileHeader):
@@ -297,8 +300,10 @@ class Follower:
                 device_state = item
             elif not isinstance(item, EndOfStream):
                 raise StreamError("a PACKAGED stream has no place in a COLO stream", where="stream", offset=item.offset)
-            # Each item has the time again: a long first copy is no fault, one that trickles is.
-            self._buffer.set_deadline("initial", self.deadlines.epoch_s)
+            # A long first copy is no fault, one that trickles is.
+            if renewed_at == 0 or self._buffer.position - renewed_at >= MINIMUM_BYTES:
+                renewed_at = self._buffer.position
+                self._buffer.set_deadline("initial", self.deadlines.epoch_s)
             self._buffer.set_idle(self.deadlines.progress_s)
         if device_state is None or not self._announced:
             what = "device state" if device_state is None else "RAM"
@@ -313,6 +318,11 @@ class Follower:
             if section.type is not SectionType.START or self._announced:
                 raise StreamError(
                     "a second MEM_SIZE, or one outside the section's START", where="ram section",
+                    offset=self._buffer.position - 8, value=total,
+                )
+            if self.committed is not None and self._staging.records:
+                raise StreamError(
+                    "MEM_SIZE behind pages of the same checkpoint", where="ram section",
                     offset=self._buffer.position - 8, value=total,
                 )
             infos = parse_mem_size(self._buffer, total, limits=self.limits)
@@ -374,8 +384,8 @@ class Follower:
         self._log_is_committed = True
         self.image.commit(self._staged_blocks)
         self.committed = Committed(
-            self.machine.epoch, self._configuration, next(iter(self._live_sections)), self._device_state, tuple(self._staged_blocks),
-            time.monotonic_ns(),
+            self.machine.epoch, self._configuration, next(iter(self._live_sections)), self._device_state,
+            tuple(self._staged_blocks), time.monotonic_ns(),
         )
         return Event.COMMITTED
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 from colo.errors import ColoError, StandbyError
@@ -44,51 +46,62 @@ class StandbyKeeper:
         self._on_event = on_event
         self._ready: Future[Standby] = Future()
         self._closed = threading.Event()
-        self._taken = False
+        self._taken: Standby | None = None
+        self._attempt = 0
+        self._machine = ""
+        self._blocks: list[RamBlockInfo] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self, configuration: Configuration, blocks: Sequence[RamBlockInfo]) -> None:
         """Begin: machine type and RAM blocks are known, and the blocks' files are there. Returns at once."""
-        self._thread = threading.Thread(
-            target=self._keep, args=(configuration.machine, list(blocks)), name="colo-standby", daemon=True)
+        self._machine, self._blocks = configuration.machine, list(blocks)
+        self._watch_new()
+
+    def _watch_new(self) -> None:
+        self._ready = Future()
+        self._thread = threading.Thread(target=self._keep, name="colo-standby", daemon=True)
         self._thread.start()
 
-    def _keep(self, machine: str, blocks: list[RamBlockInfo]) -> None:
-        for attempt in range(1 + RESTARTS):
+    def _keep(self) -> None:
+        for _ in range(1 + RESTARTS):
             try:
-                standby = self._launch(machine, blocks, attempt)
+                standby = self._launch()
             except (ColoError, OSError) as error:
                 self._on_event(f"the stand-by cannot be used: {error}")
-                if not self._ready.done():
-                    self._ready.set_exception(error)
-                return
-            if self._closed.is_set():
-                standby.close()
+                self._ready.set_exception(
+                    error if isinstance(error, ColoError) else StandbyError(f"the stand-by cannot be used: {error}"))
                 return
             self._ready.set_result(standby)
             while not self._closed.wait(WATCH_S):
                 with self._lock:
-                    if self._taken:
+                    if self._taken is not None:
                         return
                     if standby.alive:
                         continue
                     self._ready = Future()
-                self._on_event(f"the stand-by died ({'; '.join(standby.output()[-2:]) or 'no message'}); starting another")
-                standby.close()
+                self._report_death(standby)
                 break
             else:
                 return
         self._ready.set_exception(StandbyError(f"the stand-by died {1 + RESTARTS} times; see its messages above"))
 
-    def _launch(self, machine: str, blocks: list[RamBlockInfo], attempt: int) -> Standby:
-        sizes = [(block.idstr, block.used_length) for block in blocks]
+    def _report_death(self, standby: Standby) -> None:
+        self._on_event(f"the stand-by died ({'; '.join(standby.output()[-2:]) or 'no message'}); starting another")
+        standby.close()
+
+    def _launch(self) -> Standby:
+        sizes = [(block.idstr, block.used_length) for block in self._blocks]
         files = {idstr: self.image.path(idstr) for idstr, _ in sizes}
         derived = derive_standby(self.argv, ram_files=files, blocks=sizes, share_ram=self.share_ram)
-        standby = Standby(derived, self.work_dir / f"standby-{attempt}")
+        if "-S" not in derived.argv:
+            # It runs when it is told to, and not before: until then the image is as the checkpoint left it.
+            derived = replace(derived, argv=(*derived.argv, "-S"))
+        self._attempt += 1
+        standby = Standby(derived, self.work_dir / f"standby-{self._attempt}")
         try:
             standby.start(self.start_s)
-            standby.check(machine, sizes)
+            standby.check(self._machine, sizes)
             standby.prepare(share_ram=self.share_ram)
         except BaseException:
             standby.close()
@@ -105,24 +118,57 @@ class StandbyKeeper:
         return f"failed: {error}" if error else "ready"
 
     def take(self, timeout_s: float) -> Standby:
-        """The checked stand-by; the caller's from now on. Raises StandbyError if there is none in time."""
-        with self._lock:
-            ready = self._ready
-        try:
-            standby = ready.result(timeout_s)
-        except TimeoutError:
-            raise StandbyError(f"the stand-by was not ready within {timeout_s:g} s") from None
-        with self._lock:
-            self._taken = True
-        return standby
+        """The checked stand-by; the caller's from now on, also to close. Raises StandbyError if there is none in time.
 
-    def close(self) -> None:
-        """End the stand-by, unless it was taken."""
-        self._closed.set()
+        One that could not be started before is tried once more, and so is one that died since it was looked at.
+        """
+        deadline = time.monotonic() + timeout_s
+        tried = False
+        while True:
+            with self._lock:
+                ready = self._ready
+                if self._thread is None:
+                    raise StandbyError("no stand-by was started: machine type and RAM blocks are not known")
+            try:
+                standby = ready.result(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                raise StandbyError(f"the stand-by was not ready within {timeout_s:g} s") from None
+            except ColoError:
+                if tried:
+                    raise
+                tried = True
+                self._thread.join()
+                self._watch_new()
+                continue
+            with self._lock:
+                if ready is self._ready and standby.alive:
+                    self._taken = standby
+                    return standby
+            # It died: the watching thread starts another.
+            if self._closed.wait(WATCH_S / 10) or time.monotonic() >= deadline:
+                raise StandbyError("the stand-by died, and there is no time for another")
+
+    def replace(self) -> None:
+        """The stand-by that was taken is of no use and closed: have another ready for :meth:`take`."""
+        self._join()
+        self._taken = None
+        self._watch_new()
+
+    def _join(self) -> None:
+        """Wait for the watching thread, which ends when the stand-by is taken."""
         if self._thread is not None:
             self._thread.join()
+
+    def close(self) -> None:
+        """End the stand-by, unless it was taken, and remove what there is of its directories."""
+        self._closed.set()
+        self._join()
         with self._lock:
             ready, taken = self._ready, self._taken
-        if not taken and ready.done() and ready.exception() is None:
+        if taken is None and ready.done() and ready.exception() is None:
             with contextlib.suppress(ColoError):
                 ready.result().close()
+        # One that was handed over still has its monitor in there: its directory stays.
+        for directory in (*self.work_dir.glob("standby-*"), self.work_dir):
+            with contextlib.suppress(OSError):
+                directory.rmdir()

@@ -119,9 +119,19 @@ class Protector:
         for disk in self.primary.unreplicated_disks():
             self._on_event("notice", f"disk {disk} is not replicated: it must be on storage that both sides share")
         self._meter = self.primary.measure_pauses(lambda pause_ms: self._on_event("pause", pause_ms))
-        self.primary.set_up(self.config.to, self.config.settings, timeout_s=self.config.set_up_s)
-        self._on_event("protecting", self.config.to)
-        report = self._watch()
+        began = self.primary.streams_begun
+        try:
+            self.primary.set_up(self.config.to, self.config.settings, timeout_s=self.config.set_up_s)
+        except QemuError as error:
+            if self.primary.streams_begun == began:
+                raise
+            # The secondary may have had all of it, and be about to take over: only the arbiter can tell.
+            report = self._settle(f"protection did not begin: {error}")
+            if report.ending is Ending.ALONE:
+                raise
+        else:
+            self._on_event("protecting", self.config.to)
+            report = self._watch()
         self._on_event("ended", report)
         return report
 

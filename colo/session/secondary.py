@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -20,10 +20,12 @@ from colo.errors import (
     ColoError,
     Interrupted,
     NoCheckpoint,
+    ProtocolError,
     StandbyError,
+    StreamError,
 )
 from colo.memory import RamImage
-from colo.protocol import Event, Failover, FailoverEvent, FailoverStatus, Mode
+from colo.protocol import Failover, FailoverEvent, Mode
 from colo.qemu.standby import Standby
 from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.arbiter import Arbiter, arbiter_from_uri
@@ -36,9 +38,22 @@ from colo.session.keeper import StandbyKeeper
 from colo.session.statistics import CheckpointStatistics
 from colo.session.takeover import TakeoverReport
 from colo.stream import Configuration, RamBlockInfo, StreamLimits
-from colo.transport import listen, tune
+from colo.transport import abort, listen, tune
 
 ARBITRATION_RETRY_S = 1.0
+HOLD_LOOK_S = 0.2
+"""How often a session that holds its checkpoint looks whether the other side runs."""
+LOAD_ATTEMPTS = 2
+"""Stand-bys that a takeover may use up, as long as the RAM image is untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How a connection ended. ``ours``: through a fault of this side (its disk is full, …), the primary is well."""
+
+    reason: str
+    noticed_ns: int
+    ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +91,8 @@ class Secondary:
             print(report.qmp_path, report.pid)
 
     ``on_event(kind, data)`` is called, from the session's threads, with ``listening``, ``connected``, ``announced``,
-    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice`` and ``running``. :meth:`request_failover`, :meth:`status` and
-    :meth:`stop` may be called from any thread.
+    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice`` and ``running``.
+    :meth:`request_failover`, :meth:`status` and :meth:`stop` may be called from any thread.
     """
 
     def __init__(
@@ -99,6 +114,10 @@ class Secondary:
         self._keeper: StandbyKeeper | None = None
         self._arbiter: Arbiter | None = None
         self._generation: int | None = None
+        self._won = False
+        """This side holds the generation: the VM runs here, or nowhere."""
+        self._spoiled = False
+        """A stand-by may have run on the RAM image: it is no checkpoint any more."""
         try:
             self._open()
         except BaseException:
@@ -199,8 +218,10 @@ class Secondary:
     def run(self) -> TakeoverReport:
         """Wait for a primary, follow it, take over when it is lost. Returns the takeover's report.
 
-        Raises NoCheckpoint (lost before the first commit), ArbitrationLost (the other side runs), StandbyError,
-        Interrupted (:meth:`stop`), and with ``on_loss="hold"`` whatever a later request ends with.
+        Raises NoCheckpoint (lost before the first commit), ArbitrationLost (the other side runs), StandbyError (there is
+        none, or one has spoiled the image), Interrupted (:meth:`stop`). A takeover that fails otherwise is told as a
+        ``notice``; the checkpoint is then held until :meth:`request_failover` tries again, and :meth:`stop` ends that
+        with the failure.
         """
         try:
             report = self._run()
@@ -227,20 +248,40 @@ class Secondary:
             sock, self.image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
             wake_fd=self._wake_fd, on_announced=self._announced, on_commit=self._committed,
         )
-        reason, noticed_ns = self._follow(follower)
+        loss = self._follow(follower)
         if self._stopping:
             raise Interrupted("the session was asked to stop")
         if follower.committed is None:
             raise NoCheckpoint(
-                f"the primary was lost before the first checkpoint was whole, there is nothing to resume from: {reason}")
+                "the primary was lost before the first checkpoint was whole, there is nothing to resume from: "
+                f"{loss.reason}")
         if self.config.standby is None:
             raise StandbyError(
-                f"{reason}; checkpoint {follower.committed.number} is committed, but there is no stand-by (--standby)")
-        if self._requested is None and self.config.on_loss == "hold":
-            self.state = "holding"
-            noticed_ns = self._wait_for_request()
-            reason = self._requested or reason
-        return self._take_over(follower, reason, noticed_ns)
+                f"{loss.reason}; checkpoint {follower.committed.number} is committed, but there is no stand-by "
+                "(--standby)")
+        if self._requested is None and (loss.ours or self.config.on_loss == "hold"):
+            if loss.ours:
+                self._tell(
+                    "notice", f"the fault is on this side, so the primary may go on: checkpoint "
+                    f"{follower.committed.number} is kept, `colo failover` takes over")
+            loss = self._hold(Interrupted(f"the session was asked to stop while it held the checkpoint; {loss.reason}"))
+        while True:
+            try:
+                return self._take_over(follower, loss)
+            except ArbitrationLost:
+                raise
+            except (ColoError, OSError) as failure:
+                if self._spoiled:
+                    raise
+                error = failure if isinstance(failure, ColoError) else StandbyError(f"the takeover failed: {failure}")
+            # The VM's state is here, and maybe nowhere else: it is not thrown away for a fault that may pass.
+            self._tell(
+                "notice", f"the takeover failed: {error}; checkpoint {follower.committed.number} is kept, "
+                "`colo failover` tries again")
+            self._requested = None
+            self._result.set_exception(error)
+            self._result = Future()
+            loss = self._hold(error)
 
     def _announced(self, configuration: Configuration, blocks: list[RamBlockInfo]) -> None:
         self._tell("announced", (configuration, blocks))
@@ -256,55 +297,102 @@ class Secondary:
         self.statistics.add(report)
         self._tell("checkpoint", report)
 
-    def _follow(self, follower: Follower) -> tuple[str, int]:
+    def _follow(self, follower: Follower) -> Loss:
         """Follow until the connection ends; why, and when it was noticed."""
-        while True:
-            try:
-                follower.run()
-            except Interrupted:
-                noticed_ns = time.monotonic_ns()
-                os.eventfd_read(self._wake_fd)
-                if self._stopping or self._requested is not None:
-                    follower.abandon()
-                    return self._requested or "stopped", noticed_ns
-            except (ChannelError, ColoError) as error:
-                noticed_ns = time.monotonic_ns()
-                reason = explain(error)
-                self._tell("lost", reason)
-                return reason, noticed_ns
-            finally:
-                with contextlib.suppress(OSError):
-                    follower.sock.shutdown(socket.SHUT_RDWR)
+        try:
+            follower.run()
+            raise AssertionError("a connection ends with an error that says how")
+        except Interrupted:
+            noticed_ns = time.monotonic_ns()
+            follower.abandon()
+            self._clear_wake()
+            return Loss(self._requested or "stopped", noticed_ns)
+        except Exception as error:
+            # Whatever it is: what was committed before must survive it.
+            noticed_ns = time.monotonic_ns()
+            reason = explain(error)
+            self._tell("lost", reason)
+            return Loss(reason, noticed_ns, ours=not isinstance(error, (ChannelError, StreamError, ProtocolError)))
+        finally:
+            abort(follower.sock)
 
-    def _wait_for_request(self) -> int:
+    def _clear_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+
+    def _hold(self, unless: ColoError) -> Loss:
+        """Keep the checkpoint until a takeover is asked for.
+
+        Raises ``unless`` when the session is stopped, ArbitrationLost when the other side runs the VM.
+        """
+        self.state = "holding"
         while self._requested is None:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake_fd)
             if self._stopping:
-                raise Interrupted("the session was asked to stop")
-            threading.Event().wait(0.02)
-        return time.monotonic_ns()
+                raise unless
+            if not self._won:
+                self._look_at_generation()
+            if select.select([self._wake_fd], [], [], HOLD_LOOK_S)[0]:
+                self._clear_wake()
+        return Loss(self._requested, time.monotonic_ns())
+
+    def _look_at_generation(self) -> None:
+        assert self._arbiter is not None and self._generation is not None
+        try:
+            holds = self._arbiter.still_holds(self._generation)
+        except ArbitrationError:
+            return  # it cannot be told just now
+        if not holds:
+            raise ArbitrationLost("the other side runs the VM: this checkpoint is of no use any more")
 
     # -- the takeover
 
-    def _take_over(self, follower: Follower, reason: str, noticed_ns: int) -> TakeoverReport:
+    def _take_over(self, follower: Follower, loss: Loss) -> TakeoverReport:
+        assert self._keeper is not None
         self.state = "taking-over"
-        self._tell("taking-over", reason)
+        self._tell("taking-over", loss.reason)
         self.failover.feed(FailoverEvent.REQUEST)
-        follower.sock.close()
-        self._arbitrate(reason)
-        arbitrated_ns = time.monotonic_ns()
-        committed = follower.settle()
-        assert committed is not None and self._keeper is not None
-        self._tell("settled", committed)
-        standby = self._keeper.take(self.config.takeover_s)
+        # First what it takes: who has nothing to run the VM with must not stop the other side's.
         try:
-            report = self._resume(committed, standby, reason, follower, noticed_ns, arbitrated_ns)
-        except BaseException:
-            with contextlib.suppress(ColoError):
-                self.failover.feed(FailoverEvent.BROKEN)
-            standby.close()
+            standby = self._keeper.take(self.config.takeover_s)
+        except ColoError:
+            self.failover.feed(FailoverEvent.BROKEN if self._won else FailoverEvent.REFUSED)
             raise
+        ready_ns = time.monotonic_ns()
+        try:
+            if not self._won:
+                self._arbitrate(loss.reason)
+            arbitrated_ns = time.monotonic_ns()
+            committed = follower.settle()
+            assert committed is not None
+            self._tell("settled", committed)
+        except BaseException as error:
+            standby.close()
+            if isinstance(error, ArbitrationError) and not isinstance(error, ArbitrationLost):
+                self._keeper.replace()
+            raise
+        settled_ns = time.monotonic_ns()
+        for attempt in range(1, LOAD_ATTEMPTS + 1):
+            try:
+                report = self._resume(
+                    committed, standby, loss, detection_ns=loss.noticed_ns - follower.last_byte_ns,
+                    arbitration_ns=arbitrated_ns - ready_ns,
+                    settle_ns=ready_ns - loss.noticed_ns + settled_ns - arbitrated_ns,
+                )
+                break
+            except BaseException as error:
+                standby.close()
+                self.failover.feed(FailoverEvent.BROKEN)
+                if standby.may_have_run:
+                    self._spoiled = True
+                    raise StandbyError(
+                        f"{error}; it may have run and changed the RAM it shares, so checkpoint {committed.number} "
+                        "cannot be loaded again") from error
+                self._keeper.replace()
+                if attempt == LOAD_ATTEMPTS or not isinstance(error, (ColoError, OSError)):
+                    raise
+                self._tell("notice", f"the stand-by failed, the image is untouched, another tries: {error}")
+                standby = self._keeper.take(self.config.takeover_s)
+                settled_ns = time.monotonic_ns()
         self.failover.feed(FailoverEvent.RUNNING)
         self.report = report
         self.state = "running"
@@ -319,6 +407,7 @@ class Secondary:
             try:
                 self._arbiter.claim(self._generation, reason=reason)
                 self._generation += 1
+                self._won = True
                 self.failover.feed(FailoverEvent.WON)
                 return
             except ArbitrationLost:
@@ -333,10 +422,9 @@ class Secondary:
                 time.sleep(ARBITRATION_RETRY_S)
 
     def _resume(
-        self, committed: Committed, standby: Standby, reason: str, follower: Follower, noticed_ns: int,
-        arbitrated_ns: int,
+        self, committed: Committed, standby: Standby, loss: Loss, *, detection_ns: int, arbitration_ns: int, settle_ns: int
     ) -> TakeoverReport:
-        ready_ns = time.monotonic_ns()
+        begin_ns = time.monotonic_ns()
         stream = compose(committed, shared=standby.shared_blocks, addresses=standby.block_addresses)
         channel = standby.connect()
         with channel:
@@ -350,16 +438,16 @@ class Secondary:
         self.image.remove_files()
         return TakeoverReport(
             checkpoint=committed.number,
-            reason=reason,
+            reason=loss.reason,
             generation=self._generation,
-            detection_ms=max(0, noticed_ns - follower.last_byte_ns) / 1e6,
-            arbitration_ms=(arbitrated_ns - noticed_ns) / 1e6,
-            settle_ms=(ready_ns - arbitrated_ns) / 1e6,
-            compose_ms=(composed_ns - ready_ns) / 1e6,
+            detection_ms=max(0, detection_ns) / 1e6,
+            arbitration_ms=arbitration_ns / 1e6,
+            settle_ms=settle_ns / 1e6,
+            compose_ms=(composed_ns - begin_ns) / 1e6,
             load_ms=max(0.0, (running_ns - composed_ns) / 1e6 - outcome.running_ms),
             running_ms=outcome.running_ms,
-            total_ms=(running_ns - noticed_ns) / 1e6,
-            checkpoint_age_ms=(noticed_ns - committed.at_ns) / 1e6,
+            total_ms=(running_ns - loss.noticed_ns) / 1e6,
+            checkpoint_age_ms=(loss.noticed_ns - committed.at_ns) / 1e6,
             sent_bytes=sent_bytes,
             shared_blocks=tuple(standby.shared_blocks),
             qmp_path=str(qmp_path),
