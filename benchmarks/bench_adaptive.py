@@ -3,9 +3,9 @@
 ``python benchmarks/bench_adaptive.py [--json FILE] [--corpus FOLDER]``. Every set of the corpus
 (``corpus.py``) goes through a PageEncoder with a shadow copy, by XBZRLE alone and with an AdaptiveCodec, and
 what comes out is decoded and compared.
-``sweep`` times all pairs of a set one after another; ``hot`` repeats groups of 64 pairs, as kernels are usually
-timed, so that caches and branch predictors know them. ``lz4`` and ``zstd`` take whatever is smaller, as over a
-very slow link; the others are the codec's own choice at a link's rate.
+``sweep`` times all pairs of a set one after another; ``hot`` repeats groups of 64 pairs, as kernels are
+usually timed, so that caches and branch predictors know them. ``lz4`` and ``zstd`` take whatever is
+smaller, as over a very slow link; the others are the codec's own choice at a link's rate.
 """
 
 from __future__ import annotations
