@@ -12,6 +12,7 @@ import socket
 import statistics
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def test_checkpoint(
         with ScriptedPrimary((host, int(port)), 64 * MIB) as primary:
             for _ in range(rounds):
                 bitmap = primary.change(pages)
-                taken.append(seconds(lambda changed=bitmap: primary.checkpoint(changed)) * 1e3)
-                limit.append(seconds(lambda: echo(payload)) * 1e3)
+                taken.append(seconds(partial(primary.checkpoint, bitmap)) * 1e3)
+                limit.append(seconds(partial(echo, payload)) * 1e3)
         reports = secondary.checkpoints[1:]
     echo.close()
     figure(

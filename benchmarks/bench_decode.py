@@ -129,7 +129,7 @@ def test_zero_pages(
     taken = paired({"memset": lambda: filled.fill(0), "decode": work}, rounds, before={"decode": dirty})
     memory = secondary.blocks[0].memory_buffer
     assert memory is not None
-    assert not np.frombuffer(memory, np.uint8).any()
+    assert not np.frombuffer(memoryview(memory), np.uint8).any()
     benchmark.extra_info["guest_bytes"] = ram_bytes
     benchmark.pedantic(work, setup=dirty, rounds=3)
     gigabytes = ram_bytes / 1e9

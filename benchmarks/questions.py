@@ -108,10 +108,10 @@ def adaptive_figures(saved: Mapping[str, Any]) -> list[Figure]:
         for way in sets[0]:
             size = sum(ways[way]["bytes"] for ways in sets) / len(sets)
             spent = sum(ways[way]["hot_ns"] for ways in sets) / len(sets) / 1000
-            bar = {"bar": 0.65, "bar_on": "ratio"} if (burst, way) == ("long", "lz4") else {}
             figures.append(Figure(
                 "adaptive", f"{burst} bursts, {way}", size, "B/page", limit=None if way == "xbzrle" else base,
-                limit_name="XBZRLE", ratio=None if way == "xbzrle" else size / base, parts={"µs/page": spent}, **bar))
+                limit_name="XBZRLE", ratio=None if way == "xbzrle" else size / base, parts={"µs/page": spent},
+                bar=0.65 if (burst, way) == ("long", "lz4") else None, bar_on="ratio"))
             if (burst, way) == ("long", "lz4"):
                 figures.append(Figure("adaptive", "long bursts, lz4, time", spent, "µs/page", bar=2))
     return figures
@@ -121,6 +121,7 @@ QUESTIONS = [
     Question("decode", "taking in a RAM stream against copying it", pytest_file("decode")),
     Question("pageencoder", "a RAM section out to a socket against contiguous sends", script("pageencoder", page_encoder_figures, ["--rounds", "5"])),
     Question("adaptive", "what compression beyond XBZRLE gives on real pages", script("adaptive", adaptive_figures, ["--rounds", "1"]), in_quick=False),
+    Question("trackers", "what it costs to know which pages were written", pytest_file("trackers")),
     Question("checkpoint", "what a checkpoint costs at the secondary", pytest_file("checkpoint")),
     Question("memory", "the secondary's memory over thousands of checkpoints", pytest_file("memory")),
     Question("pause", "pause of a QEMU primary, with our secondary and QEMU's own", pytest_file("pause"), in_quick=False),

@@ -6,6 +6,15 @@ from dataclasses import dataclass, replace
 
 from colo.protocol import Phase, StateFacts
 
+_OF_PHASE = {
+    Phase.HANDSHAKE: "handshake_s",
+    Phase.INITIAL: "epoch_s",
+    Phase.IDLE: "idle_s",
+    Phase.MESSAGE: "message_s",
+    Phase.RAM: "epoch_s",
+    Phase.DEVICE: "epoch_s",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
@@ -33,11 +42,5 @@ class Deadlines:
 
     def of(self, facts: StateFacts) -> float | None:
         """Seconds the state described by ``facts`` may last, None without limit."""
-        return {
-            Phase.HANDSHAKE: self.handshake_s,
-            Phase.INITIAL: self.epoch_s,
-            Phase.IDLE: self.idle_s,
-            Phase.MESSAGE: self.message_s,
-            Phase.RAM: self.epoch_s,
-            Phase.DEVICE: self.epoch_s,
-        }.get(facts.phase)
+        name = _OF_PHASE.get(facts.phase)
+        return None if name is None else getattr(self, name)

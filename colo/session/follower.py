@@ -45,6 +45,7 @@ from colo.session.deadlines import Deadlines
 from colo.stream import (
     CommandItem,
     Configuration,
+    DeviceCheck,
     DeviceState,
     EndOfStream,
     FileHeader,
@@ -52,7 +53,6 @@ from colo.stream import (
     RamBlockInfo,
     StreamLimits,
     StreamReader,
-    check_device_blob,
     parse_mem_size,
 )
 from colo.wire import ColoMessage, Command, ReturnPath, SectionType
@@ -107,7 +107,7 @@ class Follower:
         self._staged_blocks = image.blocks
         self._announced = False
         self._device_state = b""
-        self._devices: frozenset[tuple[str, int]] = frozenset()
+        self._device_check: DeviceCheck | None = None
         self._device_bytes = 0
         self._ping = 0
         self._out = bytearray()
@@ -310,7 +310,7 @@ class Follower:
             raise StreamError(f"the stream ended without {what}", where="stream", offset=self._buffer.position)
         self._live_sections = reader.live_sections
         self._device_state = device_state.blob
-        self._devices = frozenset(section.key for section in device_state.sections)
+        self._device_check = DeviceCheck(device_state.sections, self.limits)
         self._feed(Event.INITIAL_STAGED)
 
     def _decode(self, section: LiveSection) -> None:
@@ -374,7 +374,8 @@ class Follower:
         if len(self._device_state) > self.limits.device_state_bytes:
             raise LimitExceeded(
                 f"{len(self._device_state)} bytes of device state", where="device state", value=len(self._device_state))
-        check_device_blob(self._device_state, expect_devices=self._devices, limits=self.limits)
+        assert self._device_check is not None
+        self._device_check.verify(self._device_state)
         self._staging.reserve()
         return Event.VALIDATED
 

@@ -99,38 +99,43 @@ class DeviceCheck:
 
     def check(self, blob: bytes) -> tuple[DeviceSection, ...]:
         """The sections of ``blob``. Raises as :func:`check_device_blob` does."""
+        bounds = self._bounds(blob)
+        if bounds is None:
+            return check_device_blob(blob, expect_devices=self._keys, limits=self._limits)
+        return tuple(
+            DeviceSection(
+                known.section_id, known.idstr, known.instance_id, known.version_id, start, stop - start
+            )
+            for known, start, stop in zip(self._sections, *bounds, strict=True)
+        )
+
+    def verify(self, blob: bytes) -> None:
+        """As :meth:`check`, for those who do not need the sections: on the pause path each record counts."""
+        if self._bounds(blob) is None:
+            check_device_blob(blob, expect_devices=self._keys, limits=self._limits)
+
+    def _bounds(self, blob: bytes) -> tuple[list[int], list[int]] | None:
+        """Where the bodies start and where they end; None if ``blob`` is not laid out as the first was."""
         if (
-            len(blob) <= self._limits.device_state_bytes
-            and blob.startswith(self._first)
-            and blob.endswith(self._last)
+            len(blob) > self._limits.device_state_bytes
+            or not blob.startswith(self._first)
+            or not blob.endswith(self._last)
         ):
-            body = len(self._first)
-            bodies = [body]
-            ends = []
-            for name, seam in self._seams:
-                footer = blob.find(name, body + _SEAM_NAME) - _SEAM_NAME
-                while footer >= 0 and not blob.startswith(seam, footer):
-                    footer = blob.find(name, footer + _SEAM_NAME + 1) - _SEAM_NAME
-                if footer < 0:
-                    break
-                ends.append(footer)
-                body = footer + len(seam)
-                bodies.append(body)
-            else:
-                ends.append(len(blob) - len(self._last))
-                if body <= ends[-1]:
-                    return tuple(
-                        DeviceSection(
-                            known.section_id,
-                            known.idstr,
-                            known.instance_id,
-                            known.version_id,
-                            start,
-                            stop - start,
-                        )
-                        for known, start, stop in zip(self._sections, bodies, ends, strict=True)
-                    )
-        return check_device_blob(blob, expect_devices=self._keys, limits=self._limits)
+            return None
+        body = len(self._first)
+        bodies = [body]
+        ends = []
+        for name, seam in self._seams:
+            footer = blob.find(name, body + _SEAM_NAME) - _SEAM_NAME
+            while footer >= 0 and not blob.startswith(seam, footer):
+                footer = blob.find(name, footer + _SEAM_NAME + 1) - _SEAM_NAME
+            if footer < 0:
+                return None
+            ends.append(footer)
+            body = footer + len(seam)
+            bodies.append(body)
+        ends.append(len(blob) - len(self._last))
+        return (bodies, ends) if body <= ends[-1] else None
 
 
 def _why_refused(

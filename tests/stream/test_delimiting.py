@@ -96,7 +96,9 @@ def test_the_vmdesc_settles_what_hostile_data_leaves_open(devices):
 def test_a_blob_that_a_sender_made_is_never_refused(devices):
     blob = sections_of(devices)
     state = read_devices(ReadBuffer.from_bytes(blob + describe(devices)), FAST)
-    assert DeviceCheck(state.sections).check(blob)
+    known = DeviceCheck(state.sections)
+    assert known.check(blob)
+    known.verify(blob)
     assert check_device_blob(blob, {idstr for idstr, _, _ in devices})
     assert check_device_blob(blob)
 

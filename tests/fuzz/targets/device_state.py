@@ -70,6 +70,11 @@ def fuzz_one(data: bytes) -> None:
         known = check_against_first().check(data)
     except StreamError:
         known = ()
+    try:
+        check_against_first().verify(data)
+        assert known
+    except StreamError:
+        assert not known
     # Whatever passes against the first stream's devices is a blob, and of those devices.
     if known:
         assert blob
