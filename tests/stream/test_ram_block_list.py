@@ -110,5 +110,5 @@ def test_the_writer_refuses_what_no_reader_takes():
         [RamBlockInfo("x" * 256, PAGE)],
         [RamBlockInfo("a\0", PAGE)],
     ):
-        with pytest.raises(ValueError):  # noqa: PT011 - each has its own message
+        with pytest.raises(ValueError):
             mem_size(blocks)
