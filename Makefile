@@ -45,7 +45,7 @@ soak:
 	$(PYTEST) -m soak --timeout 7200
 
 fuzz:
-	@tools/setup test
+	@tools/setup test,fuzz
 	$(PYTEST) -m fuzz --timeout 7200
 	$(PYTHON) tests/fuzz/run --seconds $(FUZZ_SECONDS)
 
