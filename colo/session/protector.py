@@ -37,7 +37,7 @@ class ProtectorConfig:
     """``file:DIR``, ``exec:COMMAND`` or ``none``."""
     settings: ColoSettings = field(default_factory=ColoSettings)
     deadline_ms: float = 5000.0
-    """Most that the VM may stand still for a checkpoint."""
+    """Most that the VM may stand still for a checkpoint, and that a checkpoint which is due may take to begin."""
     set_up_s: float = 60.0
     """Most that the first copy may take."""
     insecure: bool = False
@@ -137,7 +137,8 @@ class Protector:
 
     def _watch(self) -> ProtectorReport:
         assert self._meter is not None
-        stopped_seen: tuple[int, float] | None = None
+        seen: tuple[int, int | None] = (-1, None)
+        since = time.monotonic()
         next_look = 0.0
         while not self._stop.wait(WATCH_S):
             now = time.monotonic()
@@ -149,14 +150,23 @@ class Protector:
                     return self._stop_vm("its generation is over: the secondary took over")
             if self.primary.colo_exited.is_set():
                 return self._settle(f"QEMU left COLO ({self.primary.exit_reason or 'no reason given'})")
-            stopped_at = self._meter.stopped_at_us
-            if stopped_at is None:
-                stopped_seen = None
-            elif stopped_seen is None or stopped_seen[0] != stopped_at:
-                stopped_seen = (stopped_at, now)
-            elif (now - stopped_seen[1]) * 1000 >= self.config.deadline_ms:
-                return self._settle(f"the VM stood still for {self.config.deadline_ms:g} ms, the secondary hangs")
+            progress = (self._meter.count, self._meter.stopped_at_us)
+            if progress != seen:
+                seen, since = progress, now
+            elif hung := self._hung((now - since) * 1000, stopped=progress[1] is not None):
+                return self._settle(hung)
         return self._end(Ending.DETACHED, "asked to stop watching")
+
+    def _hung(self, still_ms: float, *, stopped: bool) -> str | None:
+        """Why the secondary counts as hung, ``still_ms`` after the VM last stopped or went on; None if it does not."""
+        deadline_ms = self.config.deadline_ms
+        if stopped:
+            if still_ms >= deadline_ms:
+                return f"the VM stood still for {deadline_ms:g} ms, the secondary hangs"
+        elif still_ms >= deadline_ms + self.config.settings.checkpoint_delay_ms:
+            # It waits for the answer to a REQUEST, with its VM running, and would do so for ever.
+            return f"no checkpoint has begun {deadline_ms:g} ms after it was due, the secondary hangs"
+        return None
 
     def _generation_is_gone(self) -> bool:
         try:

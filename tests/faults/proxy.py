@@ -147,6 +147,21 @@ class Proxy:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
                 sock.close()
 
+    def cut_secondary(self) -> None:
+        """An end told to the secondary alone."""
+        self._cut(self._secondary_sock)
+
+    def cut_primary(self) -> None:
+        """An end told to the primary alone."""
+        self._cut(self._primary_sock)
+
+    @staticmethod
+    def _cut(sock: socket.socket | None) -> None:
+        assert sock is not None
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        sock.close()
+
     def close(self) -> None:
         self._closing.set()
         self._listener.close()
