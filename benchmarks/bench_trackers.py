@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.paired import paired, rate_ratio, seconds
 
+from benchmarks.paired import paired, rate_ratio, seconds
 from colo.memory.trackers import KINDS, MemoryTracker, open_tracker, probe
 
 PAGE_BYTES = 4096

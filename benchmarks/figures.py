@@ -51,7 +51,8 @@ class Figure:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**data)
+        samples = {name: tuple(data.get(name, ())) for name in ("samples", "limit_samples")}
+        return cls(**{**data, **samples})
 
 
 @dataclass

@@ -38,7 +38,7 @@ class MemoryUse:
 
     ram_bytes: int
     largest_checkpoint_bytes: int = 0
-    """Of the stream, as the primary sent it."""
+    """Of its stream; the first copy does not count."""
     samples: list[MemorySample] = field(default_factory=list)
 
     @property
@@ -76,5 +76,6 @@ def memory_over(checkpoints: int, ram_dir: Path, *, ram_mib: int = 256) -> Memor
                 primary.checkpoint(primary.change(pages))
                 if index % every == every - 1:
                     use.samples.append(sample(secondary, control, index + 1))
-            use.largest_checkpoint_bytes = max(report["stream_bytes"] for report in secondary.checkpoints)
+            # The first copy goes straight into the image: it is never staged.
+            use.largest_checkpoint_bytes = max(r["stream_bytes"] for r in secondary.checkpoints if r["number"])
     return use
