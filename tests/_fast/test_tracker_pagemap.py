@@ -353,7 +353,7 @@ while (order := channel.recv(100)):
     def test_memory_it_does_not_have_is_refused(self, child: Child) -> None:
         process, _, _, fd = child
         with pytest.raises(TrackerError, match="unmapped"):
-            PagemapTracker(ProcessMemory(process.pid, 1 << 40, PAGE), userfaultfd=fd).start()
+            PagemapTracker(ProcessMemory(process.pid, 1 << 20, PAGE), userfaultfd=fd).start()
 
     def test_without_its_userfaultfd_it_is_refused(self) -> None:
         with pytest.raises(ValueError, match="a userfaultfd made in it is needed"):

@@ -44,14 +44,6 @@ PORT = Description.of(Port, "port", version=1)
 
 
 @dataclass
-class Extra:
-    mask: Annotated[int, U64()] = 0
-
-
-EXTRA = Description.of(Extra, "all/extra", version=1)
-
-
-@dataclass
 class All:
     signed: Annotated[int, I8()] = 0
     count: Annotated[int, I32AtMost()] = 8
@@ -67,9 +59,10 @@ class All:
     queue: Annotated[list[Port], Queue(of=PORT, max_count=20)] = field(default_factory=list)
     late: Annotated[int, I64(since=2)] = 0
     last: Annotated[int, U8()] = 0
-    extra: Extra = field(default_factory=Extra)
+    mask: int = 0
 
 
+EXTRA: Description[All] = Description("all/extra", version=1, fields=[U64("mask")], needed=lambda one: one.mask != 0)
 ALL = Description.of(All, "all", version=2, minimum_version=1, subsections=[EXTRA])
 
 
@@ -82,7 +75,7 @@ def registry() -> tuple[Registry, All]:
 
 
 def seeds() -> Iterator[bytes]:
-    filled = All(timer=7, queue=[Port(1, True), Port(2)], late=-3, bits=1 << 69)
+    filled = All(timer=7, queue=[Port(1, True), Port(2)], late=-3, bits=1 << 69, mask=5)
     for version in (1, 2):
         yield bytes((version,)) + ALL.save(filled, version)
     blob, _ = registry()[0].save_described()
