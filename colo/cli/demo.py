@@ -93,6 +93,7 @@ class Demo:
         self.last_checkpoint = -1
         self.resumed_from = 0
         """The guest's counter in the checkpoint that was taken over."""
+        self.killed = False
         self.outcome: TakeoverReport | BaseException | None = None
 
     def run(self) -> int:
@@ -116,8 +117,8 @@ class Demo:
                 try:
                     self._protect_and_kill(primary, secondary, arbiter)
                 finally:
-                    if self.outcome is None and not primary.alive():
-                        thread.join(60)
+                    if self.killed:
+                        thread.join(60)  # the takeover
                     secondary.stop()
                     thread.join(10)
                 return self._conclude(primary_log, standby_log)
@@ -153,6 +154,7 @@ class Demo:
             if self.outcome is None:
                 self.output.say(f"SIGKILL to the primary's QEMU, pid {primary.pid}, after checkpoint {self.last_checkpoint}")
             primary.send_signal(signal.SIGKILL)
+            self.killed = True
             watching.join(10)
 
     def _watch(self, protector: Protector) -> None:
