@@ -33,17 +33,17 @@ cdef extern from "simd/table.h" nogil:
                             size_t page_bytes, uint64_t *bitmap, size_t first) noexcept nogil
 
 
+# The table chosen at import.
 cdef const colo_kernels *active() noexcept nogil
-"""The table chosen at import."""
 
+# The table of ``level`` (a str), or the active one for None. ValueError says which levels this machine has.
 cdef const colo_kernels *for_level(object level) except NULL
-"""The table of ``level`` (a str), or the active one for None. ValueError says which levels this machine has."""
 
+# Refuse page sizes other than a power of two from 1 KiB to 64 KiB (ValueError).
 cdef int check_page_bytes(Py_ssize_t page_bytes) except -1
-"""Refuse page sizes other than a power of two from 1 KiB to 64 KiB (ValueError)."""
 
+# Pages in a buffer of size_bytes; ValueError names the buffer when that is not a whole number.
 cdef Py_ssize_t whole_pages(Py_ssize_t size_bytes, Py_ssize_t page_bytes, str name) except -1
-"""Pages in a buffer of size_bytes; ValueError names the buffer when that is not a whole number."""
 
+# ValueError when the two ranges of memory overlap.
 cdef int check_apart(const void *a, Py_ssize_t a_bytes, const void *b, Py_ssize_t b_bytes, str names) except -1
-"""ValueError when the two ranges of memory overlap."""

@@ -5,12 +5,17 @@ many as the block needs. Bits of changed pages are set, none is cleared. Threads
 look at start at multiples of 64 pages.
 """
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+_Bytes = Buffer | NDArray[np.uint8]
+_Words = Buffer | NDArray[np.uint64]
+
 def scan_shadow(
-    memory: Buffer,
-    shadow: Buffer,
-    bitmap: Buffer,
+    memory: _Bytes,
+    shadow: _Bytes,
+    bitmap: _Words,
     page_bytes: int = 4096,
     *,
     first_page: int = 0,
@@ -24,10 +29,10 @@ def hash_key(page_bytes: int = 4096) -> bytes:
     """A fresh secret key for :func:`scan_hashes`, page_bytes + 64 bytes."""
 
 def scan_hashes(
-    memory: Buffer,
-    hashes: Buffer,
-    key: Buffer,
-    bitmap: Buffer,
+    memory: _Bytes,
+    hashes: _Words,
+    key: _Bytes,
+    bitmap: _Words,
     page_bytes: int = 4096,
     *,
     first_page: int = 0,

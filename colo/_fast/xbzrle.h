@@ -48,7 +48,8 @@ static inline int colo_get_length(const uint8_t *p, ptrdiff_t left, uint32_t *va
     return 2;
 }
 
-/* One record with lengths of any kind, from p. Returns what follows it, or NULL when it is not valid; dst NULL: check only. */
+/* One record with lengths of any kind, from p. Returns what follows it, or NULL when it is not valid; dst NULL:
+ * check only. */
 static inline const uint8_t *colo_xbzrle_record(const uint8_t *p, const uint8_t *end, int first,
                                                 uint8_t *dst, uint32_t dlen, uint32_t *at)
 {
@@ -72,7 +73,8 @@ static inline const uint8_t *colo_xbzrle_record(const uint8_t *p, const uint8_t 
     return p + n;
 }
 
-/* Records of lengths that no guess gets right: wait for each. Stops at the first that has a long length, or near the end. */
+/* Records of lengths that no guess gets right: wait for each. Stops at the first that has a long length, or near
+ * the end. */
 static inline __attribute__((always_inline)) const uint8_t *colo_xbzrle_short_records(
     const uint8_t *p, const uint8_t *end, uint8_t *dst, uint32_t dlen, uint32_t *at)
 {
@@ -90,9 +92,10 @@ static inline __attribute__((always_inline)) const uint8_t *colo_xbzrle_short_re
     return p;
 }
 
-/* Where the next record starts depends on this one's length, and waiting for that load is most of the work. So the common
- * lengths are guessed, by branches the CPU predicts: one byte, and as many as in the record before. */
-static inline __attribute__((always_inline)) int colo_xbzrle_walk(const uint8_t *src, int slen, uint8_t *dst, int dlen_int)
+/* Where the next record starts depends on this one's length, and waiting for that load is most of the work. So the
+ * common lengths are guessed, by branches the CPU predicts: one byte, and as many as in the record before. */
+static inline __attribute__((always_inline)) int colo_xbzrle_walk(const uint8_t *src, int slen,
+                                                                  uint8_t *dst, int dlen_int)
 {
     const uint8_t *p = src, *const end = src + slen;
     const uint32_t dlen = dlen_int > 0 ? (uint32_t)dlen_int : 0;

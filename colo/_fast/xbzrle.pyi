@@ -9,7 +9,12 @@ and the GIL released, before the first byte is touched: ValueError for sizes, ov
 types, BufferError for objects without such a buffer. Buffers cannot be resized while a call uses them.
 """
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Buffer
+
+_Bytes = Buffer | NDArray[np.uint8]
+_Int32 = Buffer | NDArray[np.int32]
 
 SLACK_BYTES: int
 """Encoders may scribble over this many bytes behind what they produce: keep them free in an arena."""
@@ -17,11 +22,11 @@ ENCODED_BYTES_MAX: int
 """The most an encoded page may have on the wire."""
 
 def encode_pages(
-    old: Buffer,
-    new: Buffer,
+    old: _Bytes,
+    new: _Bytes,
     page_bytes: int,
-    arena: Buffer,
-    lengths: Buffer,
+    arena: _Bytes,
+    lengths: _Int32,
     *,
     dlen: int | None = None,
     first: int = 0,
@@ -37,11 +42,11 @@ def encode_pages(
     """
 
 def step_pages(
-    shadow: Buffer,
-    live: Buffer,
+    shadow: _Bytes,
+    live: _Bytes,
     page_bytes: int,
-    arena: Buffer,
-    lengths: Buffer,
+    arena: _Bytes,
+    lengths: _Int32,
     *,
     dlen: int | None = None,
     first: int = 0,
@@ -51,7 +56,7 @@ def step_pages(
     to exactly what was encoded. For a page with length -1 the shadow holds the bytes to send raw."""
 
 def decode_pages(
-    arena: Buffer, lengths: Buffer, pages: Buffer, page_bytes: int, *, level: str | None = None
+    arena: _Bytes, lengths: _Int32, pages: _Bytes, page_bytes: int, *, level: str | None = None
 ) -> int:
     """Apply encodings, one behind the other in ``arena``, to ``pages`` (the old ones, writable), by ``lengths`` (int32, one
     per page; nothing is applied where it is 0 or less). Returns the bytes of the arena consumed.
@@ -60,12 +65,12 @@ def decode_pages(
     arena, length) for one that is not valid.
     """
 
-def encode(old: Buffer, new: Buffer, dlen: int | None = None, *, level: str | None = None) -> bytes | None:
+def encode(old: _Bytes, new: _Bytes, dlen: int | None = None, *, level: str | None = None) -> bytes | None:
     """Encode one page: ``b""`` when nothing changed, None when it does not fit ``dlen`` bytes."""
 
-def decode(encoded: Buffer, page: Buffer, *, level: str | None = None) -> int:
+def decode(encoded: _Bytes, page: _Bytes, *, level: str | None = None) -> int:
     """Apply one encoding to ``page`` in place. Returns how many bytes of the page it covers. Raises
     :class:`colo.errors.StreamError` on one that is not valid, with the page untouched."""
 
-def check(encoded: Buffer, page_bytes: int, *, level: str | None = None) -> int:
+def check(encoded: _Bytes, page_bytes: int, *, level: str | None = None) -> int:
     """Bytes of a page that ``encoded`` covers, or -1 when it is not a valid encoding."""

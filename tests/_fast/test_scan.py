@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_swapped_words_and_shifted_content_change_the_hash() -> None:
 def test_bad_input_is_refused_and_the_bitmap_stays() -> None:
     memory, bitmap, hashes, key = bytearray(8192), array.array("Q", [0]), array.array("Q", [0] * 4), scan.hash_key()
     other = bytearray(b"\1" * 8192)
-    cases = [
+    cases: list[Callable[[], object]] = [
         lambda: scan.scan_shadow(memory, other[:4096], bitmap),
         lambda: scan.scan_shadow(memory[:5000], other[:5000], bitmap),
         lambda: scan.scan_shadow(memory, other, array.array("Q", [0, 0])),

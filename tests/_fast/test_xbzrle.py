@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import mmap
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def test_a_bad_page_in_a_batch_is_named_and_no_page_is_touched() -> None:
     assert pages[2 * 1024 + 5] == ord("b")
 
 
-def good() -> dict[str, object]:
+def good() -> dict[str, Any]:
     return {
         "old": bytearray(8192),
         "new": bytearray(8192),
@@ -242,7 +243,7 @@ def good() -> dict[str, object]:
 
 
 shared = bytearray(32768)
-BAD = {
+BAD: dict[str, dict[str, Any]] = {
     "odd length": {"old": bytearray(8191), "new": bytearray(8191)},
     "different lengths": {"new": bytearray(4096)},
     "page size not a power of two": {"page_bytes": 3000},
@@ -275,7 +276,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_before_a_byte_is_touched(case: str) -> None:
     arguments = good() | BAD[case]
-    lengths = bytes(memoryview(arguments["lengths"]).cast("B"))  # type: ignore[arg-type]
+    lengths = bytes(memoryview(arguments["lengths"]).cast("B"))
     for function in (xbzrle.encode_pages, xbzrle.step_pages):
         positional = [arguments[name] for name in ("old", "new", "page_bytes", "arena", "lengths")]
         if function is xbzrle.step_pages and case == "strided page":
@@ -283,8 +284,8 @@ def test_bad_input_is_refused_before_a_byte_is_touched(case: str) -> None:
             positional[1] = BAD[case]["old"]
         named = {name: arguments[name] for name in ("dlen", "first", "level") if name in arguments}
         with pytest.raises((ValueError, BufferError)):
-            function(*positional, **named)  # type: ignore[arg-type]
-        assert bytes(memoryview(arguments["lengths"]).cast("B")) == lengths  # type: ignore[arg-type]
+            function(*positional, **named)
+        assert bytes(memoryview(arguments["lengths"]).cast("B")) == lengths
 
 
 def test_step_refuses_a_shadow_it_cannot_write_or_that_is_live_memory() -> None:

@@ -104,7 +104,7 @@ def test_damaged_encodings_get_one_verdict() -> None:
                 damaged = whole[: rng.integers(0, len(whole) + 1)].copy()
                 for _ in range(rng.integers(0, 4)):
                     if damaged.size:
-                        damaged[rng.integers(damaged.size)] = rng.choice([0, 1, 0x7F, 0x80, 0x81, 0xFF, rng.integers(256)])
+                        damaged[rng.integers(damaged.size)] = rng.choice([0, 1, 0x7F, 0x80, 0x81, 0xFF, int(rng.integers(256))])
                 verdicts = {xbzrle.check(damaged, 4096, level=level) for level in LEVELS}
                 assert len(verdicts) == 1
                 if rng.random() < 0.02:

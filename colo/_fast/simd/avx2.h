@@ -46,7 +46,8 @@ COLO_AVX2_INLINE uint8_t *colo_emit_avx2(const uint16_t *positions, unsigned run
         const unsigned here = runs - r < 8 ? runs - r : 8;
         __m256i lengths = _mm256_sub_epi16(colo_load256(p), colo_load256(p - 1));
         const __m256i small = _mm256_cmpeq_epi16(_mm256_min_epu16(lengths, _mm256_set1_epi16(0x7f)), lengths);
-        const uint32_t valid = here < 8 ? (1u << 4 * here) - 1 : ~0u, wide = ~(uint32_t)_mm256_movemask_epi8(small) & valid;
+        const uint32_t valid = here < 8 ? (1u << 4 * here) - 1 : ~0u;
+        const uint32_t wide = ~(uint32_t)_mm256_movemask_epi8(small) & valid;
 
         if (!wide) {
             __m256i bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(lengths, lengths), 0x08);
@@ -87,7 +88,8 @@ COLO_AVX2_INLINE uint8_t *colo_emit_avx2(const uint16_t *positions, unsigned run
         const __m256i z_bits = _mm256_slli_epi32(_mm256_add_epi32(z_two, _mm256_set1_epi32(1)), 3);
         const __m256i z_wire = _mm256_and_si256(wire, _mm256_set1_epi32(0xffff));
         colo_store256(heads, _mm256_or_si256(z_wire, _mm256_sllv_epi32(_mm256_srli_epi32(wire, 16), z_bits)));
-        colo_store256(sizes, _mm256_add_epi32(_mm256_add_epi32(z_two, _mm256_srli_epi32(twos, 16)), _mm256_set1_epi32(2)));
+        const __m256i more = _mm256_add_epi32(z_two, _mm256_srli_epi32(twos, 16));
+        colo_store256(sizes, _mm256_add_epi32(more, _mm256_set1_epi32(2)));
         for (unsigned k = 0; k < here; k++) {
             const unsigned start = p[2 * k], n = (uint16_t)(p[2 * k + 1] - start);
             __builtin_memcpy(d, heads + k, 4);

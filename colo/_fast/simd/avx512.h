@@ -16,7 +16,8 @@ COLO_AVX512_INLINE __m512i colo_bytes_0_to_63(void)
         6, 5, 4, 3, 2, 1, 0);
 }
 
-/* Write the positions of the bits of t, plus base. Always writes 32 of them, and 64 when dense or there are that many. */
+/* Write the positions of the bits of t, plus base. Always writes 32 of them, and 64 when dense or there are that
+ * many. */
 COLO_AVX512_INLINE void colo_flatten_avx512(uint16_t *at, uint64_t t, unsigned base, int both_halves)
 {
     const __m512i add = _mm512_set1_epi16((short)base);
@@ -27,8 +28,8 @@ COLO_AVX512_INLINE void colo_flatten_avx512(uint16_t *at, uint64_t t, unsigned b
         _mm512_storeu_si512(at + 32, _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(packed, 1)), add));
 }
 
-/* Write runs [0, runs) 16 at a time: the lengths are the differences of neighbouring positions. All of them may be copied
- * 16 bytes at a time. Returns NULL when they do not fit. */
+/* Write runs [0, runs) 16 at a time: the lengths are the differences of neighbouring positions. All of them may be
+ * copied 16 bytes at a time. Returns NULL when they do not fit. */
 COLO_AVX512_INLINE uint8_t *colo_emit_avx512(const uint16_t *positions, unsigned runs, const uint8_t *page,
                                              int page_bytes, uint8_t *d, long *spare)
 {
@@ -154,7 +155,8 @@ COLO_AVX512_INLINE int colo_encode_words_avx512(const uint64_t *differs, const u
                     const int w = g + (int)_tzcnt_u64(bits), n = (int)_mm_popcnt_u64(transitions[w]);
                     const uint64_t t = transitions[w];
                     __m512i packed = _mm512_maskz_compress_epi8(t, colo_bytes_0_to_63());
-                    _mm_storeu_si128((__m128i *)at, _mm_add_epi16(_mm_cvtepu8_epi16(_mm512_castsi512_si128(packed)), _mm_set1_epi16(64 * w)));
+                    __m128i first = _mm_cvtepu8_epi16(_mm512_castsi512_si128(packed));
+                    _mm_storeu_si128((__m128i *)at, _mm_add_epi16(first, _mm_set1_epi16((short)(64 * w))));
                     if (__builtin_expect(n > 8, 0))
                         colo_flatten_avx512(at, t, 64 * (unsigned)w, n > 32);
                     at += n;

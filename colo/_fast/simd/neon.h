@@ -7,8 +7,8 @@
 /* Keeps the compiler from turning a tree of ORs into one serial chain. */
 #define COLO_KEEP(v) __asm__("" : "+w"(v))
 
-/* A byte has weight 1 << (its place in its group of 8): bytes that differ keep it, three rounds of adding neighbours bring
- * 64 bytes together into one word. */
+/* A byte has weight 1 << (its place in its group of 8): bytes that differ keep it, three rounds of adding
+ * neighbours bring 64 bytes together into one word. */
 COLO_INLINE void colo_store_unequal_neon(uint64_t *differs, const uint8_t *a, const uint8x16_t *b)
 {
     const uint8x16_t weights = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201ULL));

@@ -1,4 +1,5 @@
-/* The kernels in plain C: words of eight bytes, for CPUs without any of the other levels, and the reference for them. */
+/* The kernels in plain C: words of eight bytes, for CPUs without any of the other levels, and the reference for
+ * them. */
 #pragma once
 #include "../xbzrle.h"
 #include "runs.h"
@@ -163,8 +164,9 @@ COLO_INLINE size_t colo_note_hash(uint64_t *hash, uint64_t sum0, uint64_t sum1, 
     return 1;
 }
 
-/* NH: sum over pairs of 32-bit words of (a + key_a)(b + key_b), modulo 2^64; twice, the key moved on for the second. For
- * two different pages fixed before the key is drawn, one sum is equal with probability at most 2^-32, both with 2^-64. */
+/* NH: sum over pairs of 32-bit words of (a + key_a)(b + key_b), modulo 2^64; twice, the key moved on for the
+ * second. For two different pages fixed before the key is drawn, one sum is equal with probability at most 2^-32,
+ * both with 2^-64. */
 static size_t colo_scan_hash_portable(const uint8_t *memory, uint64_t *hashes, const uint8_t *key, size_t pages,
                                       size_t page_bytes, uint64_t *bitmap, size_t first)
 {

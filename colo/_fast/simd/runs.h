@@ -35,8 +35,9 @@ COLO_INLINE void colo_copy_over(uint8_t *dst, const uint8_t *src, unsigned n)
     }
 }
 
-/* Both lengths of a run as they go on the wire, first byte lowest; *bytes says how many they take. Long zero runs come in
- * no order a branch predictor could learn, so only the long changed runs, rare beside the copy they bring, get a branch. */
+/* Both lengths of a run as they go on the wire, first byte lowest; *bytes says how many they take. Long zero runs
+ * come in no order a branch predictor could learn, so only the long changed runs, rare beside the copy they bring,
+ * get a branch. */
 COLO_INLINE uint32_t colo_head(uint32_t z, uint32_t n, unsigned *bytes)
 {
     uint32_t z_long = z >= 0x80, z_wire = z_long ? ((z & 0x7f) | 0x80 | z >> 7 << 8) : z, n_wire = n;
@@ -89,7 +90,8 @@ COLO_INLINE unsigned colo_lowest_bit(uint64_t t)
     return (unsigned)__builtin_ctzll(t);
 }
 
-/* Transitions: a bit at each start and each end of a run. Returns a bit per word of a group of up to 64 that has any. */
+/* Transitions: a bit at each start and each end of a run. Returns a bit per word of a group of up to 64 that has
+ * any. */
 COLO_INLINE uint64_t colo_transitions(const uint64_t *differs, uint64_t *transitions, int words, uint64_t carry)
 {
     uint64_t bits = 0;
@@ -143,8 +145,8 @@ COLO_INLINE long colo_changed(const uint16_t *positions, unsigned runs)
     return (long)changed;
 }
 
-/* Bytes that dlen leaves over when every length takes one byte: below zero, the page overflows. A page that ends equal
- * needs room for two more bytes, as QEMU's encoder checks for a next run before it finds that there is none. */
+/* Bytes that dlen leaves over when every length takes one byte: below zero, the page overflows. A page that ends
+ * equal needs room for two more bytes, as QEMU's encoder checks for a next run before it finds that there is none. */
 COLO_INLINE long colo_spare(long changed, long runs, int ends_equal, int dlen)
 {
     return (long)dlen - changed - 2 * runs - (ends_equal ? 2 : 0);
@@ -191,9 +193,9 @@ COLO_INLINE uint8_t *colo_emit(const uint16_t *positions, unsigned r, unsigned r
     return d;
 }
 
-/* The same for fewer than 16 runs, and as free of branches that depend on the page as can be: two runs at a time, an
- * odd one followed by an empty run that is taken off again. positions has room for it. Sizes are checked at the end: two-byte
- * lengths of so few runs stay within the slack. */
+/* The same for fewer than 16 runs, and as free of branches that depend on the page as can be: two runs at a time,
+ * an odd one followed by an empty run that is taken off again. positions has room for it. Sizes are checked at the
+ * end: two-byte lengths of so few runs stay within the slack. */
 #define COLO_FEW_RUNS 16
 COLO_INLINE int colo_emit_few(uint16_t *positions, unsigned runs, const uint8_t *page, int page_bytes,
                               uint8_t *dst, long changed, long spare)

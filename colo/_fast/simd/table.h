@@ -27,17 +27,17 @@ typedef struct colo_kernels {
      * equal, -1 when the encoding does not fit (or needs a run longer than COLO_XBZRLE_RUN_MAX). */
     int (*xbzrle_encode)(const uint8_t *old_page, const uint8_t *new_page, int page_bytes, uint8_t *dst, int dlen);
 
-    /* Apply src[0..slen) to dst[0..dlen), the old page. Returns the bytes of the page covered, or -1 when src is not a
-     * valid encoding for dlen bytes; dst may then have been changed in part. */
+    /* Apply src[0..slen) to dst[0..dlen), the old page. Returns the bytes of the page covered, or -1 when src is
+     * not a valid encoding for dlen bytes; dst may then have been changed in part. */
     int (*xbzrle_decode)(const uint8_t *src, int slen, uint8_t *dst, int dlen);
 
     /* The same verdict without touching a page. */
     int (*xbzrle_check)(const uint8_t *src, int slen, int dlen);
 
-    /* The whole step for one page of memory that may be changing meanwhile: read live once into snapshot, encode the
-     * snapshot against shadow, and make shadow equal to the snapshot by rewriting only its changed 64-byte lines. Returns
-     * what xbzrle_encode does; snapshot and shadow are up to date in every case, also after -1. next_shadow and next_live
-     * are the pair that follows (a few of its lines are prefetched), or NULL. */
+    /* The whole step for one page of memory that may be changing meanwhile: read live once into snapshot, encode
+     * the snapshot against shadow, and make shadow equal to the snapshot by rewriting only its changed 64-byte
+     * lines. Returns what xbzrle_encode does; snapshot and shadow are up to date in every case, also after -1.
+     * next_shadow and next_live are the pair that follows (a few of its lines are prefetched), or NULL. */
     int (*xbzrle_step)(uint8_t *shadow, const uint8_t *live, const uint8_t *next_shadow, const uint8_t *next_live,
                        uint8_t *snapshot, int page_bytes, uint8_t *dst, int dlen);
 
