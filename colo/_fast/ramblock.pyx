@@ -94,6 +94,16 @@ cdef class RamBlock:
         self.c.zero_pages = self.c.normal_pages = self.c.xbzrle_pages = self.c.compressed_pages = 0
         self.c.xbzrle_bytes = self.c.compressed_bytes = 0
 
+    def copy_zero_bits(self, uint64_t[::1] words not None):
+        """Set bit n of ``words`` where page n is known to be zero, and clear the others; one bit for each page."""
+        cdef size_t i
+        if <size_t>words.shape[0] != self.words:
+            raise ValueError(f"{words.shape[0]} words for {self.pages} pages; {self.words} are needed")
+        for i in range(self.words):
+            words[i] = self.c.zero[i]
+        if self.pages % 64:
+            words[self.words - 1] &= (<uint64_t>1 << (self.pages % 64)) - 1
+
     def adopt(self, RamBlock other):
         """Take over what ``other`` (the same block at another length) knows of the pages both have."""
         cdef uint64_t page, pages = min(self.c.used_length, other.c.used_length) // TARGET_PAGE_BYTES

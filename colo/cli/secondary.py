@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import re
+import resource
 import shlex
 import signal
 from dataclasses import replace
@@ -15,6 +17,8 @@ from colo.session.deadlines import Deadlines
 from colo.session.secondary import Secondary, SecondaryConfig
 from colo.stream import StreamLimits
 
+PR_SET_DUMPABLE = 4
+"""linux/prctl.h"""
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -84,6 +88,7 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the session until the VM runs here (0), or an error."""
+    keep_out_of_core_dumps()
     output = SessionOutput(json_lines=arguments.json, title="colo secondary")
     try:
         with Secondary(config_from(arguments), on_event=output.event) as session:
@@ -92,6 +97,13 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         output.close()
     return 0
+
+
+def keep_out_of_core_dumps() -> None:
+    """Guest memory passes through all of this process's: it, and what it starts, is not dumped."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A core_pattern that is a pipe does not ask for the limit.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def stop_on_signals(session: Secondary) -> None:

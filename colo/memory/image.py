@@ -149,7 +149,7 @@ class RamImage:
     @property
     def storage_bytes(self) -> int:
         """What the files take, holes not counted."""
-        return sum(os.fstat(fd).st_blocks * 512 for fd in self._files.values())
+        return sum(os.fstat(fd).st_blocks * 512 for fd in list(self._files.values()))
 
     def remove_files(self) -> None:
         """Remove the files' names. A process that maps them keeps the memory, until it unmaps or ends."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from colo._fast.bitmap import DirtyBitmap
 from colo._fast.pageencoder import PageEncoder
 from colo._fast.ramblock import RamBlock
 from colo.session.checkpoint import Committed
@@ -32,13 +34,28 @@ class Composed:
         try:
             encoder.write(self.head, deadline_ns)
             for block in self.sent_blocks:
-                assert block.memory_buffer is not None
-                encoder.begin_block(block.idstr, memoryview(block.memory_buffer)[: block.used_length])
-                encoder.encode(deadline_ns=deadline_ns)
+                _send_block(encoder, block, deadline_ns)
             encoder.write(self.tail, deadline_ns, flush=True)
             return encoder.stats.sent_bytes
         finally:
             encoder.close()
+
+
+def _send_block(encoder: PageEncoder, block: RamBlock, deadline_ns: int) -> None:
+    """All pages. Those known to be zero are not read: in a file on tmpfs that would give each its storage, and end in
+    SIGBUS when there is none."""
+    assert block.memory_buffer is not None
+    zero, other = DirtyBitmap(block.pages), DirtyBitmap(block.pages)
+    block.copy_zero_bits(zero)
+    other.set(0, block.pages)
+    other.subtract(zero)
+    encoder.begin_block(block.idstr, memoryview(block.memory_buffer)[: block.used_length], other)
+    encoder.encode(deadline_ns=deadline_ns)
+    if zero.any():
+        # Private memory that is only read is one shared page of zeros.
+        zeros = mmap.mmap(-1, block.used_length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        encoder.begin_block(block.idstr, zeros, zero)
+        encoder.encode(deadline_ns=deadline_ns)
 
 
 def compose(committed: Committed, *, shared: Collection[str] = (), addresses: Mapping[str, int] = {}) -> Composed:

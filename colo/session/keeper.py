@@ -13,6 +13,7 @@ from pathlib import Path
 from colo.errors import ColoError, StandbyError
 from colo.memory import RamImage
 from colo.qemu.command_line import derive_standby
+from colo.qemu.process import private_directory
 from colo.qemu.standby import Standby
 from colo.stream import Configuration, RamBlockInfo
 
@@ -97,6 +98,7 @@ class StandbyKeeper:
         if "-S" not in derived.argv:
             # It runs when it is told to, and not before: until then the image is as the checkpoint left it.
             derived = replace(derived, argv=(*derived.argv, "-S"))
+        private_directory(self.work_dir)
         self._attempt += 1
         standby = Standby(derived, self.work_dir / f"standby-{self._attempt}")
         try:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,22 +33,24 @@ HIGH_START = 0x100000
 class Rig:
     """``run_dir`` gets everything. ``config`` overrides fields of the secondary's configuration."""
 
-    def __init__(self, machine: Machine, run_dir: Path, *, settings: ColoSettings = SETTINGS, **config: Any) -> None:
+    def __init__(self, machine: Machine, run_dir: Path, *, settings: ColoSettings = SETTINGS, primary_extra: tuple[str, ...] = (),
+                 **config: Any) -> None:
         self.run_dir = run_dir
         self.settings = settings
         self.serial = run_dir / "standby.log"
         self.primary_serial = run_dir / "primary.log"
         self.arbiter_dir = run_dir / "arbiter"
         self.arbiter_dir.mkdir(mode=0o700)
-        self.ram_dir = run_dir / "ram"
+        self.ram_dir = config.setdefault("ram_dir", run_dir / "ram")
         self.monitor = run_dir / "protect.sock"
         self.events: list[tuple[str, Any]] = []
         self.outcome: TakeoverReport | BaseException | None = None
         self.image: bytes | None = None
         self.state: GuestState | BaseException | None = None
-        self.checkpoint_seen = threading.Event()
+        self.on_compose: Callable[..., None] = lambda *_: None
+        """Called in a takeover when the stand-by is chosen, before it is given anything."""
         self.process = QemuProcess.start(
-            machine("-qmp", f"unix:{self.monitor},server=on,wait=off", accel="kvm", serial=self.primary_serial),
+            machine("-qmp", f"unix:{self.monitor},server=on,wait=off", *primary_extra, accel="kvm", serial=self.primary_serial),
             run_dir / "primary",
         )
         self.primary = QemuPrimary(self.process)
@@ -64,18 +66,27 @@ class Rig:
         except BaseException:
             self.process.kill()
             raise
+        resume = self.secondary._resume
+
+        def resume_after(*arguments: Any, **named: Any) -> TakeoverReport:
+            self.on_compose()
+            return resume(*arguments, **named)
+
+        self.secondary._resume = resume_after  # type: ignore[method-assign]
         self.thread = threading.Thread(target=self._follow, name="secondary-under-test", daemon=True)
 
     def _event(self, kind: str, data: Any) -> None:
         self.events.append((kind, data))
         if kind == "settled":
             self._examine(data)
-        elif kind == "checkpoint":
-            self.checkpoint_seen.set()
+
+    def notices(self, words: str) -> list[str]:
+        """The notices so far that have these words."""
+        return [str(data) for kind, data in list(self.events) if kind == "notice" and words in str(data)]
 
     def _examine(self, committed: Committed) -> None:
-        memory = next(block.memory_buffer for block in committed.blocks if block.idstr == "pc.ram")
-        self.image = bytes(memory[:])
+        # As a file: looking at a mapping's holes would give them storage.
+        self.image = self.secondary.image.path("pc.ram").read_bytes()
         try:
             self.state = check_guest_memory(self.image, GUEST)
         except BaseException as error:
