@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -174,16 +173,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory():
-        vm = BenchVm(arguments.memory_mib << 20)
-        vm.fill(1.0)
-        results: list[tuple[str, dict[str, Any]]] = []
-        for sending in ("copy", "direct"):
-            results.append(("1,000 pages", measure(vm, sending, 1000, arguments.checkpoints)))
-            results.append(("25,000 pages", measure(vm, sending, 25_000, max(10, arguments.checkpoints // 10))))
-        results.append(("first copy, incompressible", first_copy(vm, arguments.rounds)))
-        vm.words[: len(vm.words) // 2] = 0
-        results.append(("first copy, half zero", first_copy(vm, arguments.rounds)))
+    vm = BenchVm(arguments.memory_mib << 20)
+    vm.fill(1.0)
+    results: list[tuple[str, dict[str, Any]]] = []
+    for sending in ("copy", "direct"):
+        results.append(("1,000 pages", measure(vm, sending, 1000, arguments.checkpoints)))
+        results.append(("25,000 pages", measure(vm, sending, 25_000, max(10, arguments.checkpoints // 10))))
+    results.append(("first copy, incompressible", first_copy(vm, arguments.rounds)))
+    vm.words[: len(vm.words) // 2] = 0
+    results.append(("first copy, half zero", first_copy(vm, arguments.rounds)))
     for name, result in results:
         print(json.dumps({"name": name, **result}) if arguments.json else f"{name}: {result}")
 

@@ -256,7 +256,7 @@ class PrimaryLink:
             seconds = self.settings.deadlines.of(self.machine.facts)
             self._buffer.set_deadline(self.machine.phase.name.lower(), seconds)
             self._read()
-        self._report()
+        self._report(full_copy=event is Event.CONNECTED)
 
     def _feed(self, event: Event) -> None:
         pending: Event | None = event
@@ -420,12 +420,13 @@ class PrimaryLink:
             self._encoder.close()
         return Event.RAM_SENT
 
-    def _report(self) -> None:
+    def _report(self, *, full_copy: bool) -> None:
         t, now = self._times, time.monotonic_ns()
         number = self.machine.committed or 0
         self._on_checkpoint(PrimaryReport(
             connection=self.connection,
             number=number,
+            full_copy=full_copy,
             pause_ms=self._pause_ms,
             stop_ms=(t.stopped - self._handle.paused_ns) / 1e6,
             save_ms=(t.saved - t.stopped) / 1e6,

@@ -19,7 +19,8 @@ class PrimaryReport:
     connection: int
     """0 for the session's first, one more after each re-connection."""
     number: int
-    """Within the connection; 0 is the first full copy."""
+    """0 is the first full copy; counting goes on when the same secondary is found again."""
+    full_copy: bool
     pause_ms: float
     stop_ms: float
     save_ms: float
@@ -55,7 +56,7 @@ class PrimaryStatistics:
         """Take the report of one committed checkpoint."""
         self.last = report
         self.stream_bytes += report.stream_bytes
-        if report.number == 0:
+        if report.full_copy:
             self.full_copies += 1
             return
         self.checkpoints += 1

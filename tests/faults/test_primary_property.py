@@ -156,7 +156,7 @@ class Run:
             LinkSettings("colo", Dialect(enable_colo=True), self.mode, self.copy, DEADLINES),
             outbox=self.outbox, committed=self.may_hold,
         )
-        stood = State.RUNNING
+        stood = ended = State.RUNNING
         try:
             link.synchronise()
             for _ in range(checkpoints):
@@ -165,7 +165,9 @@ class Run:
                 link.checkpoint()
         except ColoError as error:
             stood = link.machine.state
-            assert link.end(event_of(error)) in (State.LOST, State.ALONE)
+            ended = link.end(event_of(error))
+        if stood is not State.RUNNING or link.machine.over:
+            assert ended in (State.LOST, State.ALONE)
             self.check_still_dirty(link)
         if link.acknowledged is not None:
             first = 0 if self.may_hold is None else self.may_hold + 1

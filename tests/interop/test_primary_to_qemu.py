@@ -6,6 +6,7 @@ takes that image for its VM, at each commit. So a real machine's device state an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -163,7 +164,5 @@ def test_qemu_takes_a_hundred_checkpoints_and_takes_over(work: Path, options: di
             assert state.counter >= relay.counters[-1] > relay.counters[1]
     finally:
         for qemu in (first, second):
-            try:
+            with contextlib.suppress(ColoError):
                 qemu.kill()
-            except ColoError:
-                pass

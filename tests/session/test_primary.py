@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import socket
 import sys
 import threading
 import time
@@ -34,7 +36,7 @@ class Standby:
         self.vm = vm
         self.outcome: InProcessTakeover | BaseException | None = None
         self.secondary = InProcessSecondary(
-            vm, InProcessConfig("tcp:127.0.0.1:0", f"file:{arbiter}", **{"resume": False, **options}))
+            vm, InProcessConfig(**{"listen": "tcp:127.0.0.1:0", "arbiter": f"file:{arbiter}", "resume": False, **options}))
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -252,3 +254,84 @@ def test_device_sections_travel_as_they_are(pair: Any, arbiter: Path) -> None:
         standby.secondary.request_failover()
         standby.join()
         assert got == [blob]
+
+
+class Cut:
+    """Carries one connection after the other to ``address``, until each is cut."""
+
+    def __init__(self, address: str) -> None:
+        _, host, port = address.split(":")
+        self.to = (host, int(port))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp:127.0.0.1:{self.listener.getsockname()[1]}"
+        self.ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(self.to)
+                self.ends = [near, far]
+                for a, b in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(a, b), daemon=True).start()
+
+    def _carry(self, a: socket.socket, b: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := a.recv(1 << 16):
+                b.sendall(data)
+
+    def cut(self) -> None:
+        for end in self.ends:
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_same_secondary_is_found_again_with_nothing_forgotten(arbiter: Path) -> None:
+    vm, seen = PageVm(), []
+    outbox = Outbox(seen.append)
+    vm.on_turn = outbox.put
+    standby = Standby(PageVm(), arbiter, wait_s=15.0)
+    cut = Cut(standby.secondary.address)
+    settings = PrimaryConfig(cut.address, f"file:{arbiter}", interval_ms=10_000, resync_s=10.0)
+    with Primary(vm, settings, outbox=outbox) as primary:
+        primary.start()
+        for n in range(4):
+            with vm.paused():
+                vm.advance()
+            if n == 2:
+                cut.cut()
+                while primary.statistics.full_copies < 2:
+                    time.sleep(0.01)
+            primary.checkpoint(10)
+        assert primary.statistics.losses == 1 and primary.generation == 0
+        assert seen == [1, 2, 3, 4]
+        standby.secondary.request_failover()
+        assert isinstance(standby.join(), InProcessTakeover)
+        assert standby.vm.image() == expected(4, vm.pages)
+    standby.close()
+    vm.close()
+
+
+def test_alone_it_goes_on_and_a_new_secondary_gets_everything(arbiter: Path) -> None:
+    vm = PageVm()
+    standby = Standby(PageVm(), arbiter)
+    port = standby.secondary.address
+    primary = Primary(vm, PrimaryConfig(port, f"file:{arbiter}", interval_ms=10_000, reconnect=True))
+    primary.start()
+    primary.checkpoint(10)
+    standby.secondary.stop()
+    standby.join()
+    standby.close()
+    while primary.generation == 0:
+        time.sleep(0.01)
+    assert vm.running
+    vm.advance()
+    again = Standby(PageVm(), arbiter, listen=port)
+    assert primary.checkpoint(20).connection >= 1
+    again.secondary.request_failover()
+    assert isinstance(again.join(), InProcessTakeover)
+    assert again.vm.image() == expected(1, vm.pages)
+    assert primary.wait(10).ending is PrimaryEnding.STOPPED
+    primary.close()
+    again.close()
+    vm.close()
