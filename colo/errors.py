@@ -13,6 +13,7 @@
     ├── NoCheckpoint           there is nothing to resume from yet
     ├── ArbitrationError       who may run could not be decided: nobody does
     │   └── ArbitrationLost    the other side won this generation
+    ├── VmError                the protected VM's own methods raised, hung or returned what is no state
     ├── TrackerError           a dirty tracker cannot start, or lost sight of memory: a full copy is needed
     ├── StorageError           a RAM image or a checkpoint could not be kept (disk full, permissions)
     ├── QemuError              a QEMU process or its QMP
@@ -117,6 +118,10 @@ class ArbitrationLost(ArbitrationError):
 
 class TrackerError(ColoError):
     """A dirty tracker that is not running, cannot watch this memory, or lost sight of it (the message says which)."""
+
+
+class VmError(ColoError):
+    """A method of the protected VM (pause, resume, save_state, load_state) raised, hung, or returned garbage."""
 
 
 class StorageError(ColoError):

@@ -1,0 +1,190 @@
+"""What a primary costs its VM: pauses, checkpoints per second, and the rate of the first copy.
+
+    python benchmarks/bench_primary.py [--memory-mib 1024] [--json]
+
+A VM of 1 GiB whose pages are written at random between checkpoints, and a secondary in a process of its own, over TCP on
+loopback. The first copy is compared with a plain socket copy of as many contiguous bytes, in paired rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from colo.abc import BlockMemory
+from colo.session.in_process import InProcessConfig, InProcessSecondary
+from colo.session.primary import Primary, PrimaryConfig
+from colo.session.statistics import percentile
+
+PAGE = 4096
+warnings.simplefilter("ignore", RuntimeWarning)
+
+
+class BenchVm:
+    """Memory that is written only between checkpoints."""
+
+    def __init__(self, length_bytes: int) -> None:
+        self.memory = BlockMemory.allocate({"ram": length_bytes})
+        self.words = np.frombuffer(self.memory.blocks[0].buffer, dtype="<u8").reshape(-1, PAGE // 8)
+
+    def fill(self, share: float) -> None:
+        draw = np.random.default_rng(1)
+        pages = len(self.words)
+        for first in range(0, int(pages * share), 4096):
+            part = self.words[first : min(first + 4096, int(pages * share))]
+            part[:] = draw.integers(0, 1 << 63, part.shape, dtype="<u8")
+
+    def write(self, draw: Any, pages: int) -> None:
+        chosen = draw.choice(len(self.words), pages, replace=False)
+        self.words[chosen, draw.integers(PAGE // 8)] += 1
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+    def save_state(self) -> bytes:
+        return bytes(1000)
+
+    def load_state(self, state: memoryview) -> None: ...
+
+
+def secondary_main(length_bytes: int, pipe: Any) -> None:
+    with InProcessSecondary(BenchVm(length_bytes), InProcessConfig("tcp:127.0.0.1:0", "none", wait_s=3600)) as secondary:
+        pipe.send(secondary.address)
+        threading.Thread(target=lambda: (pipe.recv(), os._exit(0)), daemon=True).start()
+        secondary.run()
+
+
+def raw_copy(memory: Any) -> float:
+    """Seconds to send the bytes over a loopback socket to a process that reads them into its own memory."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    total = len(memory)
+    child = multiprocessing.get_context("fork").Process(target=raw_reader, args=(listener.getsockname(), total))
+    child.start()
+    conn, _ = listener.accept()
+    conn.recv(1)
+    began = time.perf_counter()
+    conn.sendall(memory)
+    conn.recv(1)
+    took = time.perf_counter() - began
+    conn.close()
+    listener.close()
+    child.join()
+    return took
+
+
+def raw_reader(address: Any, total: int) -> None:
+    target = np.ones(total, dtype="u1")  # touched: no faults are timed
+    view = memoryview(target)
+    with socket.create_connection(address) as sock:
+        sock.sendall(b"r")
+        at = 0
+        while at < total:
+            at += sock.recv_into(view[at:])
+        sock.sendall(b"d")
+
+
+class Pair:
+    def __init__(self, vm: BenchVm, sending: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.child = context.Process(target=secondary_main, args=(vm.memory.total_bytes, theirs))
+        self.child.start()
+        self.ready = threading.Event()
+        self.began = time.perf_counter()
+        self.first_copy_s = 0.0
+        self.primary = Primary(
+            vm, PrimaryConfig(self.pipe.recv(), "none", interval_ms=3_600_000, sending=sending),
+            on_event=self.event)
+        self.began = time.perf_counter()
+        self.primary.start()
+        if not self.ready.wait(120):
+            raise RuntimeError(f"no first copy: {self.primary.status()}")
+
+    def event(self, kind: str, data: Any) -> None:
+        if kind == "protecting":
+            self.first_copy_s = time.perf_counter() - self.began
+            self.ready.set()
+
+    def close(self) -> None:
+        self.primary.close()
+        self.pipe.send("end")
+        self.child.join(10)
+
+
+def measure(vm: BenchVm, sending: str, pages: int, checkpoints: int) -> dict[str, Any]:
+    pair = Pair(vm, sending)
+    draw = np.random.default_rng(7)
+    reports = []
+    total_s = 0.0
+    try:
+        for n in range(checkpoints + 3):
+            vm.write(draw, pages)
+            began = time.perf_counter()
+            report = pair.primary.checkpoint(60)
+            if n >= 3:  # the first fill buffers that stay
+                total_s += time.perf_counter() - began
+                reports.append(report)
+    finally:
+        pair.close()
+
+    def median(name: str) -> float:
+        return round(percentile((getattr(r, name) for r in reports), 50), 3)
+
+    pauses = [r.pause_ms for r in reports]
+    return {
+        "sending": sending, "dirty_pages": pages, "tracker": pair.primary.status()["tracker"],
+        "pause_p50_ms": round(percentile(pauses, 50), 3), "pause_p99_ms": round(percentile(pauses, 99), 3),
+        "harvest_p50_ms": median("harvest_ms"), "copy_p50_ms": median("copy_ms"), "stop_p50_ms": median("stop_ms"),
+        "save_p50_ms": median("save_ms"), "checkpoints_per_s": round(len(reports) / total_s, 1),
+    }
+
+
+def first_copy(vm: BenchVm, rounds: int) -> dict[str, Any]:
+    ratios, ours = [], []
+    for _ in range(rounds):
+        raw_s = raw_copy(vm.memory["ram"])
+        pair = Pair(vm, "copy")
+        ours.append(pair.first_copy_s)
+        ratios.append(raw_s / pair.first_copy_s)
+        pair.close()
+    return {
+        "first_copy_s": round(percentile(ours, 50), 3), "of_raw_copy": round(percentile(ratios, 50), 3),
+        "all": [round(r, 3) for r in ratios],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory-mib", type=int, default=1024)
+    parser.add_argument("--checkpoints", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    vm = BenchVm(arguments.memory_mib << 20)
+    vm.fill(1.0)
+    results: list[tuple[str, dict[str, Any]]] = []
+    for sending in ("copy", "direct"):
+        results.append(("1,000 pages", measure(vm, sending, 1000, arguments.checkpoints)))
+        results.append(("25,000 pages", measure(vm, sending, 25_000, max(10, arguments.checkpoints // 10))))
+    results.append(("first copy, incompressible", first_copy(vm, arguments.rounds)))
+    vm.words[: len(vm.words) // 2] = 0
+    results.append(("first copy, half zero", first_copy(vm, arguments.rounds)))
+    for name, result in results:
+        print(json.dumps({"name": name, **result}) if arguments.json else f"{name}: {result}")
+
+
+if __name__ == "__main__":
+    main()

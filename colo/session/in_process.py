@@ -1,0 +1,344 @@
+"""A secondary for VMs that live in this process: at takeover the VM's own memory already holds the checkpoint.
+
+Checkpoints are applied straight to the memory of a VM that stands by. When a primary comes back after a loss, its full copy
+goes into a second set of blocks until it is committed: the last committed checkpoint stays whole meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from colo._fast.ramblock import RamBlock
+from colo.abc import GuestBlock, VirtualMachine
+from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupted, NoCheckpoint, StreamError, VmError
+from colo.memory import RamImage
+from colo.protocol import Failover, FailoverEvent, FailoverStatus, Mode
+from colo.session.admission import PENDING_LIMIT, admit
+from colo.session.arbiter import arbiter_from_uri
+from colo.session.checkpoint import CheckpointReport, Committed
+from colo.session.deadlines import Deadlines
+from colo.session.follower import Follower, explain
+from colo.session.statistics import CheckpointStatistics
+from colo.session.vm_state import decode_state
+from colo.stream import StreamLimits
+from colo.transport import listen, tune
+
+ARBITRATION_RETRY_S = 1.0
+
+
+class GuestImage(RamImage):
+    """A RAM image in the given blocks instead of files. Their names and sizes are what a primary must announce."""
+
+    def __init__(self, blocks: Iterable[GuestBlock]) -> None:
+        self.guest_blocks = {block.idstr: block for block in blocks}
+        self.max_ram_bytes = sum(block.length_bytes for block in self.guest_blocks.values())
+        self.blocks = []
+        self._files = {}
+        self._lock_fd = -1
+
+    def announce(self, announced: Iterable[tuple[str, int]]) -> list[RamBlock]:
+        """As :meth:`RamImage.announce`. Raises StreamError when the blocks are not those of the VM here."""
+        wanted = list(announced)
+        here = {name: block.length_bytes for name, block in self.guest_blocks.items()}
+        if dict(wanted) != here:
+            raise StreamError(
+                f"the primary's RAM blocks {dict(wanted)} are not those of the VM here {here}", where="ram MEM_SIZE",
+                value=wanted,
+            )
+        return super().announce(wanted)
+
+    def _make(self, idstr: str, length: int) -> RamBlock:
+        return RamBlock(idstr, length, memory=self.guest_blocks[idstr].view())
+
+    def load_into(self, blocks: Iterable[GuestBlock]) -> None:
+        """Copy all bytes to the blocks of the same names."""
+        for block in blocks:
+            block.view()[:] = self.guest_blocks[block.idstr].view()
+
+
+@dataclass(frozen=True, slots=True)
+class InProcessConfig:
+    """What an in-process secondary needs to know. Only ``listen`` and ``arbiter`` have no default."""
+
+    listen: str
+    arbiter: str
+    """``file:DIR``, ``exec:COMMAND`` or ``none``."""
+    wait_s: float = 0.0
+    """After a loss: so long the primary may come back (its ``resync_s``) before this side takes over."""
+    resume: bool = True
+    """Let the VM run after the takeover."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    limits: StreamLimits = field(default_factory=StreamLimits)
+    mode: Mode = Mode.EARLY
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InProcessTakeover:
+    """A takeover that succeeded; parts in milliseconds."""
+
+    checkpoint: int
+    reason: str
+    generation: int
+    arbitration_ms: float
+    settle_ms: float
+    load_ms: float
+    total_ms: float
+    checkpoint_age_ms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    committed: Committed
+    image: GuestImage
+
+
+class InProcessSecondary:
+    """Follows a primary into ``vm``, which must stand still, and makes it run when the primary is lost. ::
+
+        with InProcessSecondary(vm, InProcessConfig("tcp:127.0.0.1:9000", "file:/shared/vm1")) as secondary:
+            report = secondary.run()       # returns when the VM runs here
+
+    ``on_event(kind, data)`` hears ``listening``, ``connected``, ``checkpoint``, ``lost``, ``taking-over``, ``notice`` and
+    ``running``.
+    """
+
+    def __init__(
+        self, vm: VirtualMachine, config: InProcessConfig, *,
+        on_event: Callable[[str, Any], None] = lambda kind, data: None,
+    ) -> None:
+        self.vm = vm
+        self.config = config
+        self.statistics = CheckpointStatistics()
+        self.failover = Failover()
+        self._on_event = on_event
+        self._own = tuple(vm.memory.blocks)
+        self._spare: tuple[GuestBlock, ...] | None = None
+        self._held: _Held | None = None
+        self._following: tuple[Follower, GuestImage] | None = None
+        self._requested: str | None = None
+        self._stopping = False
+        self._result: Future[InProcessTakeover] = Future()
+        self._cleanup = contextlib.ExitStack()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._cleanup.callback(os.close, self._wake_fd)
+        try:
+            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", create=True)
+            self._cleanup.callback(self._arbiter.close)
+            self.generation = self._arbiter.current()
+            self._listener = self._cleanup.enter_context(
+                listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
+            self.address = self._listener.address
+        except BaseException:
+            self._cleanup.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def committed(self) -> Committed | None:
+        """The last committed checkpoint, of whichever connection."""
+        following = self._following
+        if following is not None and following[0].committed is not None:
+            return following[0].committed
+        return self._held.committed if self._held else None
+
+    def request_failover(self, reason: str = "request") -> Future[InProcessTakeover]:
+        """Ask for a takeover; the future has its report, or the error it ended with. Raises NoCheckpoint at once."""
+        if self.committed is None:
+            raise NoCheckpoint("nothing to resume from: no checkpoint has been committed yet")
+        self._ask(reason)
+        return self._result
+
+    def stop(self) -> None:
+        """End :meth:`run` with Interrupted."""
+        self._stopping = True
+        os.eventfd_write(self._wake_fd, 1)
+
+    def close(self) -> None:
+        """Let go of sockets and arbiter; :meth:`run` must have ended."""
+        self._cleanup.close()
+
+    def _ask(self, reason: str) -> None:
+        self._requested = self._requested or reason
+        os.eventfd_write(self._wake_fd, 1)
+
+    def run(self) -> InProcessTakeover:
+        """Follow a primary; returns when the VM was taken over.
+
+        Raises NoCheckpoint (lost before the first commit), ArbitrationLost (the other side runs), VmError (the VM did not
+        load the state), Interrupted (:meth:`stop`).
+        """
+        try:
+            report = self._run()
+        except BaseException as error:
+            if not self._result.done():
+                self._result.set_exception(
+                    error if isinstance(error, ColoError) else Interrupted(f"the session ended: {explain(error)}"))
+            raise
+        self._result.set_result(report)
+        return report
+
+    def _run(self) -> InProcessTakeover:
+        self._tell("listening", self.address)
+        reason, noticed_ns = "", 0
+        back = False
+        while True:
+            timer = threading.Timer(self.config.wait_s, self._ask, (f"{reason}; the primary did not come back",)) \
+                if back else None
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
+            try:
+                sock = admit(
+                    self._listener.socket, handshake_s=self.config.deadlines.handshake_s, wake_fd=self._wake_fd,
+                    prepare=lambda s: tune(s, self.config.deadlines.message_s),
+                    refused=lambda text: self._tell("notice", text),
+                )
+            except Interrupted:
+                self._woken()
+                noticed_ns = noticed_ns or time.monotonic_ns()
+                return self._take_over(self._requested or reason, noticed_ns)
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            if self._requested is not None:  # it came, and the timer too: who was asked for first goes first
+                sock.close()
+                self._woken()
+                return self._take_over(self._requested, noticed_ns or time.monotonic_ns())
+            reason, noticed_ns = self._follow(sock)
+            if self._stopping:
+                raise Interrupted("the session was asked to stop")
+            if self._requested is None and self.config.wait_s > 0:
+                back = True
+                continue
+            if self._held is None:
+                raise NoCheckpoint(
+                    f"the primary was lost before the first checkpoint was whole, there is nothing to resume from: {reason}")
+            return self._take_over(self._requested or reason, noticed_ns)
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+        if self._stopping:
+            raise Interrupted("the session was asked to stop")
+        if self._held is None:
+            raise NoCheckpoint(f"there is nothing to resume from: {self._requested}")
+
+    def _free_blocks(self) -> tuple[GuestBlock, ...]:
+        """Blocks that hold no committed checkpoint."""
+        if self._held is None or self._held.image.guest_blocks[self._own[0].idstr] is not self._own[0]:
+            return self._own
+        if self._spare is None:
+            self._spare = tuple(GuestBlock.allocate(block.idstr, block.length_bytes) for block in self._own)
+        return self._spare
+
+    def _follow(self, sock: socket.socket) -> tuple[str, int]:
+        self._tell("connected")
+        image = GuestImage(self._free_blocks())
+
+        def on_commit(committed: Committed, report: CheckpointReport) -> None:
+            self.statistics.add(report)
+            self._tell("checkpoint", report)
+
+        follower = Follower(
+            sock, image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
+            wake_fd=self._wake_fd, on_commit=on_commit,
+        )
+        self._following = follower, image
+        try:
+            follower.run()
+        except Interrupted:
+            noticed_ns = time.monotonic_ns()
+            reason = self._requested or "stopped"
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+            if not self._stopping and self.committed is not None:
+                self._arbitrate(reason)  # before the primary can notice: it would claim too
+            follower.abandon()
+        except ColoError as error:
+            noticed_ns = time.monotonic_ns()
+            reason = explain(error)
+            self._tell("lost", reason)
+        finally:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            committed = follower.settle()
+            follower.close()
+        if committed is not None:  # also one whose acknowledgement did not leave any more
+            self._held = _Held(committed, image)
+        self._following = None
+        return reason, noticed_ns
+
+    def _take_over(self, reason: str, noticed_ns: int) -> InProcessTakeover:
+        held = self._held
+        assert held is not None
+        self._tell("taking-over", reason)
+        if self.failover.status is FailoverStatus.NONE:
+            self._arbitrate(reason)
+        arbitrated_ns = time.monotonic_ns()
+        if held.image.guest_blocks[self._own[0].idstr] is not self._own[0]:
+            held.image.load_into(self._own)
+        settled_ns = time.monotonic_ns()
+        try:
+            self.vm.load_state(decode_state(held.committed.device_state, self.config.limits))
+            if self.config.resume:
+                self.vm.resume()
+        except Exception as error:
+            self.failover.feed(FailoverEvent.BROKEN)
+            raise VmError(
+                f"the VM did not take checkpoint {held.committed.number} over: {type(error).__name__}: {error}") from error
+        self.failover.feed(FailoverEvent.RUNNING)
+        done_ns = time.monotonic_ns()
+        report = InProcessTakeover(
+            checkpoint=held.committed.number,
+            reason=reason,
+            generation=self.generation,
+            arbitration_ms=(arbitrated_ns - noticed_ns) / 1e6,
+            settle_ms=(settled_ns - arbitrated_ns) / 1e6,
+            load_ms=(done_ns - settled_ns) / 1e6,
+            total_ms=(done_ns - noticed_ns) / 1e6,
+            checkpoint_age_ms=(noticed_ns - held.committed.at_ns) / 1e6,
+        )
+        self._tell("running", report)
+        return report
+
+    def _arbitrate(self, reason: str) -> None:
+        """Win the generation, or raise ArbitrationLost. While it cannot be decided, nobody takes over."""
+        self.failover.feed(FailoverEvent.REQUEST)
+        told = False
+        while True:
+            try:
+                self._arbiter.claim(self.generation, reason=reason)
+                self.generation += 1
+                self.failover.feed(FailoverEvent.WON)
+                return
+            except ArbitrationLost:
+                self.failover.feed(FailoverEvent.REFUSED)
+                raise
+            except ArbitrationError as error:
+                if not told:
+                    self._tell("notice", f"who may run is undecided, trying again: {error}")
+                    told = True
+                if self._stopping:
+                    raise
+                time.sleep(ARBITRATION_RETRY_S)
+
+    def _tell(self, kind: str, data: Any = None) -> None:
+        self._on_event(kind, data)

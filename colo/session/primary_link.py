@@ -1,0 +1,447 @@
+"""One connection of a primary: the VM's state is sent, checkpoint after checkpoint.
+
+The protocol's table says what comes next; here its actions are carried out, and what the secondary answers is turned into
+its events. How a connection that failed goes on (arbitration, another connection) is the session's to decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from colo._fast.buffers import ReadBuffer
+from colo._fast.pageencoder import PageEncoder
+from colo.abc import VirtualMachine
+from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, VmError
+from colo.protocol import (
+    Action,
+    Dialect,
+    Event,
+    Machine,
+    Mode,
+    Reads,
+    Role,
+    State,
+    decode_message,
+    decode_return_path,
+    encode_message,
+    message_event,
+    return_path_event,
+    return_path_missing_bytes,
+)
+from colo.protocol.states import NOTHING_SENT_WHOLE
+from colo.session.deadlines import Deadlines
+from colo.session.outbox import Outbox
+from colo.session.primary_pages import PrimaryPages
+from colo.session.primary_report import PrimaryReport
+from colo.session.vm_state import StateForm, describe
+from colo.stream.writer import (
+    command,
+    configuration,
+    end_of_stream,
+    file_header,
+    ping,
+    ram_start_section,
+    section_end,
+    section_footer,
+    section_part,
+)
+from colo.transport import abort
+from colo.wire import ColoMessage, Command
+
+MESSAGES = {
+    Action.SEND_CHECKPOINT_REQUEST: ColoMessage.CHECKPOINT_REQUEST,
+    Action.SEND_VMSTATE_SEND: ColoMessage.VMSTATE_SEND,
+}
+COMMANDS = {
+    Action.SEND_OPEN_RETURN_PATH: command(Command.OPEN_RETURN_PATH),
+    Action.SEND_PING: ping(1),
+    Action.SEND_ENABLE_COLO: command(Command.ENABLE_COLO),
+    Action.SEND_SWITCHOVER_START: command(Command.SWITCHOVER_START),
+}
+RAM_SECTION_ID = 0x636F6C6F
+"""No device section of a VM has it: theirs count from 0 or 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """How a connection is spoken."""
+
+    machine: str
+    dialect: Dialect
+    mode: Mode
+    copy: bool
+    deadlines: Deadlines
+    initial_rounds: int = 5
+    """Most rounds over RAM while the VM runs, before it is paused for the rest."""
+    initial_rest_pages: int = 2000
+    """So few dirty pages are sent with the VM paused."""
+
+
+@dataclass(slots=True)
+class _Times:
+    """When, in monotonic nanoseconds, the parts of the checkpoint under way happened."""
+
+    begin: int = 0
+    stopped: int = 0
+    saved: int = 0
+    harvested: int = 0
+    copied: int = 0
+    resumed: int = 0
+    sending: int = 0
+    sent: int = 0
+
+
+@dataclass(slots=True)
+class VmHandle:
+    """The VM, and whether this session has it stand still. ``guard`` hears of calls that could hang."""
+
+    vm: VirtualMachine
+    paused: bool = False
+    paused_ns: int = 0
+    guard: Callable[[str | None], None] = field(default=lambda doing: None)
+
+    def pause(self) -> None:
+        """Raises VmError when the VM's own method raises."""
+        self.paused_ns = time.monotonic_ns()
+        self._call("pause", self.vm.pause)
+        self.paused = True
+
+    def resume(self) -> None:
+        if self.paused:
+            self._call("resume", self.vm.resume)
+            self.paused = False
+
+    def save(self) -> object:
+        found: list[object] = []
+        self._call("save_state", lambda: found.append(self.vm.save_state()))
+        return found[0]
+
+    def _call(self, name: str, method: Callable[[], object]) -> None:
+        self.guard(name)
+        try:
+            method()
+        except Exception as error:
+            raise VmError(f"the VM's {name}() raised {type(error).__name__}: {error}") from error
+        finally:
+            self.guard(None)
+
+
+class PrimaryLink:
+    """Leads the secondary at the other end of ``sock``, a connected socket that is the link's from now on.
+
+    ``committed``: the highest checkpoint that a secondary of this generation may hold, None: none. One thread; ``wake_fd``
+    becoming readable ends any wait with Interrupted.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        handle: VmHandle,
+        pages: PrimaryPages,
+        form: StateForm,
+        settings: LinkSettings,
+        *,
+        outbox: Outbox | None = None,
+        committed: int | None = None,
+        connection: int = 0,
+        wake_fd: int = -1,
+        due_fd: int = -1,
+        on_checkpoint: Callable[[PrimaryReport], None] = lambda report: None,
+        on_notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.sock = sock
+        self.settings = settings
+        self.connection = connection
+        self.machine = Machine(
+            Role.PRIMARY, mode=settings.mode, dialect=settings.dialect, copy=settings.copy, committed=committed)
+        self.acknowledged: int | None = None
+        """The highest checkpoint of this connection known to be committed."""
+        self._handle = handle
+        self._pages = pages
+        self._form = form
+        self._outbox = outbox
+        self._wake_fd = wake_fd
+        self._due_fd = due_fd
+        self._on_checkpoint = on_checkpoint
+        self._on_notice = on_notice
+        sock.setblocking(False)
+        self._buffer = ReadBuffer(sock.fileno(), wake_fd=wake_fd, capacity_bytes=1 << 16)
+        self._encoder = PageEncoder(sock.fileno(), wake_fd=wake_fd)
+        self._state = b""
+        self._times = _Times()
+        self._pause_ms = 0.0
+        self._dirty_pages = 0
+        self._stream_start = 0
+        self._copied_bytes = 0
+        self._epoch_end_ns = 0
+
+    @property
+    def may_be_committed(self) -> bool:
+        """Whether the secondary may hold a checkpoint of this generation."""
+        return self.machine.committed is not None or self.machine.state not in NOTHING_SENT_WHOLE
+
+    # -- what the session asks for
+
+    def synchronise(self) -> None:
+        """Send the initial stream; returns when the secondary has committed it (checkpoint 0) and the VM runs.
+
+        Raises ChannelError, ProtocolError, StreamError, VmError or TrackerError; :meth:`end` is then to be called.
+        """
+        self._start_epoch()
+        self._run(Event.CONNECTED)
+
+    def checkpoint(self) -> None:
+        """Make one checkpoint; returns when the secondary has loaded it. Raises as :meth:`synchronise`."""
+        self._start_epoch()
+        self._run(Event.CHECKPOINT_DUE)
+
+    def wait(self, seconds: float) -> bool:
+        """Between checkpoints: wait so long. True: a checkpoint was asked for before that (``due_fd``).
+
+        Raises ChannelLost when the secondary goes, ProtocolError when it speaks, Interrupted.
+        """
+        poller = select.poll()
+        poller.register(self.sock.fileno(), select.POLLIN)
+        for fd in (self._wake_fd, self._due_fd):
+            if fd >= 0:
+                poller.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(max(0.0, seconds) * 1000)}
+        if self._wake_fd in ready:
+            raise Interrupted("the wait was ended from this side")
+        if self.sock.fileno() in ready:
+            self._buffer.set_deadline("message", self.settings.deadlines.message_s)
+            self._read()
+        return self._due_fd in ready
+
+    def end(self, event: Event) -> State:
+        """The connection is over by ``event``, or by the protocol error that was just raised (``Event.FAILED``).
+
+        What was harvested is given back, the channel is gone; the VM runs on only where the table allows it.
+        """
+        with contextlib.suppress(ColoError):
+            self.machine.feed(event)
+        for action in self.machine.actions if self.machine.over else ():
+            if action is Action.RESUME:
+                self._handle.resume()
+        self.release()
+        return self.machine.state
+
+    def release(self) -> None:
+        """Give dirty bits back and drop the channel. Any number of times."""
+        self._pages.give_back()
+        self._pages.drop_copy()
+        if self._outbox is not None:
+            self._outbox.unseal()
+        with contextlib.suppress(ColoError, RuntimeError):
+            self._encoder.close()
+        abort(self.sock)
+
+    # -- events in, actions out
+
+    def _start_epoch(self) -> None:
+        self._times = _Times(begin=time.monotonic_ns())
+        self._pause_ms = 0.0
+        self._copied_bytes = 0
+        self._stream_start = self._encoder.stats.sent_bytes
+        self._epoch_end_ns = self._times.begin + int(self.settings.deadlines.epoch_s * 1e9)
+
+    def _run(self, event: Event) -> None:
+        self._feed(event)
+        while self.machine.state is not State.RUNNING:
+            seconds = self.settings.deadlines.of(self.machine.facts)
+            self._buffer.set_deadline(self.machine.phase.name.lower(), seconds)
+            self._read()
+        self._report(full_copy=event is Event.CONNECTED)
+
+    def _feed(self, event: Event) -> None:
+        pending: Event | None = event
+        while pending is not None:
+            before = self.machine.committed
+            actions = self.machine.feed(pending)
+            if self.machine.committed != before:
+                self.acknowledged = self.machine.committed
+                self._pages.commit()
+                if event is Event.CHECKPOINT_READY:
+                    self._release_output()  # what checkpoint 0 covers
+            pending = None
+            for action in actions:
+                pending = self._carry_out(action) or pending
+
+    def _read(self) -> None:
+        if self.machine.reads is Reads.RETURN_PATH:
+            position = self._buffer.position
+            raw = b""
+            while missing := return_path_missing_bytes(raw):
+                raw += self._buffer.read_exact(missing)
+            self._feed(return_path_event(decode_return_path(raw, offset=position)))
+            return
+        position = self._buffer.position
+        raw = self._buffer.read_exact(4)
+        if int.from_bytes(raw, "big") == ColoMessage.VMSTATE_SIZE:
+            raw += self._buffer.read_exact(8)  # no primary expects one: the table refuses it
+        self._feed(message_event(decode_message(raw, offset=position).kind))
+
+    def _carry_out(self, action: Action) -> Event | None:
+        if action in MESSAGES:
+            self._send(encode_message(MESSAGES[action]), flush=action is not Action.SEND_VMSTATE_SEND)
+        elif action in COMMANDS:
+            self._send(COMMANDS[action])
+        elif action is Action.SEND_HEADER:
+            self._send(file_header() + configuration(self.settings.machine))
+        elif action is Action.SEND_INITIAL_RAM:
+            return self._send_initial_ram()
+        elif action is Action.SUSPEND:
+            return self._suspend()
+        elif action is Action.SAVE:
+            return self._save()
+        elif action is Action.SEND_INITIAL_END:
+            return self._send_initial_end()
+        elif action is Action.SEND_RAM:
+            return self._send_ram()
+        elif action is Action.SEND_VMSTATE_SIZE:
+            self._send(encode_message(ColoMessage.VMSTATE_SIZE, len(self._state)))
+        elif action is Action.SEND_DEVICE:
+            self._send(self._state, flush=True)
+            self._times.sent = time.monotonic_ns()
+            return Event.DEVICE_SENT
+        elif action is Action.RESUME:
+            self._resume()
+        elif action is Action.RELEASE_PACKETS:
+            self._release_output()
+        return None
+
+    def _release_output(self) -> None:
+        if self._outbox is None:
+            return
+        try:
+            self._outbox.release()
+        except Exception as error:  # the user's own function: what it refused waits for the next checkpoint
+            self._on_notice(f"an item of the outbox was not delivered: {type(error).__name__}: {error}")
+
+    def _send(self, data: bytes, *, flush: bool = False) -> None:
+        self._encoder.write(data, self._deadline_ns(), flush)
+
+    def _deadline_ns(self) -> int:
+        """A checkpoint's own; the first copy has as long again for each round."""
+        return self._epoch_end_ns
+
+    # -- the initial stream
+
+    def _send_initial_ram(self) -> Event:
+        """Rounds over RAM while the VM runs, until few pages are left. See :attr:`PrimaryPages.needs_pause`."""
+        if self._pages.needs_pause and not self._handle.paused:
+            self._handle.pause()
+        self._pages.take_all()
+        self._send(ram_start_section(RAM_SECTION_ID, self._pages.infos))
+        last = None
+        for _ in range(self.settings.initial_rounds):
+            self._send_round(section_part(RAM_SECTION_ID))
+            if self._handle.paused:
+                break
+            left = self._next_round()
+            if left <= self.settings.initial_rest_pages or (last is not None and left > last // 2):
+                break  # few, or more are written than sent: more rounds would not help
+            last = left
+        return Event.RAM_CONVERGED
+
+    def _next_round(self) -> int:
+        """The pages sent are the receiver's, but not committed: nothing is forgotten, as a cut means a full copy."""
+        self._pages.commit()
+        return self._pages.harvest()
+
+    def _send_round(self, head: bytes) -> None:
+        self._epoch_end_ns = time.monotonic_ns() + int(self.settings.deadlines.epoch_s * 1e9)
+        self._send(head)
+        self._pages.encode(self._encoder, epoch=self.machine.epoch, deadline_ns=self._deadline_ns())
+        self._encoder.end_section(self._deadline_ns(), flush=False)
+        self._send(section_footer(RAM_SECTION_ID), flush=True)
+
+    def _send_initial_end(self) -> Event:
+        self._send_round(section_end(RAM_SECTION_ID))
+        self._send(self._state)
+        self._send(describe(self._form.sections_of(self._state)), flush=True)
+        self._encoder.close()
+        self._times.sent = time.monotonic_ns()
+        return Event.INITIAL_SENT
+
+    # -- one checkpoint
+
+    def _suspend(self) -> Event:
+        if not self._handle.paused:
+            self._handle.pause()
+        if self._outbox is not None:
+            # From the first checkpoint on there is one who could take over.
+            self._outbox.bypass(False)
+            self._outbox.seal()
+        self._times.stopped = time.monotonic_ns()
+        return Event.VM_STOPPED
+
+    def _save(self) -> Event:
+        """The state first: what saving it writes to memory, though it should not, is then harvested with the rest."""
+        self._state = self._form.encode(self._handle.save())
+        self._times.saved = time.monotonic_ns()
+        initial = self.machine.state is State.INITIAL_SAVING
+        if initial:
+            # What is owned from the last round and what was written since belong together.
+            self._pages.harvest_more()
+        else:
+            self._dirty_pages = self._pages.harvest()
+        self._times.harvested = time.monotonic_ns()
+        if self.settings.copy and not initial:
+            self._copied_bytes = self._pages.copy(epoch=self.machine.epoch).length_bytes
+        self._times.copied = time.monotonic_ns()
+        return Event.STATE_SAVED
+
+    def _resume(self) -> None:
+        if self._handle.paused:
+            began_ns = self._handle.paused_ns
+            self._handle.resume()
+            self._times.resumed = time.monotonic_ns()
+            self._pause_ms = (self._times.resumed - began_ns) / 1e6
+
+    def _send_ram(self) -> Event:
+        self._times.sending = time.monotonic_ns()
+        head = ram_start_section(RAM_SECTION_ID, self._pages.infos) + section_end(RAM_SECTION_ID)
+        if self.settings.copy:
+            self._send(head, flush=True)
+            self._pages.send_copy(self.sock.fileno(), deadline_ns=self._deadline_ns(), wake_fd=self._wake_fd)
+        else:
+            self._send(head)
+            self._pages.encode(self._encoder, epoch=self.machine.epoch, deadline_ns=self._deadline_ns())
+        self._encoder.end_section(self._deadline_ns(), flush=False)
+        self._send(section_footer(RAM_SECTION_ID) + end_of_stream())
+        if not self.settings.copy:
+            self._encoder.flush(self._deadline_ns())
+            self._encoder.close()
+        return Event.RAM_SENT
+
+    def _report(self, *, full_copy: bool) -> None:
+        t, now = self._times, time.monotonic_ns()
+        number = self.machine.committed or 0
+        self._on_checkpoint(PrimaryReport(
+            connection=self.connection,
+            number=number,
+            full_copy=full_copy,
+            pause_ms=self._pause_ms,
+            stop_ms=(t.stopped - self._handle.paused_ns) / 1e6,
+            save_ms=(t.saved - t.stopped) / 1e6,
+            harvest_ms=(t.harvested - t.saved) / 1e6,
+            copy_ms=(t.copied - t.harvested) / 1e6,
+            send_ms=(t.sent - (t.sending or t.begin)) / 1e6,
+            acknowledged_ms=(now - t.sent) / 1e6,
+            dirty_pages=self._dirty_pages,
+            stream_bytes=self._encoder.stats.sent_bytes - self._stream_start + self._copied_bytes,
+            device_bytes=len(self._state),
+        ))
+
+
+def event_of(error: BaseException) -> Event:
+    """How the protocol's table calls an error that ended a connection."""
+    if isinstance(error, DeadlineExceeded):
+        return Event.DEADLINE
+    return Event.CHANNEL_LOST if isinstance(error, ChannelLost | OSError) else Event.FAILED

@@ -1,0 +1,207 @@
+"""The primary's dirty pages: who owns their bits, and from which bytes they are sent.
+
+A harvest moves the bits out of the tracker. From then on they are this object's until the checkpoint is committed; every
+failure in between gives them back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from typing import Any
+
+from colo._fast.bitmap import DirtyBitmap
+from colo._fast.pagecache import PageCache, ShadowCache
+from colo._fast.pageencoder import PageEncoder
+from colo.abc import DirtyTracker, GuestMemory
+from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, TrackerError
+from colo.memory.trackers import open_tracker
+from colo.stream import RamBlockInfo
+from colo.wire import TARGET_PAGE_BYTES
+
+KEPT_COPY_BYTES = 256 << 20
+"""A stable copy's storage above this is given back after the checkpoint."""
+
+
+class PrimaryPages:
+    """Dirty tracking, stable copies and what is remembered of the receiver's pages, for all blocks of a VM.
+
+    ``tracker``: a kind by name, ``auto``, or a tracker over the same blocks (started here, and stopped). ``xbzrle``: None;
+    ``"shadow"``, a copy of all memory; or the bytes of a cache as QEMU's. Raises Unsupported or ValueError.
+    """
+
+    def __init__(
+        self, memory: GuestMemory, *, tracker: str | DirtyTracker = "auto", xbzrle: str | int | None = None
+    ) -> None:
+        self.blocks = tuple(memory.blocks)
+        self.infos = [RamBlockInfo(block.idstr, block.length_bytes) for block in self.blocks]
+        self.tracker: DirtyTracker = open_tracker(tracker, memory) if isinstance(tracker, str) else tracker
+        self._counts = [info.used_length // TARGET_PAGE_BYTES for info in self.infos]
+        self._bitmaps = [DirtyBitmap(pages) for pages in self._counts]
+        """Harvested and not committed."""
+        self._owed = False
+        self._started = False
+        self._addresses: list[int] = []
+        address = 0
+        for info in self.infos:
+            self._addresses.append(address)
+            address += info.used_length
+        self._caches: list[PageCache | ShadowCache | None] = [None] * len(self.blocks)
+        if xbzrle == "shadow":
+            self._caches = [ShadowCache(pages) for pages in self._counts]
+        elif isinstance(xbzrle, int):
+            cache = PageCache(xbzrle)
+            self._caches = [cache] * len(self.blocks)
+        elif xbzrle is not None:
+            raise ValueError(f"xbzrle is None, 'shadow' or a number of bytes, not {xbzrle!r}")
+        self._copy: StableCopy | None = None
+
+    # -- tracking
+
+    @property
+    def needs_pause(self) -> bool:
+        """Whether pages can only be collected and copied while the VM stands still."""
+        return self.tracker.by_content or not self.tracker.atomic
+
+    def start(self) -> None:
+        """Begin to track, with everything dirty from the receiver's view. Raises TrackerError or Unsupported."""
+        self.stop()
+        self.tracker.start()
+        self._started = True
+
+    def stop(self) -> None:
+        """Track no more, let go of the memory."""
+        self._owed = False
+        self.tracker.stop()
+        self._started = False
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+
+    def harvest(self) -> int:
+        """Move the dirty bits out; they are owned here until :meth:`commit` or :meth:`give_back`."""
+        if self._owed:
+            raise RuntimeError("the harvest before this one was neither committed nor given back")
+        for bitmap in self._bitmaps:
+            bitmap.clear()
+        pages = self.tracker.harvest(self._bitmaps)
+        self._owed = True
+        return pages
+
+    def harvest_more(self) -> int:
+        """Move the dirty bits out, beside those owned already; returns how many pages are owned."""
+        if not self._owed:
+            return self.harvest()
+        self.tracker.harvest(self._bitmaps)
+        return self.owned_pages()
+
+    def take_all(self) -> None:
+        """Own every page: those dirty in the tracker are part of them."""
+        self.harvest()
+        for bitmap, pages in zip(self._bitmaps, self._counts, strict=True):
+            bitmap.set(0, pages)
+
+    def commit(self) -> None:
+        """The receiver has the pages."""
+        self._owed = False
+
+    def give_back(self) -> None:
+        """The receiver may not have the pages: they are dirty still, and nothing is known of its memory any more."""
+        for cache in self._caches:
+            if cache is not None:
+                cache.invalidate_all()
+        if self._owed:
+            self._owed = False
+            with contextlib.suppress(TrackerError):  # lost: it is started anew, with a full copy
+                self.tracker.give_back(self._bitmaps)
+
+    def owned_pages(self) -> int:
+        """How many pages are harvested and not committed."""
+        return sum(bitmap.count() for bitmap in self._bitmaps) if self._owed else 0
+
+    # -- sending
+
+    def encode(self, encoder: PageEncoder, *, epoch: int, deadline_ns: int | None) -> None:
+        """Write the owned pages of all blocks as records, from memory as it is now."""
+        for n, block in enumerate(self.blocks):
+            if not self._bitmaps[n].any():
+                continue
+            encoder.begin_block(
+                block.idstr, block.buffer, self._bitmaps[n], self._caches[n], address=self._addresses[n], age=epoch)
+            encoder.encode(deadline_ns=deadline_ns, flush=False)
+
+    def copy(self, *, epoch: int) -> StableCopy:
+        """The owned pages' records, made now and kept apart from memory: the VM may run on while they are sent."""
+        if self._copy is None:
+            self._copy = StableCopy()
+        self._copy.fill(self, epoch)
+        return self._copy
+
+    def send_copy(self, fd: int, *, deadline_ns: int, wake_fd: int) -> None:
+        """Send what :meth:`copy` made. Raises ChannelLost, DeadlineExceeded or Interrupted."""
+        assert self._copy is not None
+        self._copy.send(fd, deadline_ns=deadline_ns, wake_fd=wake_fd)
+
+    def drop_copy(self) -> None:
+        """The connection was cut while a copy was being sent: the kernel may still hold its pages."""
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+
+
+class StableCopy:
+    """Records in a file in memory: written during the pause, sent from there without another copy, without the GIL.
+
+    What the kernel has queued refers to the file's own pages, so it is written again only when the receiver has said that it
+    has them; after a cut a new one is made.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("colo-checkpoint", os.MFD_CLOEXEC)
+        self._encoder = PageEncoder(self._fd)
+        self.length_bytes = 0
+        self.pages: dict[str, int] = {}
+
+    def fill(self, pages: PrimaryPages, epoch: int) -> None:
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        if self.length_bytes > KEPT_COPY_BYTES:
+            os.ftruncate(self._fd, 0)
+        before = self._encoder.stats
+        pages.encode(self._encoder, epoch=epoch, deadline_ns=None)
+        self._encoder.flush()
+        self._encoder.close()
+        after = self._encoder.stats
+        self.length_bytes = after.sent_bytes - before.sent_bytes
+        self.pages = {kind: n - before.pages[kind] for kind, n in after.pages.items()}
+
+    def send(self, fd: int, *, deadline_ns: int, wake_fd: int) -> None:
+        """Send it all to the socket ``fd``. Raises ChannelLost, DeadlineExceeded or Interrupted."""
+        at = 0
+        poller: Any = None
+        while at < self.length_bytes:
+            try:
+                at += os.sendfile(fd, self._fd, at, self.length_bytes - at)
+                continue
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise ChannelLost(f"{error.strerror} while pages were sent") from error
+            if poller is None:
+                poller = select.poll()
+                poller.register(fd, select.POLLOUT)
+                if wake_fd >= 0:
+                    poller.register(wake_fd, select.POLLIN)
+            left_ms = (deadline_ns - time.monotonic_ns()) / 1e6
+            if left_ms <= 0:
+                raise DeadlineExceeded("the peer did not take the pages in time", phase="send pages")
+            if any(ready == wake_fd for ready, _ in poller.poll(left_ms + 1)):
+                raise Interrupted("sending of pages was ended from this side")
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(ColoError, RuntimeError):
+                self._encoder.close()
+            os.close(self._fd)
+            self._fd = -1

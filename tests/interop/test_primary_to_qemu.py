@@ -1,0 +1,168 @@
+"""Our primary leads an unmodified QEMU as its secondary.
+
+The VM is one that a QEMU primary runs: its committed checkpoints are followed into an image, and our own primary session
+takes that image for its VM, at each commit. So a real machine's device state and dirty pages go through our stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo.abc import GuestBlock
+from colo.errors import ColoError
+from colo.memory import RamImage
+from colo.protocol import Dialect, Mode
+from colo.qemu.guest import GuestParams, check_guest_memory, make_guest_rom
+from colo.qemu.primary import ColoSettings, QemuPrimary
+from colo.qemu.process import QemuProcess
+from colo.session.deadlines import Deadlines
+from colo.session.follower import Follower
+from colo.session.primary import Primary, PrimaryConfig
+from colo.stream import StreamLimits
+
+pytestmark = [
+    pytest.mark.qemu,
+    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"),
+    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="/dev/kvm cannot be opened"),
+]
+CHECKPOINTS = 100
+MEMORY_MIB = 32
+
+
+class RelayedVm:
+    """What has been committed of another primary's VM. It stands still while it is looked at, by construction."""
+
+    def __init__(self, committed: Any) -> None:
+        self.state = committed.device_state
+        self.memory = Blocks(tuple(GuestBlock(b.idstr, b.memory_buffer) for b in committed.blocks))
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+    def save_state(self) -> bytes:
+        return self.state
+
+    def load_state(self, state: memoryview) -> None:
+        raise NotImplementedError
+
+
+class Blocks:
+    def __init__(self, blocks: tuple[GuestBlock, ...]) -> None:
+        self.blocks = blocks
+
+
+class Relay:
+    """Follows one QEMU and, inside each commit, leads the other by one checkpoint."""
+
+    def __init__(self, to: str, options: dict[str, Any]) -> None:
+        self.to = to
+        self.options = options
+        self.primary: Primary | None = None
+        self.vm: RelayedVm | None = None
+        self.follower: Follower | None = None
+        self.relayed = 0
+        self.counters: list[int] = []
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+
+    def follow(self, listener: socket.socket, image: RamImage) -> None:
+        sock, _ = listener.accept()
+        self.follower = Follower(
+            sock, image, deadlines=Deadlines(idle_s=30), limits=StreamLimits(),
+            on_commit=lambda committed, report: self.commit(committed))
+        try:
+            self.follower.run()
+        except BaseException as error:
+            self.error = self.error or error
+        finally:
+            self.follower.close()
+            self.done.set()
+
+    def commit(self, committed: Any) -> None:
+        if self.relayed >= CHECKPOINTS:
+            self.done.set()
+            return
+        assert self.follower is not None
+        self.follower.settle()
+        if self.primary is None:
+            self.vm = RelayedVm(committed)
+            self.primary = Primary(self.vm, PrimaryConfig(
+                self.to, "none", interval_ms=3_600_000, mode=Mode.STRICT, dialect=Dialect(enable_colo=True), sections=True,
+                machine=committed.configuration.machine, connect_s=20, **self.options,
+            ))
+            self.primary.start()
+        assert self.vm is not None
+        self.vm.state = committed.device_state
+        self.primary.checkpoint(30)
+        memory = next(b.memory_buffer for b in committed.blocks if b.idstr == "pc.ram")
+        self.counters.append(check_guest_memory(memory).counter if self.relayed else 0)
+        self.relayed += 1
+
+
+@pytest.fixture
+def work() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="colo-relay-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
+        yield Path(name)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("options", [{"sending": "direct"}, {"sending": "copy", "xbzrle": 16 << 20}], ids=["direct", "copy-xbzrle"])
+def test_qemu_takes_a_hundred_checkpoints_and_takes_over(work: Path, options: dict[str, Any]) -> None:
+    params = GuestParams(pages=1000, ticks_hz=100, steps_per_tick=10)
+    make_guest_rom(work / "guest.rom", params)
+    line = [
+        "qemu-system-x86_64", "-nodefaults", "-machine", "pc", "-accel", "kvm", "-m", str(MEMORY_MIB), "-display", "none",
+        "-bios", str(work / "guest.rom"), "-serial",
+    ]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    to = f"tcp:127.0.0.1:{port}"
+    second = QemuProcess.start([*line, f"file:{work}/second.log", "-incoming", "defer"], work / "second")
+    first = QemuProcess.start(
+        [*line, f"file:{work}/first.log", "-qmp", f"unix:{work}/first.sock,server=on,wait=off"], work / "first")
+    try:
+        capabilities = [{"capability": "x-colo", "state": True}]
+        if "xbzrle" in options:
+            capabilities.append({"capability": "xbzrle", "state": True})
+        second.qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        second.qmp.execute("migrate-incoming", {"uri": to})
+        relay = Relay(to, options)
+        with socket.create_server(("127.0.0.1", 0)) as listener, RamImage(work / "image") as image:
+            following = threading.Thread(target=relay.follow, args=(listener, image), daemon=True)
+            following.start()
+            with QemuPrimary.attach(work / "first.sock") as leading:
+                leading.set_up(f"tcp:127.0.0.1:{listener.getsockname()[1]}", ColoSettings(checkpoint_delay_ms=20))
+                assert relay.done.wait(120)
+                assert relay.relayed >= CHECKPOINTS, relay.error
+            assert relay.primary is not None
+            first.kill()
+            following.join(30)
+            relay.primary.close()
+            second.qmp.execute("x-colo-lost-heartbeat")
+            deadline = time.monotonic() + 20
+            while second.status() != "running" and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert second.status() == "running"
+            time.sleep(0.3)
+            second.qmp.execute("stop")
+            dump = work / "ram"
+            second.qmp.execute("pmemsave", {"val": 0, "size": MEMORY_MIB << 20, "filename": str(dump)})
+            # The guest has run on; every page still is of one instant, at or after the last checkpoint's.
+            state = check_guest_memory(dump.read_bytes(), params)
+            assert state.counter >= relay.counters[-1] > relay.counters[1]
+    finally:
+        for qemu in (first, second):
+            with contextlib.suppress(ColoError):
+                qemu.kill()

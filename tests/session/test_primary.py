@@ -1,0 +1,337 @@
+"""A primary session and its secondary, both real, over real sockets in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo.errors import ArbitrationError, ArbitrationLost, ColoError, TrackerError, VmError
+from colo.memory.trackers import open_tracker, probe
+from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
+from colo.session.outbox import Outbox
+from colo.session.primary import Primary, PrimaryConfig, PrimaryEnding
+
+_spec = importlib.util.spec_from_file_location("primary_vm", Path(__file__).with_name("primary_vm.py"))
+assert _spec is not None and _spec.loader is not None
+primary_vm = sys.modules.setdefault("primary_vm", importlib.util.module_from_spec(_spec))
+_spec.loader.exec_module(primary_vm)
+PageVm, expected = primary_vm.PageVm, primary_vm.expected
+
+TRACKERS = [result.name for result in probe() if result.available and result.name != "explicit"]
+
+
+class Standby:
+    """An in-process secondary on a thread, and what became of it."""
+
+    def __init__(self, vm: Any, arbiter: Path, **options: Any) -> None:
+        self.vm = vm
+        self.outcome: InProcessTakeover | BaseException | None = None
+        self.secondary = InProcessSecondary(
+            vm, InProcessConfig(**{"listen": "tcp:127.0.0.1:0", "arbiter": f"file:{arbiter}", "resume": False, **options}))
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self.secondary.run()
+        except ColoError as error:
+            self.outcome = error
+
+    def join(self) -> Any:
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        return self.outcome
+
+    def close(self) -> None:
+        if self.thread.is_alive():
+            self.secondary.stop()
+            self.thread.join(20)
+        self.secondary.close()
+
+
+@pytest.fixture
+def arbiter(tmp_path: Path) -> Path:
+    path = tmp_path / "arbiter"
+    path.mkdir(mode=0o700)
+    return path
+
+
+@pytest.fixture
+def pair(arbiter: Path) -> Iterator[tuple[Any, Standby]]:
+    vm = PageVm()
+    standby = Standby(PageVm(), arbiter)
+    yield vm, standby
+    standby.close()
+    vm.close()
+
+
+def config(standby: Standby, arbiter: Path, **options: Any) -> PrimaryConfig:
+    return PrimaryConfig(standby.secondary.address, f"file:{arbiter}", **{"interval_ms": 10_000.0, **options})
+
+
+@pytest.mark.parametrize("sending", ["copy", "direct"])
+@pytest.mark.parametrize("tracker", TRACKERS)
+@pytest.mark.parametrize("xbzrle", [None, "shadow", 4 << 20])
+def test_takeover_resumes_the_last_checkpoint(pair: Any, arbiter: Path, sending: str, tracker: str, xbzrle: Any) -> None:
+    vm, standby = pair
+    for _ in range(5):
+        vm.advance()
+    primary = Primary(vm, config(standby, arbiter, sending=sending, tracker=tracker, xbzrle=xbzrle))
+    primary.start()
+    for n in range(1, 12):
+        with vm.paused():
+            vm.advance()
+        report = primary.checkpoint(10)
+        assert report.number == n
+    assert standby.secondary.committed.number == 11
+    standby.secondary.request_failover("test")
+    outcome = standby.join()
+    assert isinstance(outcome, InProcessTakeover), outcome
+    assert standby.vm.turn == 16
+    assert standby.vm.image() == expected(16, vm.pages)
+    assert primary.wait(10).ending is PrimaryEnding.STOPPED
+    assert not vm.running
+    primary.close()
+
+
+def test_a_running_vm_is_checkpointed_consistently(arbiter: Path) -> None:
+    vm = PageVm(64, free_running=True)
+    standby = Standby(PageVm(64), arbiter)
+    vm.resume()
+    with Primary(vm, config(standby, arbiter, interval_ms=1)) as primary:
+        primary.start()
+        while primary.statistics.checkpoints < 100:
+            time.sleep(0.01)
+        standby.secondary.request_failover()
+        assert isinstance(standby.join(), InProcessTakeover)
+        assert standby.vm.image() == expected(standby.vm.turn, vm.pages)
+    standby.close()
+    vm.close()
+
+
+def test_output_leaves_only_with_its_checkpoint_and_is_dropped_at_takeover(pair: Any, arbiter: Path) -> None:
+    vm, standby = pair
+    seen: list[int] = []
+    outbox = Outbox(seen.append)
+    vm.on_turn = outbox.put
+    primary = Primary(vm, config(standby, arbiter), outbox=outbox)
+    primary.start()
+    primary.checkpoint(10)
+    vm.advance()
+    vm.advance()
+    assert seen == []
+    primary.checkpoint(10)
+    assert seen == [1, 2]
+    vm.advance()
+    standby.secondary.request_failover()
+    standby.join()
+    assert primary.wait(10).ending is PrimaryEnding.STOPPED
+    assert standby.vm.turn == 2
+    assert seen == [1, 2] and outbox.dropped == 1
+    primary.close()
+
+
+def test_output_is_delivered_when_this_side_runs_alone(pair: Any, arbiter: Path) -> None:
+    vm, standby = pair
+    seen: list[int] = []
+    outbox = Outbox(seen.append)
+    vm.on_turn = outbox.put
+    with Primary(vm, config(standby, arbiter), outbox=outbox) as primary:
+        vm.advance()
+        primary.start()
+        primary.checkpoint(10)
+        vm.advance()
+        assert seen == [1]
+        assert primary.stop().ending is PrimaryEnding.ALONE
+        assert seen == [1, 2]
+    assert vm.running
+    assert isinstance(standby.join(), ArbitrationLost)
+
+
+@pytest.mark.parametrize("sending", ["copy", "direct"])
+def test_save_state_that_raises_ends_protection_and_the_vm_runs(pair: Any, arbiter: Path, sending: str) -> None:
+    vm, standby = pair
+    with Primary(vm, config(standby, arbiter, sending=sending)) as primary:
+        primary.start()
+        primary.checkpoint(10)
+
+        def broken() -> None:
+            raise OSError("disk on fire")
+
+        vm.on_save = broken
+        with pytest.raises(VmError, match=r"save_state.*disk on fire"):
+            primary.checkpoint(10)
+        with pytest.raises(VmError, match="disk on fire"):
+            primary.wait(10)
+        assert vm.running
+    assert isinstance(standby.join(), ArbitrationLost)
+
+
+@pytest.mark.parametrize("garbage", [None, "text", 7, b"x" * (65 << 20)])
+def test_save_state_that_returns_garbage(pair: Any, arbiter: Path, garbage: Any) -> None:
+    vm, standby = pair
+    with Primary(vm, config(standby, arbiter)) as primary:
+        primary.start()
+        primary.checkpoint(10)
+        vm.save_state = lambda: garbage
+        with pytest.raises(VmError, match="save_state returned"):
+            primary.checkpoint(10)
+        with pytest.raises(VmError):
+            primary.wait(10)
+        assert vm.running
+
+
+def test_save_state_that_hangs_is_given_up_and_the_vm_resumed(pair: Any, arbiter: Path) -> None:
+    vm, standby = pair
+    go_on = threading.Event()
+    with Primary(vm, config(standby, arbiter, vm_s=0.3)) as primary:
+        primary.start()
+        primary.checkpoint(10)
+        vm.on_save = lambda: go_on.wait(30) and None
+        with pytest.raises(VmError, match="did not return within"):
+            primary.checkpoint(10)
+        with pytest.raises(VmError, match="did not return within"):
+            primary.wait(10)
+        deadline = time.monotonic() + 5
+        while not vm.running and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert vm.running
+        assert isinstance(standby.join(), ArbitrationLost)
+        go_on.set()
+
+
+def test_a_tracker_that_lost_sight_ends_protection_and_the_vm_runs(pair: Any, arbiter: Path) -> None:
+    vm, standby = pair
+    tracker = open_tracker("shadow", vm.memory)
+    with Primary(vm, config(standby, arbiter, tracker=tracker)) as primary:
+        primary.start()
+        primary.checkpoint(10)
+        tracker.stop()
+        with pytest.raises(TrackerError):
+            primary.checkpoint(10)
+        with pytest.raises(TrackerError):
+            primary.wait(10)
+        assert vm.running
+
+
+def test_one_vm_has_one_session(pair: Any, arbiter: Path) -> None:
+    vm, standby = pair
+    with Primary(vm, config(standby, arbiter)) as first, Primary(vm, config(standby, arbiter)) as second:
+        first.start()
+        first.checkpoint(10)
+        with pytest.raises(RuntimeError, match="another session"):
+            second.start()
+
+
+def test_an_arbiter_is_needed(pair: Any) -> None:
+    vm, standby = pair
+    with pytest.raises(ArbitrationError):
+        Primary(vm, PrimaryConfig(standby.secondary.address, ""))
+
+
+def test_device_sections_travel_as_they_are(pair: Any, arbiter: Path) -> None:
+    from colo.stream.writer import device_section, end_of_stream
+
+    vm, standby = pair
+    blob = device_section(0, "timer", b"abc", version_id=2) + device_section(1, "uart", b"", version_id=1) + end_of_stream()
+    got: list[bytes] = []
+    vm.save_state = lambda: blob
+    standby.vm.load_state = lambda state: got.append(bytes(state))
+    with Primary(vm, config(standby, arbiter)) as primary:
+        primary.start()
+        primary.checkpoint(10)
+        assert standby.secondary.committed.device_state == blob
+        vm.save_state = lambda: blob[:-2]
+        standby.secondary.request_failover()
+        standby.join()
+        assert got == [blob]
+
+
+class Cut:
+    """Carries one connection after the other to ``address``, until each is cut."""
+
+    def __init__(self, address: str) -> None:
+        _, host, port = address.split(":")
+        self.to = (host, int(port))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp:127.0.0.1:{self.listener.getsockname()[1]}"
+        self.ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(self.to)
+                self.ends = [near, far]
+                for a, b in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(a, b), daemon=True).start()
+
+    def _carry(self, a: socket.socket, b: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := a.recv(1 << 16):
+                b.sendall(data)
+
+    def cut(self) -> None:
+        for end in self.ends:
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_same_secondary_is_found_again_with_nothing_forgotten(arbiter: Path) -> None:
+    vm, seen = PageVm(), []
+    outbox = Outbox(seen.append)
+    vm.on_turn = outbox.put
+    standby = Standby(PageVm(), arbiter, wait_s=15.0)
+    cut = Cut(standby.secondary.address)
+    settings = PrimaryConfig(cut.address, f"file:{arbiter}", interval_ms=10_000, resync_s=10.0)
+    with Primary(vm, settings, outbox=outbox) as primary:
+        primary.start()
+        for n in range(4):
+            with vm.paused():
+                vm.advance()
+            if n == 2:
+                cut.cut()
+                while primary.statistics.full_copies < 2:
+                    time.sleep(0.01)
+            primary.checkpoint(10)
+        assert primary.statistics.losses == 1 and primary.generation == 0
+        assert seen == [1, 2, 3, 4]
+        standby.secondary.request_failover()
+        assert isinstance(standby.join(), InProcessTakeover)
+        assert standby.vm.image() == expected(4, vm.pages)
+    standby.close()
+    vm.close()
+
+
+def test_alone_it_goes_on_and_a_new_secondary_gets_everything(arbiter: Path) -> None:
+    vm = PageVm()
+    standby = Standby(PageVm(), arbiter)
+    port = standby.secondary.address
+    primary = Primary(vm, PrimaryConfig(port, f"file:{arbiter}", interval_ms=10_000, reconnect=True))
+    primary.start()
+    primary.checkpoint(10)
+    standby.secondary.stop()
+    standby.join()
+    standby.close()
+    while primary.generation == 0:
+        time.sleep(0.01)
+    assert vm.running
+    vm.advance()
+    again = Standby(PageVm(), arbiter, listen=port)
+    assert primary.checkpoint(20).connection >= 1
+    again.secondary.request_failover()
+    assert isinstance(again.join(), InProcessTakeover)
+    assert again.vm.image() == expected(1, vm.pages)
+    assert primary.wait(10).ending is PrimaryEnding.STOPPED
+    primary.close()
+    again.close()
+    vm.close()
