@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
+import socket
 import struct
 import threading
 import zlib
@@ -241,20 +243,18 @@ def test_truncation_at_every_byte_is_an_error_and_touches_nothing(source):
             with pytest.raises(Truncated):
                 decoder.decode(ReadBuffer.from_bytes(good[:cut]))
         else:
-            ours, theirs = os_pair(good[:cut])
+            ours = os_pair(good[:cut])
             with ours, pytest.raises(ChannelLost):
                 decoder.decode(ReadBuffer(ours.fileno()))
         staging.drop()
     assert memory(ram, 0, PAGES * PAGE) == bytes(PAGES * PAGE)
 
 
-def os_pair(data: bytes):
-    import socket
-
+def os_pair(data: bytes) -> socket.socket:
     ours, theirs = socket.socketpair()
     theirs.sendall(data)
     theirs.close()
-    return ours, theirs
+    return ours
 
 
 @settings(max_examples=300, deadline=None)
@@ -264,10 +264,8 @@ def test_any_bytes_end_in_an_error_or_a_body(data, immediate):
     staging = Staging()
     decoder = PageDecoder(staging, immediate=immediate)
     decoder.set_blocks(rams)
-    try:
+    with contextlib.suppress(StreamError):
         decoder.decode(ReadBuffer.from_bytes(zero(0, "pc.ram") + data))
-    except StreamError:
-        pass
     staging.drop()
 
 
@@ -354,7 +352,7 @@ def sparse(tmp_path):
 
 
 def test_a_sparse_file_gets_storage_for_what_is_written_only(sparse):
-    ram, fd = sparse
+    ram, _ = sparse
     staging = Staging()
     decoder = PageDecoder(staging)
     decoder.set_blocks([ram])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from colo.errors import StreamError, Truncated
+from colo.errors import ProtocolError, StreamError, Truncated
 from colo.protocol.messages import (
     decode_message,
     decode_return_path,
@@ -15,7 +15,6 @@ from colo.protocol.messages import (
     return_path_event,
     return_path_missing_bytes,
 )
-from colo.errors import ProtocolError
 from colo.wire import ColoMessage, ReturnPath
 
 
