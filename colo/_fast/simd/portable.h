@@ -43,16 +43,16 @@ COLO_INLINE uint64_t colo_differs_portable(const uint8_t *a, const uint8_t *b)
 COLO_INLINE int colo_encode_words(const uint64_t *differs, const uint8_t *page, int page_bytes, uint8_t *dst, int dlen)
 {
     uint16_t list[COLO_LIST_LENGTH], *const positions = list + 1;
-    uint64_t transitions[COLO_WORDS_MAX], nonzero[(COLO_WORDS_MAX + 63) / 64], any = 0;
-    const int words = page_bytes / 64, ends_changed = (int)(differs[words - 1] >> 63);
+    uint64_t transitions[COLO_WORDS_MAX], nonzero[(COLO_WORDS_MAX + 63) / 64], any = 0, carry = 0;
+    const int words = page_bytes / 64;
 
     if (dlen < 2)
         return -1;
     for (int g = 0; g < words; g += 64)
-        any |= nonzero[g / 64] = colo_transitions(differs + g, transitions + g, words - g < 64 ? words - g : 64,
-                                                  g ? differs[g - 1] >> 63 : 0);
+        any |= nonzero[g / 64] = colo_transitions(differs + g, transitions + g, words - g < 64 ? words - g : 64, &carry);
     if (!any)
         return 0;
+    const int ends_changed = (int)carry;
     const int count = colo_flatten(transitions, nonzero, page_bytes, ends_changed, dlen, positions);
     if (count < 0)
         return -1;

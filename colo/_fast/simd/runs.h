@@ -90,14 +90,14 @@ COLO_INLINE unsigned colo_lowest_bit(uint64_t t)
     return (unsigned)__builtin_ctzll(t);
 }
 
-/* Transitions: a bit at each start and each end of a run. Returns a bit per word of a group of up to 64 that has
- * any. */
-COLO_INLINE uint64_t colo_transitions(const uint64_t *differs, uint64_t *transitions, int words, uint64_t carry)
+/* Transitions: a bit at each start and each end of a run. Returns a bit per word of a group of up to 64 that has any.
+ * carry says whether the byte before changed, and then whether the last one did. */
+COLO_INLINE uint64_t colo_transitions(const uint64_t *differs, uint64_t *transitions, int words, uint64_t *carry)
 {
     uint64_t bits = 0;
     for (int w = 0; w < words; w++) {
-        uint64_t t = differs[w] ^ (differs[w] << 1 | carry);
-        carry = differs[w] >> 63;
+        uint64_t t = differs[w] ^ (differs[w] << 1 | *carry);
+        *carry = differs[w] >> 63;
         transitions[w] = t;
         bits |= (uint64_t)(t != 0) << w;
     }
