@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
@@ -241,7 +242,7 @@ def test_truncation_at_every_byte_is_an_error_and_touches_nothing(source):
             with pytest.raises(Truncated):
                 decoder.decode(ReadBuffer.from_bytes(good[:cut]))
         else:
-            ours, theirs = os_pair(good[:cut])
+            ours, _theirs = os_pair(good[:cut])
             with ours, pytest.raises(ChannelLost):
                 decoder.decode(ReadBuffer(ours.fileno()))
         staging.drop()
@@ -264,10 +265,8 @@ def test_any_bytes_end_in_an_error_or_a_body(data, immediate):
     staging = Staging()
     decoder = PageDecoder(staging, immediate=immediate)
     decoder.set_blocks(rams)
-    try:
+    with contextlib.suppress(StreamError):
         decoder.decode(ReadBuffer.from_bytes(zero(0, "pc.ram") + data))
-    except StreamError:
-        pass
     staging.drop()
 
 
@@ -354,7 +353,7 @@ def sparse(tmp_path):
 
 
 def test_a_sparse_file_gets_storage_for_what_is_written_only(sparse):
-    ram, fd = sparse
+    ram, _fd = sparse
     staging = Staging()
     decoder = PageDecoder(staging)
     decoder.set_blocks([ram])

@@ -1,10 +1,11 @@
 """COLO's messages and those of the return path: what is taken, encodes to the same bytes again."""
 
+# ruff: noqa: PT017 - an error may come or not: what it says is looked at when it does
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from colo.errors import StreamError, Truncated
+from colo.errors import ProtocolError, StreamError, Truncated
 from colo.protocol.messages import (
     decode_message,
     decode_return_path,
@@ -15,7 +16,6 @@ from colo.protocol.messages import (
     return_path_event,
     return_path_missing_bytes,
 )
-from colo.errors import ProtocolError
 from colo.wire import ColoMessage, ReturnPath
 
 
