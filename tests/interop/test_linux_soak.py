@@ -93,7 +93,7 @@ def test_linux_goes_on_from_the_checkpoint_when_its_primary_is_killed(accelerato
     vm = [
         qemu, "-nodefaults", "-machine", "pc", "-accel", accelerator, "-m", "256", "-display", "none",
         "-kernel", str(kernel), "-initrd", str(initramfs), "-append", APPEND,
-    ]  # fmt: skip
+    ]
     arbiter = work / "arbiter"
     arbiter.mkdir(mode=0o700)
     with contextlib.ExitStack() as stack:
@@ -109,7 +109,7 @@ def test_linux_goes_on_from_the_checkpoint_when_its_primary_is_killed(accelerato
             subprocess.Popen(
                 [*vm, "-serial", f"file:{here}", "-qmp", f"unix:{work}/qmp,server=on,wait=off"],
                 stdout=errors, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            )
         )
         try:
             wait("counter of the booted guest", BOOT_S[accelerator], lambda: len(counters(here)) >= 20, primary)
@@ -122,14 +122,14 @@ def test_linux_goes_on_from_the_checkpoint_when_its_primary_is_killed(accelerato
             colo(
                 "secondary", f"unix:{work}/colo", "--ram-dir", str(work / "ram"), "--json", "--arbiter", f"file:{arbiter}",
                 "--standby", shlex.join([*vm, "-serial", f"file:{there}"]), log=work / "secondary.log",
-            )  # fmt: skip
+            )
         )
         wait("listening secondary", 30, (work / "colo").exists, secondary)
         protector = started(
             colo(
                 "protect", "--qmp", str(work / "qmp"), "--to", f"unix:{work}/colo", "--arbiter", f"file:{arbiter}",
                 "--checkpoint-delay-ms", "200", "--json", log=work / "protect.log",
-            )  # fmt: skip
+            )
         )
         print(f"protecting after {counters(here)[-1]} steps")
         try:

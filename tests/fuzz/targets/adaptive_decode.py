@@ -1,6 +1,7 @@
 """Records of adaptive compression: whatever comes, only the memory given is written, and what XBZRLE's and plain records
 make is what a slow model makes."""
 
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
 """COLO's messages and those of the return path: what is taken, encodes to the same bytes again."""
 
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
 """RAM records through the core's decoder, staged and applied or at once, from memory and from a pipe, against a slow
 model: the same verdict, the same bytes used, the same memory. The first byte of the input picks the way."""
 
+
 from __future__ import annotations
 
 import os
