@@ -118,6 +118,7 @@ def adaptive_figures(saved: Mapping[str, Any]) -> list[Figure]:
 
 
 QUESTIONS = [
+    Question("kernels", "the kernels against memory's own limits", pytest_file("kernels"), in_quick=False),
     Question("decode", "taking in a RAM stream against copying it", pytest_file("decode")),
     Question("pageencoder", "a RAM section out to a socket against contiguous sends", script("pageencoder", page_encoder_figures, ["--rounds", "5"])),
     Question("adaptive", "what compression beyond XBZRLE gives on real pages", script("adaptive", adaptive_figures, ["--rounds", "1"]), in_quick=False),
