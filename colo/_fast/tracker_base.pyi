@@ -59,7 +59,7 @@ class BlockTracker:
         bitmap of another size."""
     def harvest_pending(self, bitmap: Buffer) -> int:
         """As :meth:`harvest`, but only what is known already: marked, given back, or collected along with
-        another block of the same process. Looks at no memory."""
+        another block of the same process."""
     def give_back(self, bitmap: Buffer) -> None:
         """Report the pages of ``bitmap`` again at the next harvest: what was harvested from them was not
         delivered."""

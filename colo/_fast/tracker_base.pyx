@@ -172,7 +172,7 @@ cdef class BlockTracker:
 
     def harvest_pending(self, bitmap):
         """As :meth:`harvest`, but only what is known already: marked, given back, or collected along with
-        another block of the same process. Looks at no memory."""
+        another block of the same process."""
         return self.move_out(bitmap, False)
 
     cdef size_t move_out(self, bitmap, bint look) except? 0:
@@ -185,8 +185,8 @@ cdef class BlockTracker:
                 with nogil:
                     memset(self.found, 0, 8 * self.words)
                 try:
+                    self.check_memory()
                     if look:
-                        self.check_memory()
                         self.find(self.found)
                 except BaseException:
                     colo_words_merge(self.pending, self.found, self.words, self.tail_mask)

@@ -1,11 +1,13 @@
 """Dirty pages by Linux's soft-dirty bits: bit 55 of /proc/PID/pagemap, cleared by writing 4 to
 /proc/PID/clear_refs.
 
-It works on memory of every kind and on any process one may trace, and needs CONFIG_MEM_SOFT_DIRTY. Two
-things to know:
+It works on memory of every kind and on any process one may trace, and needs CONFIG_MEM_SOFT_DIRTY.
+Three things to know:
 
 - Reading and clearing are two steps, and a write between them is lost: **the VM must stand still during a
   harvest.**
+- Transparent huge pages are the grain where memory has them: a write makes all 512 small pages of one dirty.
+  And when a mapping grows (a heap does), its pages not touched yet count as dirty.
 - Clearing is for the whole process. All trackers of one process therefore share each clearing: before it,
   the bits of all of them are collected. Another program that clears the same process (a checkpointing tool)
   destroys the tracking unseen.

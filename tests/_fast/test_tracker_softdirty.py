@@ -27,7 +27,9 @@ def harvest(tracker: SoftDirtyTracker) -> list[tuple[int, int]]:
 
 
 def anonymous(pages: int) -> mmap.mmap:
-    return mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping.madvise(mmap.MADV_NOHUGEPAGE)
+    return mapping
 
 
 @pytest.mark.skipif(REASON is None, reason="this kernel keeps soft-dirty bits")
