@@ -3,9 +3,9 @@
 
 It is a redo log. The stream's own bytes are read straight into the arena and stay there; an entry a page says what to
 do with them. (A stream that lies in memory already is its own arena.) Until the checkpoint is whole the image is not
-touched, and dropping the checkpoint is forgetting the entries. Once committed, the entries are replayed onto the image in the order they came. Replaying is idempotent (XBZRLE
-replaces bytes, it does not add them), so a replay cut short is repeated from the start: the committed state is image
-plus log at every instant.
+touched, and dropping the checkpoint is forgetting the entries. Once committed, the entries are replayed onto the image
+in the order they came. Replaying is idempotent (XBZRLE replaces bytes, it does not add them), so a replay cut short is
+repeated from the start: the committed state is image plus log at every instant.
 """
 from libc.errno cimport ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

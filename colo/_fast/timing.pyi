@@ -9,7 +9,8 @@ _Int32 = Buffer | NDArray[np.int32]
 
 WORKS: tuple[str, ...]
 """``memcmp``, ``memcpy`` (each new page into one buffer), ``read one`` (new), ``read two`` (plain wide loads), and the
-kernels by their names in ``simd/table.h``: ``encode``, ``step``, ``decode``, ``check``, ``is_zero``, ``scan``, ``scan_hash``."""
+kernels by their names in ``simd/table.h``: ``encode``, ``step``, ``decode``, ``check``, ``is_zero``, ``scan``,
+``scan_hash``."""
 
 def time_pages(
     work: str,
