@@ -122,15 +122,17 @@ def test_calling(figure: Callable[..., Any], quick: bool) -> None:
     scanned = per_call_ns(lambda: scan.scan_shadow(nothing, nothing, bitmap), 2000, rounds)
     figure("empty call of scan_shadow()", statistics.median(scanned) / 1000, "µs", bar=1.5)
 
-    # A page's share: the same small pages by Python's edge and by the C loop alone, less the empty call.
-    old, new = limits.page_pairs("identical", BATCH_PAGES)
+    # A page's share: small pages, so that a batch stays in the cache, by Python's edge and by the C loop alone.
+    old, new = limits.page_pairs("identical", BATCH_PAGES * 1024 // PAGE_BYTES)
     extra = []
     for _ in range(rounds):
-        bare = time_pages("encode", old, new, repeats=8)
-        batch = per_call_ns(lambda: xbzrle.encode_pages(old, new, PAGE_BYTES, arena, lengths), 8, 1)[0]
+        bare = time_pages("encode", old, new, 1024, repeats=8)
+        batch = per_call_ns(lambda: xbzrle.encode_pages(old, new, 1024, arena, lengths), 8, 1)[0]
         extra.append((batch - statistics.median(empty)) / BATCH_PAGES - bare)
-    figure(f"a page's share of the call, batches of {BATCH_PAGES}", max(statistics.median(extra), 0.0), "ns/page", bar=2.0,
-           samples=extra)
+    figure(
+        f"a page's share of the call, batches of {BATCH_PAGES}", max(statistics.median(extra), 0.0), "ns/page", bar=2.0,
+        samples=extra,
+    )
 
 
 def test_batches(benchmark: Any) -> None:
