@@ -246,6 +246,14 @@ class QemuPrimary:
             raise
         return True
 
+    def responds(self, timeout_s: float = 0.5) -> bool:
+        """Whether QEMU's process runs at all: a hung peer blocks its main loop, but not out-of-band commands."""
+        try:
+            self.qemu.qmp.execute_oob("query-yank", timeout_s=timeout_s)
+        except QmpError:
+            return False
+        return True
+
     def lost_heartbeat(self, *, timeout_s: float = 2.0) -> None:
         """Tell QEMU that its secondary is lost: it leaves COLO and runs on. Win the arbitration first."""
         self.qemu.qmp.execute("x-colo-lost-heartbeat", timeout_s=timeout_s)

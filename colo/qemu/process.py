@@ -12,6 +12,7 @@ import collections
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import stat
@@ -128,11 +129,10 @@ class Qemu:
         """Whether it still runs: by its process where that is known, else by its monitor."""
         if self._pidfd is None:
             return not self.qmp.lost
-        try:
-            signal.pidfd_send_signal(self._pidfd, 0)
-        except ProcessLookupError:
-            return False
-        return not _is_zombie(self.pid)
+        # Readable when all of its threads are gone: a zombie's others, its processors, may still be ending.
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return not poller.poll(0)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the very process we attached to, never to one that got its pid later.
@@ -446,10 +446,3 @@ def _is_qemu(pid: int) -> bool:
         b"qemu" in os.path.basename(argument) or b"kvm" in os.path.basename(argument)
         for argument in arguments[:5]
     )
-
-
-def _is_zombie(pid: int | None) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (OSError, IndexError):
-        return True

@@ -154,7 +154,10 @@ class Protector:
             if progress != seen:
                 seen, since = progress, now
             elif hung := self._hung((now - since) * 1000, stopped=progress[1] is not None):
-                return self._settle(hung)
+                if self.primary.responds():
+                    return self._settle(hung)
+                # It is QEMU itself that is frozen: to win now would only keep the other side from taking over.
+                since = time.monotonic()
         return self._end(Ending.DETACHED, "asked to stop watching")
 
     def _hung(self, still_ms: float, *, stopped: bool) -> str | None:

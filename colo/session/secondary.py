@@ -326,12 +326,14 @@ class Secondary:
         Raises ``unless`` when the session is stopped, ArbitrationLost when the other side runs the VM.
         """
         self.state = "holding"
+        poller = select.poll()
+        poller.register(self._wake_fd, select.POLLIN)
         while self._requested is None:
             if self._stopping:
                 raise unless
             if not self._won:
                 self._look_at_generation()
-            if select.select([self._wake_fd], [], [], HOLD_LOOK_S)[0]:
+            if poller.poll(HOLD_LOOK_S * 1000):
                 self._clear_wake()
         return Loss(self._requested, time.monotonic_ns())
 

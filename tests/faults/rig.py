@@ -23,7 +23,7 @@ from colo.session.takeover import TakeoverReport
 from tests.qemu.tiny_machine import GUEST, RAM_MIB, Machine, wait_for_lines
 
 SETTINGS = ColoSettings(checkpoint_delay_ms=20)
-DEADLINES = Deadlines().capped(500)
+DEADLINES = Deadlines().capped(1000)
 LINE_STEPS = GUEST.steps_per_tick * GUEST.ticks_per_line
 LOW_BYTES = 0xA0000
 HIGH_START = 0x100000

@@ -16,7 +16,7 @@ from tests.faults.rig import SETTINGS, wait_until
 from tests.qemu.tiny_machine import Machine, wait_for_lines
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]
-DEADLINE_MS = 600.0
+DEADLINE_MS = 1000.0
 
 
 class Watched:
@@ -99,7 +99,7 @@ def test_a_lost_secondary_lets_the_primary_go_on_alone(machine: Machine, run_dir
 
 
 def test_a_primary_thawed_after_the_takeover_is_stopped(machine: Machine, run_dir: Path) -> None:
-    secondary, uri = secondary_of(machine, run_dir, "--deadline-ms", "400")
+    secondary, uri = secondary_of(machine, run_dir, "--deadline-ms", "2000")
     with secondary:
         watched = Watched(machine, run_dir, secondary.port, uri)
         try:
@@ -119,13 +119,14 @@ def test_a_primary_thawed_after_the_takeover_is_stopped(machine: Machine, run_di
 
 
 def test_a_primary_that_stays_frozen_is_killed(machine: Machine, run_dir: Path) -> None:
-    secondary, uri = secondary_of(machine, run_dir, "--deadline-ms", "400")
+    secondary, uri = secondary_of(machine, run_dir, "--deadline-ms", "2000")
     with secondary:
         watched = Watched(machine, run_dir, secondary.port, uri)
         try:
             secondary.wait_event("checkpoint", number=2)
             watched.process.send_signal(signal.SIGSTOP)
-            assert watched.finish().ending is Ending.STOPPED
-            assert not watched.process.alive()
+            report = watched.finish()
+            assert report.ending is Ending.STOPPED, report
+            assert not watched.process.alive(), report
         finally:
             watched.close()
