@@ -274,7 +274,8 @@ def _follows_eof(peek: Callable[[int], bytes]) -> bool:
     """Whether what comes is a vmdesc, or COLO's first messages: byte by byte, as more than these may never
     come."""
     if peek(1)[0] == SectionType.VMDESCRIPTION:
-        return peek(6)[5:] == b"{"
+        # The start of a JSON object; nothing behind it is a stream cut short, for the vmdesc's reader to tell.
+        return peek(6)[5:] == b"{" and peek(7)[6:] in (b'"', b"}", b" ", b"\n", b"")
     return all(peek(n) == _COLO_FOLLOWS[:n] for n in range(1, len(_COLO_FOLLOWS) + 1))
 
 

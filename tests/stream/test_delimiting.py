@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colo._fast.buffers import ReadBuffer
@@ -83,6 +83,7 @@ DEVICES = st.lists(st.tuples(NAMES, st.integers(0, 3), BODIES), min_size=1, max_
 
 
 @given(DEVICES)
+@example([("0", 0, b""), ("0", 0, b"~\x00\x00\x00\x04\x00\x06~\x00\x00\x00{")])
 @settings(max_examples=300, deadline=None)
 def test_the_vmdesc_settles_what_hostile_data_leaves_open(devices):
     blob = sections_of(devices)
