@@ -50,7 +50,7 @@ static inline int colo_get_length(const uint8_t *p, ptrdiff_t left, uint32_t *va
 
 /* One record with lengths of any kind, from p. Returns what follows it, or NULL when it is not valid; dst NULL:
  * check only. */
-static inline const uint8_t *colo_xbzrle_record(const uint8_t *p, const uint8_t *end, int first,
+static __attribute__((noinline)) const uint8_t *colo_xbzrle_record(const uint8_t *p, const uint8_t *end, int first,
                                                 uint8_t *dst, uint32_t dlen, uint32_t *at)
 {
     uint32_t z, n;
@@ -168,6 +168,17 @@ static inline __attribute__((always_inline)) int colo_xbzrle_walk(const uint8_t 
                 return -1;
             if (p == end)
                 break;
+        } else if (n >= 0x80 && end - p > 4 && p[head] < 0x80) {
+            n = (n & 0x7f) | (uint32_t)p[head] << 7;
+            head++;
+            if (n == 0 || n + head > (size_t)(end - p) || z + n > dlen - at)
+                return -1;
+            at += z;
+            if (dst)
+                memcpy(dst + at, p + head, n);
+            at += n;
+            p += head + n;
+            continue;
         }
 any:
         p = colo_xbzrle_record(p, end, p == src, dst, dlen, &at);
@@ -177,12 +188,51 @@ any:
     return (int)at;
 }
 
-static int colo_xbzrle_decode_portable(const uint8_t *src, int slen, uint8_t *dst, int dlen)
+/* Very many changed pages are one record. Returns what decoding does, or -2 when src is not exactly one, or not for sure. */
+static inline __attribute__((always_inline)) int colo_xbzrle_single(const uint8_t *src, int slen,
+                                                                    uint8_t *dst, int dlen)
+{
+    if (slen < 3)
+        return -2;
+    const uint32_t long_z = src[0] >> 7, z = (src[0] & 0x7f) | (long_z ? (uint32_t)src[1] << 7 : 0);
+    uint32_t n = src[1 + long_z], head = 2 + long_z;
+
+    if (n & 0x80) {
+        if (head >= (uint32_t)slen || src[head] & 0x80)
+            return -2;
+        n = (n & 0x7f) | (uint32_t)src[head++] << 7;
+    }
+    if (head + n != (uint32_t)slen || n == 0 || (long_z && src[1] & 0x80))
+        return -2;
+    if (dlen < 0 || z + n > (uint32_t)dlen)
+        return -1;
+    if (dst) {
+        if (n == 1)
+            dst[z] = src[head];
+        else
+            memcpy(dst + z, src + head, n);
+    }
+    return (int)(z + n);
+}
+
+static __attribute__((noinline)) int colo_xbzrle_decode_records(const uint8_t *src, int slen, uint8_t *dst, int dlen)
 {
     return colo_xbzrle_walk(src, slen, dst, dlen);
 }
 
-static int colo_xbzrle_check_portable(const uint8_t *src, int slen, int dlen)
+static __attribute__((noinline)) int colo_xbzrle_check_records(const uint8_t *src, int slen, int dlen)
 {
     return colo_xbzrle_walk(src, slen, NULL, dlen);
+}
+
+static int colo_xbzrle_decode_portable(const uint8_t *src, int slen, uint8_t *dst, int dlen)
+{
+    const int single = colo_xbzrle_single(src, slen, dst, dlen);
+    return single == -2 ? colo_xbzrle_decode_records(src, slen, dst, dlen) : single;
+}
+
+static int colo_xbzrle_check_portable(const uint8_t *src, int slen, int dlen)
+{
+    const int single = colo_xbzrle_single(src, slen, NULL, dlen);
+    return single == -2 ? colo_xbzrle_check_records(src, slen, dlen) : single;
 }
