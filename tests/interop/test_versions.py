@@ -33,7 +33,7 @@ def binary(version: str) -> str:
         found = str(path) if path.exists() else None
     if found is None:
         message = f"QEMU {version} is not here: `make qemu-versions` fetches it"
-        if os.environ.get("COLO_REQUIRE_QEMU"):
+        if version in os.environ.get("COLO_REQUIRE_QEMU", "").split():
             pytest.fail(message)
         pytest.skip(message)
     return found

@@ -368,7 +368,7 @@ INITIAL: dict[str, tuple[bytes, str]] = {
     "too much RAM": (file_header() + configuration("pc") + block_list(1 << 30, ("pc.ram", 1 << 30))[4:], "at most"),
     "a deep vmdesc": (
         initial()[: -len(vmdesc())] + vmdescription(b'{"a":' * 5000 + b"1" + b"}" * 5000), "deep"),
-    "a vmdesc over its cap": (initial()[: -len(vmdesc())] + b"\x06\xff\xff\xff\xff{", "at most"),
+    "a vmdesc over its cap": (initial()[: -len(vmdesc())] + b'\x06\xff\xff\xff\xff{"', "at most"),
     "a vmdesc that disagrees": (
         initial()[: -len(vmdesc())] + vmdescription(b'{"page_size":4096,"devices":[]}'), "vmdesc"),
     "a name of another encoding": (file_header() + b"\x07\0\0\0\x02\xff\xfe", "UTF-8"),
