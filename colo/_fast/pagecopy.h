@@ -38,6 +38,23 @@ static inline void colo_copy_four(uint8_t *const to[4], const uint8_t *const fro
 #endif
 }
 
+/* The same to targets of any alignment, n at least 128: whole lines are streamed, what is left at both ends is not. */
+static inline void colo_copy_four_anywhere(uint8_t *const to[4], const uint8_t *const from[4], size_t n)
+{
+    uint8_t *target[4];
+    const uint8_t *source[4];
+    size_t head[4], lines = (n - 64) & ~(size_t)63;
+    for (int k = 0; k < 4; k++) {
+        head[k] = (size_t)(-(uintptr_t)to[k] & 63);
+        memcpy(to[k], from[k], head[k]);
+        target[k] = to[k] + head[k];
+        source[k] = from[k] + head[k];
+    }
+    colo_copy_four(target, source, lines);
+    for (int k = 0; k < 4; k++)
+        memcpy(target[k] + lines, source[k] + lines, n - head[k] - lines);
+}
+
 /* Copy n bytes anywhere. */
 static inline void colo_copy_stream(uint8_t *to, const uint8_t *from, size_t n)
 {

@@ -1,4 +1,5 @@
 from colo._fast.buffers import ReadBuffer
+from colo._fast.digest import StreamDigest
 from colo._fast.ramblock import RamBlock
 from colo._fast.staging import Staging
 
@@ -8,5 +9,7 @@ class PageDecoder:
     bytes_decoded: int
     immediate: bool
     def __init__(self, staging: Staging, *, immediate: bool = False) -> None: ...
+    def set_digest(self, digest: StreamDigest | None) -> None:
+        """Add the bytes of all pages' records from now on to ``digest``; None: to none any more."""
     def set_blocks(self, blocks: list[RamBlock]) -> None: ...
     def decode(self, buffer: ReadBuffer) -> int: ...

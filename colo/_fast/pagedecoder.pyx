@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from colo._fast.buffers cimport ReadBuffer
+from colo._fast.digest cimport StreamDigest, colo_digest_update
 from colo._fast.kernels cimport active
 from colo._fast.ramblock cimport RamBlock, ram_block, set_bit, test_bit
 from colo._fast.staging cimport STAGED_INFLATED, STAGED_PAGE, STAGED_XBZRLE, STAGED_ZERO, Staging
@@ -85,6 +86,8 @@ cdef class PageDecoder:
 
     cdef Staging staging
     cdef public bint immediate
+    cdef StreamDigest digest
+    cdef bint digested
     cdef int current                # block of the record before, -1: none
     cdef size_t at                  # in the log: next record
     cdef size_t filled              # in the log: bytes read
@@ -108,6 +111,11 @@ cdef class PageDecoder:
         for i, block in enumerate(blocks):
             if block.idstr == name:
                 self.current = i
+
+    def set_digest(self, StreamDigest digest):
+        """Add the bytes of all pages' records from now on to ``digest``; None: to none any more."""
+        self.digest = digest
+        self.digested = digest is not None
 
     def decode(self, ReadBuffer buffer not None):
         """Decode records from ``buffer`` up to the end of the body (returns :data:`EOS`) or to a MEM_SIZE record
@@ -139,8 +147,7 @@ cdef class PageDecoder:
             with nogil:
                 found = self.parse(s)
                 if found <= NEED_MORE:
-                    self.bytes_decoded += self.at - s.used
-                    s.used = self.at
+                    self.keep_parsed(s, found)
                 code = 0
                 if self.immediate and found <= NEED_MORE:
                     code = s.reserve_storage(&bad_block, &bad_offset)
@@ -188,8 +195,8 @@ cdef class PageDecoder:
         with nogil:
             found = self.parse(s)
         buffer.head = s.log + self.at - buffer.data
-        self.bytes_decoded += self.at - s.used
-        s.used = self.at
+        if found <= NEED_MORE:
+            self.keep_parsed(s, found)
         if found == FOUND_EOS:
             return EOS
         if found == FOUND_MEM_SIZE:
@@ -198,6 +205,16 @@ cdef class PageDecoder:
             buffer.head = buffer.tail
             buffer.fail(0, "RAM record")
         self.refuse(found, buffer.offset())
+
+    cdef void keep_parsed(self, Staging s, int found) noexcept nogil:
+        """What parse() went past belongs to the checkpoint."""
+        cdef size_t end = self.at
+        self.bytes_decoded += end - s.used
+        if self.digested:
+            if found != NEED_MORE:
+                end -= 8  # the mark that ended it is no page's record
+            colo_digest_update(&self.digest.d, s.log + s.used, end - s.used)
+        s.used = self.at
 
     cdef int parse(self, Staging s) noexcept nogil:
         """Stage the whole records in log[at, filled)."""

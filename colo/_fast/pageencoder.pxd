@@ -1,8 +1,10 @@
 # The page encoder's engine (ramrecords.h, gather.h) and the class that drives it.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from .digest cimport StreamDigest
 from .kernels cimport colo_kernels
 from .pagecache cimport RememberedPages, colo_cache_counts, colo_page_cache, colo_shadow
+from .recordarena cimport RecordArena
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -24,6 +26,10 @@ cdef extern from "gather.h" nogil:
         int wake_fd
         int64_t deadline_ns
     int colo_gather_send(const colo_outlet *out, iovec *iov, size_t *first, size_t count, int *error)
+
+
+cdef extern from "collect.h" nogil:
+    void colo_collect(uint8_t *to, const iovec *iov, size_t count)
 
 
 cdef extern from "ramrecords.h" nogil:
@@ -103,12 +109,15 @@ cdef class PageEncoder:
     cdef int error
     cdef object raised
     cdef colo_crew *crew
-    cdef uint8_t *sink
-    cdef size_t sink_used, sink_room
+    cdef RecordArena arena
+    cdef StreamDigest digest
+    cdef bint digested
     cdef uint64_t sent_bytes, sends
 
     cdef int send(self, colo_records *r) noexcept nogil
     cdef int collect(self, colo_records *r) noexcept nogil
+    cdef void digest_records(self, colo_records *r, size_t start, size_t skip) noexcept nogil
+    cdef void encode_more(self, colo_records *r, uint64_t budget_bytes) noexcept nogil
     cdef int run_handlers(self) noexcept with gil
     cdef int drive(self, uint64_t budget_bytes, bint flush) noexcept nogil
     cdef bint worth_a_crew(self, uint64_t budget_bytes) noexcept nogil

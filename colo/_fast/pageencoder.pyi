@@ -8,7 +8,9 @@ from typing_extensions import Buffer
 
 from .adaptive import AdaptiveCodec
 from .bitmap import DirtyBitmap
+from .digest import StreamDigest
 from .pagecache import PageCache, ShadowCache
+from .recordarena import RecordArena
 
 KINDS: tuple[str, ...]
 
@@ -39,7 +41,11 @@ class PageEncoder:
         simd: str | None = None,
         codec: AdaptiveCodec | None = None,
         threads: int = 1,
+        arena: RecordArena | None = None,
     ) -> None: ...
+    def set_digest(self, digest: StreamDigest | None) -> None:
+        """Add the bytes of all pages' records from now on, and of nothing between them, to ``digest``; None: to
+        none any more."""
     def begin_block(
         self,
         idstr: str,

@@ -21,11 +21,11 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_G
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport (
-    ECONNABORTED, ECONNRESET, EDQUOT, EFAULT, EFBIG, EHOSTUNREACH, EIO, ENETDOWN, ENETUNREACH, ENOMEM, ENOSPC,
+    EBUSY, ECONNABORTED, ECONNRESET, EDQUOT, EFAULT, EFBIG, EHOSTUNREACH, EIO, ENETDOWN, ENETUNREACH, ENOMEM, ENOSPC,
     ENOTCONN, EPIPE, ETIMEDOUT,
 )
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 import fcntl
@@ -36,8 +36,10 @@ from colo.errors import ChannelError, ChannelLost, DeadlineExceeded, Interrupted
 
 from .adaptive cimport AdaptiveCodec
 from .bitmap cimport DirtyBitmap, colo_bitmap_count_range
+from .digest cimport StreamDigest, colo_digest_update
 from .kernels cimport for_level
 from .pagecache cimport PageCache, ShadowCache, check_page_bytes, colo_cache_counts_move
+from .recordarena cimport RecordArena
 
 cdef size_t ARENA_BYTES = 256 << 10
 cdef uint64_t NO_BUDGET = ~(<uint64_t>0)
@@ -61,6 +63,8 @@ class EncoderStats(NamedTuple):
 
 
 cdef int send_batch(void *encoder, colo_records *r) noexcept nogil:
+    if (<PageEncoder>encoder).digested:
+        (<PageEncoder>encoder).digest_records(r, r.first, 0)
     return (<PageEncoder>encoder).send(r)
 
 
@@ -86,7 +90,8 @@ cdef object channel_error(int error):
 cdef class PageEncoder:
     """Encodes and sends pages. One user at a time; it belongs to one connection and ends with it.
 
-    ``fd``: a socket, pipe or file open for writing, not owned; or None to collect the bytes for :meth:`take`.
+    ``fd``: a socket, pipe or file open for writing, not owned; or None to collect the bytes, in ``arena`` (a
+    :class:`~colo._fast.recordarena.RecordArena`) or for :meth:`take`.
     A blocking descriptor is waited on without a limit only when a call gives no deadline. A blocking *pipe*
     under a deadline is written in pieces of 4 KiB, the most that cannot block: set O_NONBLOCK on it for
     speed. Sockets never raise SIGPIPE; on a pipe it must be ignored, as Python does. ``wake_fd``: when this
@@ -104,7 +109,7 @@ cdef class PageEncoder:
         self.outlet.wake_fd = -1
 
     def __init__(self, fd=None, *, Py_ssize_t page_bytes=4096, int wake_fd=-1, simd=None,
-                 AdaptiveCodec codec=None, int threads=1):
+                 AdaptiveCodec codec=None, int threads=1, RecordArena arena=None):
         cdef int i
         if self.records.arena != NULL:
             raise TypeError("a PageEncoder is made once")
@@ -117,6 +122,9 @@ cdef class PageEncoder:
         self.outlet.kind = COLO_OUTLET_MEMORY
         self.outlet.wake_fd = wake_fd
         self.outlet.deadline_ns = COLO_NO_DEADLINE
+        if fd is not None and arena is not None:
+            raise ValueError("records are sent to a file descriptor or collected in an arena, not both")
+        self.arena = arena if arena is not None else RecordArena()
         if fd is not None:
             self.outlet.fd = fd if isinstance(fd, int) else fd.fileno()
             self.look_at_fd()
@@ -161,7 +169,6 @@ cdef class PageEncoder:
         free(self.records.arena)
         free(self.records.snapshot)
         free(self.records.iov)
-        free(self.sink)
         colo_crew_free(self.crew)
 
     # -- the engine, without the GIL
@@ -175,21 +182,34 @@ cdef class PageEncoder:
         return 0
 
     cdef int collect(self, colo_records *r) noexcept nogil:
-        cdef size_t i, need = self.sink_used
-        cdef void *grown
+        cdef size_t i, more = 0
         for i in range(r.count):
-            need += r.iov[i].iov_len
-        if need > self.sink_room:
-            grown = realloc(self.sink, need * 2)
-            if grown == NULL:
-                self.error = ENOMEM
-                return COLO_SENT_ERROR
-            self.sink = <uint8_t *>grown
-            self.sink_room = need * 2
-        for i in range(r.count):
-            memcpy(self.sink + self.sink_used, r.iov[i].iov_base, r.iov[i].iov_len)
-            self.sink_used += r.iov[i].iov_len
+            more += r.iov[i].iov_len
+        self.error = EBUSY if self.arena.exports else self.arena.make_room(more)
+        if self.error:
+            return COLO_SENT_ERROR
+        colo_collect(self.arena.data + self.arena.used, r.iov, r.count)
+        self.arena.used += more
         return COLO_SENT_ALL
+
+    cdef void digest_records(self, colo_records *r, size_t start, size_t skip) noexcept nogil:
+        """Add the records in iov[start...) to the digest, without the first ``skip`` bytes."""
+        cdef size_t i
+        for i in range(start, r.count):
+            colo_digest_update(&self.digest.d, <const uint8_t *>r.iov[i].iov_base + skip, r.iov[i].iov_len - skip)
+            skip = 0
+
+    cdef void encode_more(self, colo_records *r, uint64_t budget_bytes) noexcept nogil:
+        """Make records of the open block's next pages, as many as there is room for."""
+        cdef size_t last = 0, skip = 0
+        cdef bint digested = self.digested
+        if digested:
+            # What was written before may grow at its end: sent bytes are contiguous there.
+            last = r.count - 1 if r.count > r.first else r.count
+            skip = r.iov[last].iov_len if last < r.count else 0
+        self.next_page = colo_encode_pages(r, &self.block, self.next_page, self.block.pages, budget_bytes, &self.seen)
+        if digested:
+            self.digest_records(r, last, skip)
 
     cdef int send(self, colo_records *r) noexcept nogil:
         """Send what is pending in ``r``. COLO_SENT_SIGNAL: a Python signal handler raised ``self.raised``."""
@@ -237,8 +257,7 @@ cdef class PageEncoder:
                 return status
         while True:
             if self.next_page < self.block.pages and r.bytes < budget_bytes:
-                self.next_page = colo_encode_pages(r, &self.block, self.next_page, self.block.pages,
-                                                   budget_bytes, &self.seen)
+                self.encode_more(r, budget_bytes)
             more = self.next_page < self.block.pages and r.bytes < budget_bytes
             if r.count > 0 and (more or flush or r.outside):
                 status = self.send(r)
@@ -272,7 +291,9 @@ cdef class PageEncoder:
         if status == COLO_SENT_WOKEN:
             raise Interrupted("sending of pages was ended from this side")
         if self.error == ENOMEM:
-            raise MemoryError(f"no memory for the {self.sink_used} bytes encoded so far")
+            raise MemoryError(f"no memory for more than the {self.arena.used} bytes encoded so far")
+        if self.error == EBUSY:
+            raise BufferError("the collected records are in use: release the memoryview of them first")
         raise channel_error(self.error)
 
     cdef int flush_now(self) except -1:
@@ -421,6 +442,14 @@ cdef class PageEncoder:
         self.records.named = 0
         self.put(eos, 8, flush)
 
+    def set_digest(self, StreamDigest digest):
+        """Add the bytes of all pages' records from now on, and of nothing between them, to ``digest``; None: to none
+        any more. Memory must not be written until it is sent."""
+        if self.busy:
+            raise RuntimeError("this PageEncoder is in use by another thread")
+        self.digest = digest
+        self.digested = digest is not None
+
     def flush(self, deadline_ns=None):
         """Send what is pending. Raises what :meth:`encode` does."""
         self.enter(deadline_ns)
@@ -446,8 +475,8 @@ cdef class PageEncoder:
             raise ValueError("this PageEncoder writes to a file descriptor")
         if self.busy:
             raise RuntimeError("this PageEncoder is in use by another thread")
-        made = PyBytes_FromStringAndSize(<char *>self.sink, self.sink_used)
-        self.sink_used = 0
+        made = PyBytes_FromStringAndSize(<char *>self.arena.data, self.arena.used)
+        self.arena.clear()
         return made
 
     @property

@@ -257,6 +257,8 @@ class PrimaryLink:
             self._buffer.set_deadline(self.machine.phase.name.lower(), seconds)
             self._read()
         self._report(full_copy=event is Event.CONNECTED)
+        if self.settings.copy:
+            self._pages.stable.make_ready(self._pages.total_bytes)
 
     def _feed(self, event: Event) -> None:
         pending: Event | None = event
@@ -393,7 +395,7 @@ class PrimaryLink:
             self._dirty_pages = self._pages.harvest()
         self._times.harvested = time.monotonic_ns()
         if self.settings.copy and not initial:
-            self._copied_bytes = self._pages.copy(epoch=self.machine.epoch).length_bytes
+            self._copied_bytes = self._pages.stable.fill(self._pages, self.machine.epoch)
         self._times.copied = time.monotonic_ns()
         return Event.STATE_SAVED
 
@@ -409,7 +411,7 @@ class PrimaryLink:
         head = ram_start_section(RAM_SECTION_ID, self._pages.infos) + section_end(RAM_SECTION_ID)
         if self.settings.copy:
             self._send(head, flush=True)
-            self._pages.send_copy(self.sock.fileno(), deadline_ns=self._deadline_ns(), wake_fd=self._wake_fd)
+            self._pages.stable.send(self.sock, deadline_ns=self._deadline_ns(), wake_fd=self._wake_fd)
         else:
             self._send(head)
             self._pages.encode(self._encoder, epoch=self.machine.epoch, deadline_ns=self._deadline_ns())

@@ -7,22 +7,16 @@ failure in between gives them back.
 from __future__ import annotations
 
 import contextlib
-import os
-import select
-import time
-from typing import Any
 
 from colo._fast.bitmap import DirtyBitmap
 from colo._fast.pagecache import PageCache, ShadowCache
 from colo._fast.pageencoder import PageEncoder
 from colo.abc import DirtyTracker, GuestMemory
-from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, TrackerError
+from colo.errors import TrackerError
 from colo.memory.trackers import open_tracker
+from colo.session.stable_copy import StableCopy
 from colo.stream import RamBlockInfo
 from colo.wire import TARGET_PAGE_BYTES
-
-KEPT_COPY_BYTES = 256 << 20
-"""A stable copy's storage above this is given back after the checkpoint."""
 
 
 class PrimaryPages:
@@ -38,6 +32,7 @@ class PrimaryPages:
         self.blocks = tuple(memory.blocks)
         self.infos = [RamBlockInfo(block.idstr, block.length_bytes) for block in self.blocks]
         self.tracker: DirtyTracker = open_tracker(tracker, memory) if isinstance(tracker, str) else tracker
+        self.total_bytes = sum(info.used_length for info in self.infos)
         self._counts = [info.used_length // TARGET_PAGE_BYTES for info in self.infos]
         self._bitmaps = [DirtyBitmap(pages) for pages in self._counts]
         """Harvested and not committed."""
@@ -76,9 +71,7 @@ class PrimaryPages:
         self._owed = False
         self.tracker.stop()
         self._started = False
-        if self._copy is not None:
-            self._copy.close()
-            self._copy = None
+        self._copy = None
 
     def harvest(self) -> int:
         """Move the dirty bits out; they are owned here until :meth:`commit` or :meth:`give_back`."""
@@ -132,76 +125,14 @@ class PrimaryPages:
                 block.idstr, block.buffer, self._bitmaps[n], self._caches[n], address=self._addresses[n], age=epoch)
             encoder.encode(deadline_ns=deadline_ns, flush=False)
 
-    def copy(self, *, epoch: int) -> StableCopy:
-        """The owned pages' records, made now and kept apart from memory: the VM may run on while they are sent."""
+    @property
+    def stable(self) -> StableCopy:
+        """The pages' records, apart from memory."""
         if self._copy is None:
             self._copy = StableCopy()
-        self._copy.fill(self, epoch)
+            self._copy.make_ready(self.total_bytes)
         return self._copy
 
-    def send_copy(self, fd: int, *, deadline_ns: int, wake_fd: int) -> None:
-        """Send what :meth:`copy` made. Raises ChannelLost, DeadlineExceeded or Interrupted."""
-        assert self._copy is not None
-        self._copy.send(fd, deadline_ns=deadline_ns, wake_fd=wake_fd)
-
     def drop_copy(self) -> None:
-        """The connection was cut while a copy was being sent: the kernel may still hold its pages."""
-        if self._copy is not None:
-            self._copy.close()
-            self._copy = None
-
-
-class StableCopy:
-    """Records in a file in memory: written during the pause, sent from there without another copy, without the GIL.
-
-    What the kernel has queued refers to the file's own pages, so it is written again only when the receiver has said that it
-    has them; after a cut a new one is made.
-    """
-
-    def __init__(self) -> None:
-        self._fd = os.memfd_create("colo-checkpoint", os.MFD_CLOEXEC)
-        self._encoder = PageEncoder(self._fd)
-        self.length_bytes = 0
-        self.pages: dict[str, int] = {}
-
-    def fill(self, pages: PrimaryPages, epoch: int) -> None:
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        if self.length_bytes > KEPT_COPY_BYTES:
-            os.ftruncate(self._fd, 0)
-        before = self._encoder.stats
-        pages.encode(self._encoder, epoch=epoch, deadline_ns=None)
-        self._encoder.flush()
-        self._encoder.close()
-        after = self._encoder.stats
-        self.length_bytes = after.sent_bytes - before.sent_bytes
-        self.pages = {kind: n - before.pages[kind] for kind, n in after.pages.items()}
-
-    def send(self, fd: int, *, deadline_ns: int, wake_fd: int) -> None:
-        """Send it all to the socket ``fd``. Raises ChannelLost, DeadlineExceeded or Interrupted."""
-        at = 0
-        poller: Any = None
-        while at < self.length_bytes:
-            try:
-                at += os.sendfile(fd, self._fd, at, self.length_bytes - at)
-                continue
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                raise ChannelLost(f"{error.strerror} while pages were sent") from error
-            if poller is None:
-                poller = select.poll()
-                poller.register(fd, select.POLLOUT)
-                if wake_fd >= 0:
-                    poller.register(wake_fd, select.POLLIN)
-            left_ms = (deadline_ns - time.monotonic_ns()) / 1e6
-            if left_ms <= 0:
-                raise DeadlineExceeded("the peer did not take the pages in time", phase="send pages")
-            if any(ready == wake_fd for ready, _ in poller.poll(left_ms + 1)):
-                raise Interrupted("sending of pages was ended from this side")
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            with contextlib.suppress(ColoError, RuntimeError):
-                self._encoder.close()
-            os.close(self._fd)
-            self._fd = -1
+        """The connection is over: what was copied for it is of no use."""
+        self._copy = None

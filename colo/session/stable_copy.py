@@ -1,0 +1,81 @@
+"""A checkpoint's pages apart from memory: made in the pause, sent while the VM runs on."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from colo._fast.pageencoder import PageEncoder
+from colo._fast.recordarena import RecordArena
+from colo.errors import ChannelLost, DeadlineExceeded, Interrupted
+
+if TYPE_CHECKING:
+    from colo._fast.adaptive import AdaptiveCodec
+    from colo._fast.digest import StreamDigest
+    from colo.session.primary_pages import PrimaryPages
+
+KEPT_BYTES = 256 << 20
+"""Storage above this is given back after the checkpoint."""
+FIRST_BYTES = 16 << 20
+"""Storage made ready before the first checkpoint, or all that memory could need if that is less."""
+SEND_BYTES = 4 << 20
+
+
+class StableCopy:
+    """The dirty pages' records, in memory that is kept, and kept ready, from one checkpoint to the next."""
+
+    def __init__(self, codec: AdaptiveCodec | None = None) -> None:
+        self._arena = RecordArena()
+        self._encoder = PageEncoder(arena=self._arena, codec=codec)
+
+    def __len__(self) -> int:
+        return len(self._arena)
+
+    def fill(self, pages: PrimaryPages, epoch: int) -> int:
+        """Make the records of what ``pages`` owns; returns their length in bytes."""
+        self._arena.clear()
+        pages.encode(self._encoder, epoch=epoch, deadline_ns=None)
+        self._encoder.flush()
+        self._encoder.close()
+        return len(self._arena)
+
+    def make_ready(self, total_bytes: int) -> None:
+        """While nobody waits: have memory at hand for a checkpoint somewhat larger than this one, of at most
+        ``total_bytes``."""
+        wanted = max(FIRST_BYTES, 2 * len(self._arena))
+        self._arena.clear(KEPT_BYTES)
+        self._arena.prepare(min(wanted, KEPT_BYTES, total_bytes))
+
+    def digest(self, digest: StreamDigest) -> None:
+        """Add the records to ``digest``."""
+        digest.update(self._arena)
+
+    def send(self, sock: socket.socket, *, deadline_ns: int, wake_fd: int) -> None:
+        """Send it all to a socket that does not block. Raises ChannelLost, DeadlineExceeded or Interrupted."""
+        poller: Any = None
+        with memoryview(self._arena) as records:
+            at = 0
+            while at < len(records):
+                try:
+                    at += sock.send(records[at : at + SEND_BYTES])
+                    continue
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    raise ChannelLost(f"{error.strerror} while pages were sent") from error
+                if poller is None:
+                    poller = select.poll()
+                    poller.register(sock, select.POLLOUT)
+                    if wake_fd >= 0:
+                        poller.register(wake_fd, select.POLLIN)
+                left_ms = (deadline_ns - time.monotonic_ns()) / 1e6
+                if left_ms <= 0:
+                    raise DeadlineExceeded("the peer did not take the pages in time", phase="send pages")
+                if any(ready == wake_fd for ready, _ in poller.poll(left_ms + 1)):
+                    raise Interrupted("sending of pages was ended from this side")
+
+    def close(self) -> None:
+        """Let go of the memory that is being encoded."""
+        self._encoder.close()
