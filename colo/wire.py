@@ -29,6 +29,10 @@ COLO, after the ordinary stream (P primary, S secondary), each message a u32::
     S CHECKPOINT_READY
     per checkpoint:  P CHECKPOINT_REQUEST  S CHECKPOINT_REPLY  P VMSTATE_SEND, live-state sections, EOF,
                      P VMSTATE_SIZE + u64 n, n bytes of device state  S VMSTATE_RECEIVED  S VMSTATE_LOADED
+
+Between two colo ends, and never towards a QEMU (which refuses the subsection that offers it): a primary offers
+:class:`Extension` bits in the CONFIGURATION's subsection ``configuration/colo``; the secondary answers with those it takes,
+EXTENSIONS + u64, ahead of CHECKPOINT_READY. With DIGEST agreed, P CHECKPOINT_DIGEST + u128 comes ahead of VMSTATE_SIZE.
 """
 
 from __future__ import annotations
@@ -126,7 +130,7 @@ class RamFlag(IntFlag):
 
 
 class ColoMessage(IntEnum):
-    """COLO's messages. Both directions share the one migration channel."""
+    """COLO's messages. Both directions share the one migration channel. Those from EXTENSIONS on are colo's own."""
 
     CHECKPOINT_READY = 0
     CHECKPOINT_REQUEST = 1
@@ -135,6 +139,27 @@ class ColoMessage(IntEnum):
     VMSTATE_SIZE = 4
     VMSTATE_RECEIVED = 5
     VMSTATE_LOADED = 6
+    EXTENSIONS = 0x434F0001
+    CHECKPOINT_DIGEST = 0x434F0002
+
+
+MESSAGE_VALUE_BYTES: dict[ColoMessage, int] = {
+    ColoMessage.VMSTATE_SIZE: 8,
+    ColoMessage.EXTENSIONS: 8,
+    ColoMessage.CHECKPOINT_DIGEST: 16,
+}
+"""Messages that a number follows, and how long it is."""
+
+
+class Extension(IntFlag):
+    """What two colo ends may agree on beyond QEMU's protocol."""
+
+    DIGEST = 1
+    """Each checkpoint's digest is sent, and compared before it is committed."""
+    LZ4 = 2
+    """Pages may come in the LZ4 encodings."""
+    ZSTD = 4
+    """Pages may come in the zstd encodings."""
 
 
 class PageEncoding(IntEnum):

@@ -19,20 +19,32 @@ _DIALECT_OF = {
     Action.SEND_SHUT: "return_path",
     Action.SEND_ENABLE_COLO: "enable_colo",
     Action.SEND_SWITCHOVER_START: "switchover_start",
+    Action.SEND_EXTENSIONS: "extended",
+    Action.SEND_DIGEST: "digest",
 }
 """Actions that are only carried out where the dialect has them."""
 
 
 @cache
 def _conditions(
-    mode: Mode, return_path: bool, checkpoint: bool, copy: bool, enable_colo: bool, switched_over: bool
+    mode: Mode,
+    return_path: bool,
+    checkpoint: bool,
+    copy: bool,
+    enable_colo: bool,
+    switched_over: bool,
+    extensions_due: bool,
+    digest_due: bool,
 ) -> frozenset[Condition]:
     holds = {
         _MODE_CONDITION[mode],
         Condition.RETURN_PATH if return_path else Condition.NO_RETURN_PATH,
         Condition.CHECKPOINT if checkpoint else Condition.NO_CHECKPOINT,
         Condition.COPY if copy else Condition.DIRECT,
+        Condition.DIGEST_DUE if digest_due else Condition.NO_DIGEST_DUE,
     }
+    if extensions_due:
+        holds.add(Condition.EXTENSIONS_DUE)
     if not enable_colo:
         holds.add(Condition.COLO_NOT_ENABLED)
     if not switched_over:
@@ -54,6 +66,10 @@ class Dialect:
     return_path: bool = False
     enable_colo: bool = False
     switchover_start: bool = False
+    extended: bool = False
+    """The primary offers colo's own extensions; only ever to another colo."""
+    digest: bool = False
+    """Each checkpoint's digest was agreed on; the session sets it when the peer's word is in."""
 
 
 class Machine:
@@ -73,6 +89,8 @@ class Machine:
     """
 
     __slots__ = (
+        "_digest_due",
+        "_extensions_due",
         "_switched_over",
         "actions",
         "committed",
@@ -110,6 +128,8 @@ class Machine:
         self.actions: tuple[Action, ...] = ()
         """What the last event asked for: also after ``feed`` raised, when it is what there is left to do."""
         self._switched_over = False
+        self._extensions_due = role is Role.PRIMARY and self.dialect.extended
+        self._digest_due = False
 
     def __repr__(self) -> str:
         return f"<Machine {self.role.value} {self.state.value} epoch={self.epoch} committed={self.committed}>"
@@ -147,6 +167,8 @@ class Machine:
             self.copy,
             dialect.enable_colo,
             self._switched_over,
+            self._extensions_due,
+            self._digest_due,
         )
 
     @property
@@ -185,6 +207,12 @@ class Machine:
             self._switched_over = True
         elif event in {Event.INITIAL_STAGED, Event.VMSTATE_SEND}:
             self._switched_over = False
+        if event is Event.EXTENSIONS:
+            self._extensions_due = False
+        elif event is Event.VMSTATE_SEND:
+            self._digest_due = self.dialect.digest
+        elif event is Event.CHECKPOINT_DIGEST:
+            self._digest_due = False
 
     def _spoken(self, action: Action) -> bool:
         """Is this action part of the dialect?"""

@@ -1,8 +1,7 @@
 """Bytes to messages and back: COLO's messages, and those of the return path.
 
 The decoders take what has been read so far. ``…_missing_bytes`` says how much more one whole message needs,
-so that a session never reads past it: the bytes that follow VMSTATE_SEND or VMSTATE_SIZE belong to somebody
-else. Numbers are big-endian; QEMU's side of it is migration/colo.c (colo_send_message,
+so that a session never reads past it: the bytes that follow VMSTATE_SEND or VMSTATE_SIZE belong to somebody else. Numbers are big-endian; QEMU's side of it is migration/colo.c (colo_send_message,
 colo_receive_message) and migration/migration.c (migrate_send_rp_message, source_return_path_thread).
 """
 
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from colo.errors import LimitExceeded, ProtocolError, StreamError, Truncated
 from colo.protocol.words import Event
-from colo.wire import IDSTR_MAX_BYTES, ColoMessage, Command, ReturnPath
+from colo.wire import IDSTR_MAX_BYTES, MESSAGE_VALUE_BYTES, ColoMessage, Command, ReturnPath
 
 DEVICE_LIMIT_BYTES = 64 << 20
 """Most device state that is taken unless the user says otherwise."""
@@ -21,7 +20,6 @@ DEVICE_LIMIT_BYTES = 64 << 20
 _WHERE = "COLO message"
 _WHERE_RETURN_PATH = "return path"
 _U32 = struct.Struct(">I")
-_U64 = struct.Struct(">Q")
 _RETURN_PATH_HEADER = struct.Struct(">HH")
 
 RETURN_PATH_PAYLOAD_BYTES: dict[ReturnPath, tuple[int, int]] = {
@@ -37,7 +35,7 @@ RETURN_PATH_PAYLOAD_BYTES: dict[ReturnPath, tuple[int, int]] = {
 
 
 class Message(NamedTuple):
-    """``value`` is the size in bytes that VMSTATE_SIZE announces, None for every other message."""
+    """``value``: the size in bytes that VMSTATE_SIZE announces, EXTENSIONS' bits, the digest; None for all others."""
 
     kind: ColoMessage
     value: int | None = None
@@ -58,28 +56,37 @@ class ReturnPathMessage(NamedTuple):
 
 
 def encode_message(kind: ColoMessage, value: int | None = None) -> bytes:
-    """One COLO message; ``value`` is the byte count of a VMSTATE_SIZE, and of no other.
+    """One COLO message; ``value`` goes with those in :data:`~colo.wire.MESSAGE_VALUE_BYTES`, and with no other.
 
     :raises ValueError: a value where there is none, none where there is one, or one that does not fit.
     """
-    if kind is not ColoMessage.VMSTATE_SIZE:
+    length = MESSAGE_VALUE_BYTES.get(kind, 0)
+    if not length:
         if value is not None:
             raise ValueError(f"{kind.name} carries no value, got {value}")
         return _U32.pack(kind)
-    if value is None or not 0 < value < 1 << 64:
-        raise ValueError(
-            f"VMSTATE_SIZE carries the size of the device state, 1 to 2**64 - 1 bytes, got {value}"
-        )
-    return _U32.pack(kind) + _U64.pack(value)
+    least = 1 if kind is ColoMessage.VMSTATE_SIZE else 0
+    if value is None or not least <= value < 1 << 8 * length:
+        raise ValueError(f"{kind.name} carries {_VALUES[kind]}, {least} to 2**{8 * length} - 1, got {value}")
+    return _U32.pack(kind) + value.to_bytes(length, "big")
+
+
+_VALUES = {
+    ColoMessage.VMSTATE_SIZE: "the size of the device state in bytes",
+    ColoMessage.EXTENSIONS: "the bits of the extensions taken",
+    ColoMessage.CHECKPOINT_DIGEST: "a digest",
+}
 
 
 def message_missing_bytes(data: bytes | bytearray | memoryview) -> int:
     """How many bytes after ``data`` the message that it begins still needs; 0 when it is whole."""
     if len(data) < _U32.size:
         return _U32.size - len(data)
-    if _U32.unpack_from(data)[0] == ColoMessage.VMSTATE_SIZE:
-        return max(0, _U32.size + _U64.size - len(data))
-    return 0
+    length = _VALUE_BYTES.get(_U32.unpack_from(data)[0], 0)
+    return max(0, _U32.size + length - len(data))
+
+
+_VALUE_BYTES = {int(kind): length for kind, length in MESSAGE_VALUE_BYTES.items()}
 
 
 def decode_message(
@@ -106,34 +113,34 @@ def decode_message(
         kind = ColoMessage(number)
     except ValueError:
         raise StreamError(
-            f"{number} ({number:#x}) is no COLO message: 0 to {max(ColoMessage)} are",
+            f"{number} ({number:#x}) is no COLO message: 0 to {ColoMessage.VMSTATE_LOADED} are, and between two "
+            f"colo ends {ColoMessage.EXTENSIONS:#x} and {ColoMessage.CHECKPOINT_DIGEST:#x}",
             where=_WHERE,
             offset=offset,
             value=number,
         ) from None
-    size = _U32.size
-    value: int | None = None
-    if kind is ColoMessage.VMSTATE_SIZE:
-        announced: int = _U64.unpack_from(data, _U32.size)[0]
-        size += _U64.size
-        at = None if offset is None else offset + _U32.size
-        value = announced
-        if announced == 0:
-            raise StreamError("VMSTATE_SIZE of 0: there is no device state", where=_WHERE, offset=at, value=0)
-        if announced > device_limit_bytes:
-            raise LimitExceeded(
-                f"VMSTATE_SIZE of {announced} bytes is over the limit of {device_limit_bytes}",
-                where=_WHERE,
-                offset=at,
-                value=value,
-            )
-    if len(data) != size:
+    size = _U32.size + MESSAGE_VALUE_BYTES.get(kind, 0)
+    if len(data) > size:
         raise StreamError(
             f"{len(data) - size} bytes follow {kind.name} in what should be one message",
             where=_WHERE,
             offset=offset,
             value=len(data),
         )
+    if size == _U32.size:
+        return Message(kind)
+    value = int.from_bytes(data[_U32.size :], "big")
+    if kind is ColoMessage.VMSTATE_SIZE:
+        at = None if offset is None else offset + _U32.size
+        if value == 0:
+            raise StreamError("VMSTATE_SIZE of 0: there is no device state", where=_WHERE, offset=at, value=0)
+        if value > device_limit_bytes:
+            raise LimitExceeded(
+                f"VMSTATE_SIZE of {value} bytes is over the limit of {device_limit_bytes}",
+                where=_WHERE,
+                offset=at,
+                value=value,
+            )
     return Message(kind, value)
 
 

@@ -102,6 +102,7 @@ def _primary() -> Iterator[Row]:
     for state in (s.INITIAL_RAM, s.INITIAL_STOPPING, s.INITIAL_SAVING, s.AWAIT_SHUT):
         yield row(state, e.PONG, state, when=[c.RETURN_PATH])
     yield row(s.AWAIT_SHUT, e.SHUT, s.AWAIT_READY, when=[c.RETURN_PATH])
+    yield row(s.AWAIT_READY, e.EXTENSIONS, s.AWAIT_READY, when=[c.EXTENSIONS_DUE])
     for mode in (c.EARLY, c.STRICT):
         yield row(s.AWAIT_READY, e.CHECKPOINT_READY, s.RUNNING, a.RESUME, when=[mode], commits=True)
     yield row(
@@ -123,7 +124,9 @@ def _primary() -> Iterator[Row]:
     send = (a.SEND_VMSTATE_SEND, a.SEND_SWITCHOVER_START, a.SEND_RAM)
     yield row(s.SAVING, e.STATE_SAVED, s.SENDING_RAM, *send, when=[c.DIRECT])
     yield row(s.SAVING, e.STATE_SAVED, s.SENDING_RAM, a.RESUME, *send, when=[c.COPY])
-    yield row(s.SENDING_RAM, e.RAM_SENT, s.SENDING_DEVICE, a.SEND_VMSTATE_SIZE, a.SEND_DEVICE)
+    yield row(
+        s.SENDING_RAM, e.RAM_SENT, s.SENDING_DEVICE, a.SEND_DIGEST, a.SEND_VMSTATE_SIZE, a.SEND_DEVICE
+    )
     yield row(s.SENDING_DEVICE, e.DEVICE_SENT, s.AWAIT_RECEIVED)
     yield row(
         s.AWAIT_RECEIVED, e.VMSTATE_RECEIVED, s.AWAIT_LOADED, a.RELEASE_PACKETS, when=[c.EARLY], commits=True
@@ -235,7 +238,7 @@ def _secondary() -> Iterator[Row]:
     yield row(here, e.INITIAL_STAGED, s.INITIAL_VALIDATING, a.VALIDATE)
     yield row(s.INITIAL_VALIDATING, e.VALIDATED, s.INITIAL_COMMITTING, a.COMMIT)
     # QEMU 11.1 takes a COLO message for one of the return path unless that was shut before.
-    ready = (a.SEND_SHUT, a.SEND_CHECKPOINT_READY)
+    ready = (a.SEND_SHUT, a.SEND_EXTENSIONS, a.SEND_CHECKPOINT_READY)
     yield row(s.INITIAL_COMMITTING, e.COMMITTED, s.IDLE, *ready, a.LOAD, when=[c.EARLY], commits=True)
     yield row(s.INITIAL_COMMITTING, e.COMMITTED, s.INITIAL_LOADING, a.LOAD, when=[c.STRICT], commits=True)
     yield row(s.INITIAL_COMMITTING, e.COMMITTED, s.INITIAL_LOADING, a.LOAD, when=[c.HYBRID], commits=True)
@@ -250,7 +253,8 @@ def _secondary() -> Iterator[Row]:
     yield row(s.AWAIT_VMSTATE_SEND, e.VMSTATE_SEND, s.RECEIVING_RAM, a.RECEIVE_RAM)
     yield row(s.RECEIVING_RAM, e.SWITCHOVER_START, s.RECEIVING_RAM, when=[c.NOT_SWITCHED_OVER])
     yield row(s.RECEIVING_RAM, e.RAM_STAGED, s.AWAIT_SIZE)
-    yield row(s.AWAIT_SIZE, e.VMSTATE_SIZE, s.RECEIVING_DEVICE, a.RECEIVE_DEVICE)
+    yield row(s.AWAIT_SIZE, e.CHECKPOINT_DIGEST, s.AWAIT_SIZE, when=[c.DIGEST_DUE])
+    yield row(s.AWAIT_SIZE, e.VMSTATE_SIZE, s.RECEIVING_DEVICE, a.RECEIVE_DEVICE, when=[c.NO_DIGEST_DUE])
     yield row(s.RECEIVING_DEVICE, e.DEVICE_RECEIVED, s.VALIDATING, a.VALIDATE)
     yield row(s.VALIDATING, e.VALIDATED, s.COMMITTING, a.COMMIT)
     yield row(

@@ -80,6 +80,8 @@ class Event(Enum):
     VMSTATE_SIZE = "vmstate-size"
     VMSTATE_RECEIVED = "vmstate-received"
     VMSTATE_LOADED = "vmstate-loaded"
+    EXTENSIONS = "extensions"
+    CHECKPOINT_DIGEST = "checkpoint-digest"
     # Commands in the section stream, received (colo.wire.Command).
     OPEN_RETURN_PATH = "open-return-path"
     PING = "ping"
@@ -139,6 +141,7 @@ class Action(Enum):
     SEND_VMSTATE_SEND = "send VMSTATE_SEND"
     SEND_SWITCHOVER_START = "send SWITCHOVER_START"
     SEND_RAM = "send the dirty pages as a section stream up to its EOF"
+    SEND_DIGEST = "send CHECKPOINT_DIGEST"
     SEND_VMSTATE_SIZE = "send VMSTATE_SIZE"
     SEND_DEVICE = "send the device state"
     RELEASE_PACKETS = "release the packets held back"
@@ -151,6 +154,7 @@ class Action(Enum):
     RECEIVE_INITIAL = "receive the initial stream into the stage"
     SEND_PONG = "send PONG with the value of the PING"
     SEND_SHUT = "send SHUT(0) on the return path"
+    SEND_EXTENSIONS = "send EXTENSIONS: those that are taken"
     SEND_CHECKPOINT_READY = "send CHECKPOINT_READY"
     # Secondary: a checkpoint.
     SEND_CHECKPOINT_REPLY = "send CHECKPOINT_REPLY"
@@ -185,6 +189,9 @@ class Condition(Enum):
     COPY = "sent from a stable copy"
     COLO_NOT_ENABLED = "ENABLE_COLO not seen"
     NOT_SWITCHED_OVER = "SWITCHOVER_START not seen in this epoch"
+    EXTENSIONS_DUE = "extensions offered, not answered"
+    DIGEST_DUE = "the epoch's digest is to come"
+    NO_DIGEST_DUE = "no digest is to come"
 
 
 class Phase(Enum):

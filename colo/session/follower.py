@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from colo._fast.buffers import ReadBuffer
+from colo._fast.digest import StreamDigest
 from colo._fast.pagedecoder import EOS, PageDecoder
 from colo._fast.staging import Staging
 from colo.errors import (
@@ -35,13 +36,13 @@ from colo.protocol import (
     Role,
     State,
     command_event,
-    decode_message,
     encode_message,
     encode_return_path,
     message_event,
 )
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.deadlines import Deadlines
+from colo.session.messages import read_message
 from colo.stream import (
     CommandItem,
     Configuration,
@@ -55,7 +56,7 @@ from colo.stream import (
     StreamReader,
     parse_mem_size,
 )
-from colo.wire import ColoMessage, Command, ReturnPath, SectionType
+from colo.wire import ColoMessage, Command, Extension, ReturnPath, SectionType
 
 MESSAGES = {
     Action.SEND_CHECKPOINT_READY: ColoMessage.CHECKPOINT_READY,
@@ -63,6 +64,8 @@ MESSAGES = {
     Action.SEND_VMSTATE_RECEIVED: ColoMessage.VMSTATE_RECEIVED,
     Action.SEND_VMSTATE_LOADED: ColoMessage.VMSTATE_LOADED,
 }
+SERVED = Extension.DIGEST
+"""The extensions that a secondary takes when a primary offers them."""
 MINIMUM_BYTES = 64 << 10
 """The initial stream must move by so much in each span of ``epoch_s``: less is a trickle, not a copy."""
 COUNTS = ("zero_pages", "normal_pages", "xbzrle_pages", "xbzrle_bytes", "compressed_pages", "compressed_bytes")
@@ -106,6 +109,10 @@ class Follower:
         self._configuration: Configuration | None = None
         self._staged_blocks = image.blocks
         self._announced = False
+        self.agreed = Extension(0)
+        """What was agreed on with a colo primary beyond QEMU's protocol."""
+        self._digest = StreamDigest()
+        self._expected_digest = 0
         self._device_state = b""
         self._device_check: DeviceCheck | None = None
         self._device_bytes = 0
@@ -210,12 +217,10 @@ class Follower:
         self._buffer.at_end()
 
     def _read_message(self) -> None:
-        position = self._buffer.position
-        raw = self._buffer.read_exact(4)
-        if int.from_bytes(raw, "big") == ColoMessage.VMSTATE_SIZE:
-            raw += self._buffer.read_exact(8)
-        message = decode_message(raw, offset=position, device_limit_bytes=self.limits.device_state_bytes)
-        if message.kind is ColoMessage.VMSTATE_SIZE:
+        message = read_message(self._buffer, device_limit_bytes=self.limits.device_state_bytes)
+        if message.kind is ColoMessage.CHECKPOINT_DIGEST:
+            self._expected_digest = message.value or 0
+        elif message.kind is ColoMessage.VMSTATE_SIZE:
             self._device_bytes = message.value or 0
         elif message.kind is ColoMessage.CHECKPOINT_REQUEST:
             self._epoch_end_ns = time.monotonic_ns() + int(self.deadlines.epoch_s * 1e9)
@@ -236,6 +241,8 @@ class Follower:
                     self._out += encode_message(MESSAGES[action])
                 elif action is Action.SEND_PONG:
                     self._out += encode_return_path(ReturnPath.PONG, self._ping)
+                elif action is Action.SEND_EXTENSIONS:
+                    self._out += encode_message(ColoMessage.EXTENSIONS, int(self.agreed))
                 elif action is Action.SEND_SHUT:
                     self._out += encode_return_path(ReturnPath.SHUT, 0)
                 else:
@@ -284,6 +291,7 @@ class Follower:
                         where="CONFIGURATION", offset=item.offset, value=item.capabilities,
                     )
                 self._configuration = item
+                self._agree(item)
                 self._feed(Event.STREAM_OPENED)
             elif self._configuration is None:
                 raise StreamError("no CONFIGURATION: the machine type is not known", where="stream", offset=0)
@@ -313,6 +321,14 @@ class Follower:
         self._device_check = DeviceCheck(device_state.sections, self.limits)
         self._feed(Event.INITIAL_STAGED)
 
+    def _agree(self, configuration: Configuration) -> None:
+        """Take what this side has of the extensions that a colo primary offers."""
+        if configuration.extensions is None:
+            return
+        self.agreed = Extension(configuration.extensions & int(SERVED))
+        self.machine.dialect.extended = True
+        self.machine.dialect.digest = Extension.DIGEST in self.agreed
+
     def _decode(self, section: LiveSection) -> None:
         while (total := self._decoder.decode(self._buffer)) != EOS:
             if section.type is not SectionType.START or self._announced:
@@ -341,6 +357,8 @@ class Follower:
         # The log of the checkpoint before must be in the image before its arena is used again.
         self.settle()
         self._decoder.immediate = False
+        self._digest.reset()
+        self._decoder.set_digest(self._digest if self.machine.dialect.digest else None)
         self._announced = False
         self._decoder.set_blocks(self.image.blocks)
         self._stream_start = self._buffer.position
@@ -376,6 +394,13 @@ class Follower:
                 f"{len(self._device_state)} bytes of device state", where="device state", value=len(self._device_state))
         assert self._device_check is not None
         self._device_check.verify(self._device_state)
+        if self.committed is not None and self.machine.dialect.digest:
+            self._digest.update(self._device_state)
+            if self._digest.value != self._expected_digest:
+                raise StreamError(
+                    f"checkpoint {self.machine.epoch} was damaged on its way: its digest is {self._digest.value:032x}, the "
+                    f"primary's {self._expected_digest:032x}", where="checkpoint", offset=self._buffer.position,
+                    value=self.machine.epoch)
         self._staging.reserve()
         return Event.VALIDATED
 

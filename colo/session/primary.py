@@ -36,6 +36,7 @@ from colo.session.primary_report import Pace, PrimaryReport, PrimaryStatistics
 from colo.session.vm_state import StateForm
 from colo.stream import StreamLimits
 from colo.transport import abort, check_plaintext, connect
+from colo.wire import Extension
 
 WATCH_S = 0.05
 GENERATION_S = 0.2
@@ -69,9 +70,12 @@ class PrimaryConfig:
     """The machine type in the stream: a QEMU secondary's must be the same."""
     sections: bool | None = None
     """Whether ``save_state`` gives device sections (True), any bytes (False), or whichever the first state is (None)."""
-    dialect: Dialect = field(default_factory=lambda: Dialect(enable_colo=True))
+    dialect: Dialect | None = None
+    """None: ENABLE_COLO, and between two colo ends their own extensions."""
     mode: Mode = Mode.EARLY
     """What counts as committed: ``EARLY`` (RECEIVED) between colo ends; ``STRICT`` (LOADED) towards a QEMU."""
+    digest: bool = True
+    """Between two colo ends: send each checkpoint's digest, so that what was damaged on its way is not committed."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: StreamLimits = field(default_factory=StreamLimits)
     vm_s: float = 2.0
@@ -154,7 +158,8 @@ class Primary:
         self._arbiter = arbiter_from_uri(config.arbiter, role="primary", create=True)
         self.generation = self._arbiter.current()
         self._settings = LinkSettings(
-            config.machine, config.dialect, config.mode, config.sending == "copy", config.deadlines)
+            config.machine, config.dialect or Dialect(enable_colo=True, extended=config.mode is Mode.EARLY), config.mode,
+            config.sending == "copy", config.deadlines, Extension.DIGEST if config.digest else Extension(0))
         self._pages = PrimaryPages(vm.memory, tracker=config.tracker, xbzrle=config.xbzrle)
         self._form = StateForm(config.limits, sections=config.sections)
         self._handle = VmHandle(vm, guard=self._guard)
@@ -248,6 +253,7 @@ class Primary:
             "state": self.state,
             "protocol_state": link.machine.state.value if link else None,
             "checkpoint": link.acknowledged if link else None,
+            "extensions": [extension.name for extension in link.agreed] if link else None,
             "generation": self.generation,
             "interval_ms": round(self._pace.interval_ms, 3),
             "tracker": self._pages.tracker.name,

@@ -11,12 +11,13 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from colo._fast.buffers import ReadBuffer
+from colo._fast.digest import StreamDigest
 from colo._fast.pageencoder import PageEncoder
 from colo.abc import VirtualMachine
-from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, VmError
+from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, StreamError, VmError
 from colo.protocol import (
     Action,
     Dialect,
@@ -26,7 +27,6 @@ from colo.protocol import (
     Reads,
     Role,
     State,
-    decode_message,
     decode_return_path,
     encode_message,
     message_event,
@@ -35,6 +35,7 @@ from colo.protocol import (
 )
 from colo.protocol.states import NOTHING_SENT_WHOLE
 from colo.session.deadlines import Deadlines
+from colo.session.messages import read_message
 from colo.session.outbox import Outbox
 from colo.session.primary_pages import PrimaryPages
 from colo.session.primary_report import PrimaryReport
@@ -51,7 +52,7 @@ from colo.stream.writer import (
     section_part,
 )
 from colo.transport import abort
-from colo.wire import ColoMessage, Command
+from colo.wire import ColoMessage, Command, Extension
 
 MESSAGES = {
     Action.SEND_CHECKPOINT_REQUEST: ColoMessage.CHECKPOINT_REQUEST,
@@ -76,6 +77,8 @@ class LinkSettings:
     mode: Mode
     copy: bool
     deadlines: Deadlines
+    extensions: Extension = Extension(0)
+    """What is offered beyond QEMU's protocol, if the dialect has it (:attr:`Dialect.extended`)."""
     initial_rounds: int = 5
     """Most rounds over RAM while the VM runs, before it is paused for the rest."""
     initial_rest_pages: int = 2000
@@ -158,7 +161,7 @@ class PrimaryLink:
         self.settings = settings
         self.connection = connection
         self.machine = Machine(
-            Role.PRIMARY, mode=settings.mode, dialect=settings.dialect, copy=settings.copy, committed=committed)
+            Role.PRIMARY, mode=settings.mode, dialect=replace(settings.dialect), copy=settings.copy, committed=committed)
         self.acknowledged: int | None = None
         """The highest checkpoint of this connection known to be committed."""
         self._handle = handle
@@ -172,6 +175,9 @@ class PrimaryLink:
         sock.setblocking(False)
         self._buffer = ReadBuffer(sock.fileno(), wake_fd=wake_fd, capacity_bytes=1 << 16)
         self._encoder = PageEncoder(sock.fileno(), wake_fd=wake_fd)
+        self.agreed = Extension(0)
+        """What the secondary took of the extensions offered."""
+        self._digest = StreamDigest()
         self._state = b""
         self._times = _Times()
         self._pause_ms = 0.0
@@ -282,11 +288,19 @@ class PrimaryLink:
                 raw += self._buffer.read_exact(missing)
             self._feed(return_path_event(decode_return_path(raw, offset=position)))
             return
-        position = self._buffer.position
-        raw = self._buffer.read_exact(4)
-        if int.from_bytes(raw, "big") == ColoMessage.VMSTATE_SIZE:
-            raw += self._buffer.read_exact(8)  # no primary expects one: the table refuses it
-        self._feed(message_event(decode_message(raw, offset=position).kind))
+        message = read_message(self._buffer)
+        if message.kind is ColoMessage.EXTENSIONS and self.machine.dialect.extended:
+            self._agree(message.value or 0)
+        self._feed(message_event(message.kind))
+
+    def _agree(self, taken: int) -> None:
+        """The secondary's answer to what was offered."""
+        if taken & ~int(self.settings.extensions):
+            raise StreamError(
+                f"the secondary takes extensions {taken:#x} of the offered {int(self.settings.extensions):#x}",
+                where="EXTENSIONS", offset=self._buffer.position - 8, value=taken)
+        self.agreed = Extension(taken)
+        self.machine.dialect.digest = Extension.DIGEST in self.agreed
 
     def _carry_out(self, action: Action) -> Event | None:
         if action in MESSAGES:
@@ -294,7 +308,8 @@ class PrimaryLink:
         elif action in COMMANDS:
             self._send(COMMANDS[action])
         elif action is Action.SEND_HEADER:
-            self._send(file_header() + configuration(self.settings.machine))
+            offered = int(self.settings.extensions) if self.machine.dialect.extended else None
+            self._send(file_header() + configuration(self.settings.machine, extensions=offered))
         elif action is Action.SEND_INITIAL_RAM:
             return self._send_initial_ram()
         elif action is Action.SUSPEND:
@@ -305,6 +320,9 @@ class PrimaryLink:
             return self._send_initial_end()
         elif action is Action.SEND_RAM:
             return self._send_ram()
+        elif action is Action.SEND_DIGEST:
+            self._digest.update(self._state)
+            self._send(encode_message(ColoMessage.CHECKPOINT_DIGEST, self._digest.value))
         elif action is Action.SEND_VMSTATE_SIZE:
             self._send(encode_message(ColoMessage.VMSTATE_SIZE, len(self._state)))
         elif action is Action.SEND_DEVICE:
@@ -409,11 +427,15 @@ class PrimaryLink:
     def _send_ram(self) -> Event:
         self._times.sending = time.monotonic_ns()
         head = ram_start_section(RAM_SECTION_ID, self._pages.infos) + section_end(RAM_SECTION_ID)
+        self._digest.reset()
         if self.settings.copy:
+            if self.machine.dialect.digest:
+                self._pages.stable.digest(self._digest)
             self._send(head, flush=True)
             self._pages.stable.send(self.sock, deadline_ns=self._deadline_ns(), wake_fd=self._wake_fd)
         else:
             self._send(head)
+            self._encoder.set_digest(self._digest if self.machine.dialect.digest else None)
             self._pages.encode(self._encoder, epoch=self.machine.epoch, deadline_ns=self._deadline_ns())
         self._encoder.end_section(self._deadline_ns(), flush=False)
         self._send(section_footer(RAM_SECTION_ID) + end_of_stream())

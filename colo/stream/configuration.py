@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 CAPABILITIES = "configuration/capabilities"
 PAGE_BITS = "configuration/target-page-bits"
 UUID = "configuration/uuid"
+EXTENSIONS = "configuration/colo"
+"""colo's own: a u64 of :class:`~colo.wire.Extension` bits that the sender offers. A QEMU refuses it."""
 SUBSECTION_VERSION = 1
 
 
@@ -64,7 +66,9 @@ def read_configuration(buf: ReadBuffer, limits: StreamLimits = DEFAULT_LIMITS) -
     assert isinstance(capabilities, tuple)
     assert isinstance(page_bits, int | None)
     assert isinstance(uuid, bytes | None)
-    return Configuration(offset, machine, capabilities, page_bits, uuid)
+    extensions = found.get(EXTENSIONS)
+    assert isinstance(extensions, int | None)
+    return Configuration(offset, machine, capabilities, page_bits, uuid, extensions)
 
 
 def _read_capabilities(buf: ReadBuffer, where: str, limits: StreamLimits) -> tuple[str, ...]:
@@ -96,7 +100,16 @@ def _read_uuid(buf: ReadBuffer, where: str, limits: StreamLimits) -> bytes:
     return buf.read_exact(16)
 
 
-_READERS = {CAPABILITIES: _read_capabilities, PAGE_BITS: _read_page_bits, UUID: _read_uuid}
+def _read_extensions(buf: ReadBuffer, where: str, limits: StreamLimits) -> int:
+    return buf.read_u64()
+
+
+_READERS = {
+    CAPABILITIES: _read_capabilities,
+    PAGE_BITS: _read_page_bits,
+    UUID: _read_uuid,
+    EXTENSIONS: _read_extensions,
+}
 
 
 def configuration(
@@ -105,8 +118,9 @@ def configuration(
     capabilities: tuple[str, ...] = (),
     page_bits: int | None = None,
     uuid: bytes | None = None,
+    extensions: int | None = None,
 ) -> bytes:
-    """The CONFIGURATION item.
+    """The CONFIGURATION item. ``extensions``: what to offer to another colo; never to a QEMU.
 
     ``capabilities`` must name those whose use shows in the stream (``x-ignore-shared``): the loading QEMU
     compares them with its own. Raises ValueError for names or sizes that do not fit the format.
@@ -125,6 +139,8 @@ def configuration(
         if len(uuid) != 16:
             raise ValueError(f"a UUID has 16 bytes, not {len(uuid)}")
         parts += [_subsection(UUID), uuid]
+    if extensions is not None:
+        parts += [_subsection(EXTENSIONS), extensions.to_bytes(8, "big")]
     return b"".join(parts)
 
 

@@ -28,6 +28,8 @@ class Configuration:
     capabilities: tuple[str, ...] = ()
     page_bits: int | None = None
     uuid: bytes | None = None
+    extensions: int | None = None
+    """Bits of :class:`~colo.wire.Extension` that a colo offers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from colo.session.primary_link import LinkSettings, PrimaryLink, VmHandle, event
 from colo.session.primary_pages import PrimaryPages
 from colo.session.vm_state import StateForm, decode_state
 from colo.stream import StreamLimits
+from colo.wire import Extension
 
 _spec = importlib.util.spec_from_file_location(
     "primary_vm", Path(__file__).parents[1] / "session" / "primary_vm.py")
@@ -111,6 +112,7 @@ class Run:
     mode: Mode
     tracker: str
     xbzrle: Any
+    extended: bool
     delivered: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -153,7 +155,9 @@ class Run:
         self.turns.clear()
         link = PrimaryLink(
             ours, self.handle, self.pages, self.form,
-            LinkSettings("colo", Dialect(enable_colo=True), self.mode, self.copy, DEADLINES),
+            LinkSettings(
+                "colo", Dialect(enable_colo=True, extended=self.extended), self.mode, self.copy, DEADLINES,
+                extensions=Extension.DIGEST),
             outbox=self.outbox, committed=self.may_hold,
         )
         stood = ended = State.RUNNING
@@ -222,7 +226,7 @@ def schedule(seed: int) -> set[State]:
     draw = random.Random(seed)
     run = Run(
         copy=draw.random() < 0.5, mode=draw.choice([Mode.EARLY, Mode.STRICT]), tracker=draw.choice(TRACKERS),
-        xbzrle=draw.choice([None, "shadow", 64 << 10]),
+        xbzrle=draw.choice([None, "shadow", 64 << 10]), extended=draw.random() < 0.7,
     )
     try:
         for _ in range(draw.randrange(1, 4)):

@@ -29,10 +29,12 @@ SENT: dict[Action, tuple[str, ...]] = {
     A.SEND_CHECKPOINT_REQUEST: ("checkpoint-request",),
     A.SEND_VMSTATE_SEND: ("vmstate-send",),
     A.SEND_RAM: ("part of stream", "ram-staged"),
+    A.SEND_DIGEST: ("checkpoint-digest",),
     A.SEND_VMSTATE_SIZE: ("vmstate-size",),
     A.SEND_DEVICE: ("part of device", "device-received"),
     A.SEND_PONG: ("pong",),
     A.SEND_SHUT: ("shut",),
+    A.SEND_EXTENSIONS: ("extensions",),
     A.SEND_CHECKPOINT_READY: ("checkpoint-ready",),
     A.SEND_CHECKPOINT_REPLY: ("checkpoint-reply",),
     A.SEND_VMSTATE_RECEIVED: ("vmstate-received",),
@@ -91,6 +93,9 @@ class Side:
             machine.dialect.return_path,
             machine.dialect.enable_colo,
             machine._switched_over,
+            machine._extensions_due,
+            machine._digest_due,
+            machine.dialect.digest,
             self.todo,
             self.reports,
             self.inbox,
@@ -106,8 +111,7 @@ class Side:
         other.machine = object.__new__(Machine)
         for slot in Machine.__slots__:
             setattr(other.machine, slot, getattr(self.machine, slot))
-        dialect = self.machine.dialect
-        other.machine.dialect = Dialect(dialect.return_path, dialect.enable_colo, dialect.switchover_start)
+        other.machine.dialect = copy.copy(self.machine.dialect)
         return other
 
 
@@ -142,6 +146,13 @@ class World:
 
     def peer(self, role: Role) -> Side:
         return self.sides[Role.SECONDARY if role is Role.PRIMARY else Role.PRIMARY]
+
+    def agree(self, role: Role, token: str) -> None:
+        """What the sessions do when they read what is offered, and what is taken."""
+        offered = self.sides[Role.PRIMARY].machine.dialect.extended
+        if offered and token in ("stream-opened", "extensions"):
+            dialect = self.sides[role].machine.dialect
+            dialect.extended = dialect.digest = True
 
     # Moves.
 
@@ -211,6 +222,7 @@ class World:
                 assert side.machine.reads is READ_AS.get(token, Reads.MESSAGE), (token, self.history)
                 after = self.clone(f"{name} reads {token}")
                 after.sides[role].inbox = side.inbox[1:]
+                after.agree(role, token)
                 if not token.startswith("part"):
                     after.feed(role, Event(token))
                 yield after
@@ -308,6 +320,8 @@ DIALECTS = {
     "qemu 11.1": Dialect(return_path=True, switchover_start=True),
     "bare": Dialect(),
     "everything": Dialect(True, True, True),
+    "colo": Dialect(enable_colo=True, extended=True),
+    "colo, everything": Dialect(True, True, True, extended=True),
 }
 
 
@@ -333,7 +347,8 @@ def test_undisturbed_every_order_ends_with_all_checkpoints_committed_on_both_sid
         assert (primary.machine.state, secondary.machine.state) == (State.RUNNING, State.IDLE)
         assert primary.machine.committed == secondary.machine.committed == end.released == 3
         assert primary.vm_runs
-        assert secondary.machine.dialect == dialect
+        assert secondary.machine.dialect == primary.machine.dialect
+        assert secondary.machine.dialect.digest == dialect.extended
 
 
 def disturbed(mode: Mode, secondary_mode: Mode, dialect: str, by_copy: bool, *, times: int) -> None:
@@ -370,6 +385,7 @@ def disturbed(mode: Mode, secondary_mode: Mode, dialect: str, by_copy: bool, *, 
         (Mode.EARLY, Mode.EARLY, "qemu 7.2", True),
         (Mode.STRICT, Mode.EARLY, "qemu 11.1", False),
         (Mode.STRICT, Mode.STRICT, "qemu 7.2", False),
+        (Mode.EARLY, Mode.EARLY, "colo", True),
     ],
 )
 def test_after_a_disturbance_exactly_one_side_runs_from_the_highest_commit(

@@ -24,9 +24,9 @@ from colo.protocol import (
     return_path_missing_bytes,
 )
 from colo.protocol.messages import DEVICE_LIMIT_BYTES, RETURN_PATH_PAYLOAD_BYTES
-from colo.wire import ColoMessage, Command, ReturnPath
+from colo.wire import MESSAGE_VALUE_BYTES, ColoMessage, Command, ReturnPath
 
-PLAIN = [kind for kind in ColoMessage if kind is not ColoMessage.VMSTATE_SIZE]
+PLAIN = [kind for kind in ColoMessage if kind not in MESSAGE_VALUE_BYTES]
 
 
 @pytest.mark.parametrize("kind", PLAIN)

@@ -21,6 +21,8 @@ SETTINGS = [
         (C.DIRECT, C.COPY),
         (C.COLO_NOT_ENABLED, None),
         (C.NOT_SWITCHED_OVER, None),
+        (C.EXTENSIONS_DUE, None),
+        (C.DIGEST_DUE, C.NO_DIGEST_DUE),
     )
 ]
 
@@ -76,6 +78,8 @@ def test_every_colo_message_is_an_event_that_one_role_takes() -> None:
         ColoMessage.VMSTATE_SIZE: {Role.SECONDARY},
         ColoMessage.VMSTATE_RECEIVED: {Role.PRIMARY},
         ColoMessage.VMSTATE_LOADED: {Role.PRIMARY},
+        ColoMessage.EXTENSIONS: {Role.PRIMARY},
+        ColoMessage.CHECKPOINT_DIGEST: {Role.SECONDARY},
     }
 
 

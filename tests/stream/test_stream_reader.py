@@ -201,7 +201,7 @@ def test_configuration_round_trip(machine, capabilities, page_bits, uuid):
         + EOF
     )
     _, read_back, end = StreamReader(ReadBuffer.from_bytes(data))
-    assert read_back == Configuration(8, machine, capabilities, page_bits, uuid)
+    assert read_back == Configuration(8, machine, capabilities, page_bits, uuid, None)
     assert end.offset == len(data) - 1
 
 
