@@ -8,12 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from enum import Enum
 from socket import socket as Socket
 from typing import Any, Self
 
-from colo.abc import DirtyTracker, VirtualMachine
+from colo.abc import VirtualMachine
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -28,15 +26,14 @@ from colo.errors import (
 )
 from colo.protocol import Dialect, Event, Mode, State
 from colo.session.arbiter import arbiter_from_uri
-from colo.session.deadlines import Deadlines
 from colo.session.outbox import Outbox
+from colo.session.pace import Pace
+from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
 from colo.session.primary_link import LinkSettings, PrimaryLink, VmHandle, event_of
 from colo.session.primary_pages import PrimaryPages
-from colo.session.primary_report import Pace, PrimaryReport, PrimaryStatistics
+from colo.session.primary_report import PrimaryReport, PrimaryStatistics
 from colo.session.vm_state import StateForm
-from colo.stream import StreamLimits
 from colo.transport import abort, check_plaintext, connect
-from colo.wire import Extension
 
 WATCH_S = 0.05
 GENERATION_S = 0.2
@@ -45,66 +42,10 @@ CONNECT_RETRY_S = 0.05
 RECONNECT_RETRY_S = 0.5
 ARBITRATION_RETRY_S = 1.0
 
+__all__ = ["Primary", "PrimaryConfig", "PrimaryEnding", "PrimaryOutcome"]
+
 _protected: set[int] = set()
 _protected_lock = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class PrimaryConfig:
-    """What a primary needs to know. Only ``to`` and ``arbiter`` have no default."""
-
-    to: str
-    """Where the secondary listens: ``tcp:HOST:PORT`` or ``unix:PATH``."""
-    arbiter: str
-    """``file:DIR``, ``exec:COMMAND`` or ``none``."""
-    interval_ms: float = 100.0
-    """From the begin of one checkpoint to that of the next; 0: one after the other. With a target pause, the most."""
-    target_pause_ms: float | None = None
-    """Adapt the interval so that pauses stay near this."""
-    sending: str = "copy"
-    """``copy``: the VM runs on as soon as its dirty pages are copied; ``direct``: when the secondary has loaded them."""
-    tracker: str | DirtyTracker = "auto"
-    xbzrle: str | int | None = None
-    """Send changed pages as deltas: ``"shadow"`` (a copy of all memory), or the bytes of a cache as QEMU's."""
-    machine: str = "colo"
-    """The machine type in the stream: a QEMU secondary's must be the same."""
-    sections: bool | None = None
-    """Whether ``save_state`` gives device sections (True), any bytes (False), or whichever the first state is (None)."""
-    dialect: Dialect | None = None
-    """None: ENABLE_COLO, and between two colo ends their own extensions."""
-    mode: Mode = Mode.EARLY
-    """What counts as committed: ``EARLY`` (RECEIVED) between colo ends; ``STRICT`` (LOADED) towards a QEMU."""
-    digest: bool = True
-    """Between two colo ends: send each checkpoint's digest, so that what was damaged on its way is not committed."""
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    limits: StreamLimits = field(default_factory=StreamLimits)
-    vm_s: float = 2.0
-    """Most that one of the VM's own methods may take; less than the secondary's patience (``message_s``)."""
-    connect_s: float = 10.0
-    """Most that the first connection may take."""
-    resync_s: float = 0.0
-    """After a loss: so long the same secondary is tried again, with outputs held, before the arbiter is asked. It must
-    wait as long on its side."""
-    reconnect: bool = False
-    """Running alone, go on trying to reach a (new) secondary."""
-    insecure: bool = False
-    """Allow plaintext TCP beyond loopback."""
-
-
-class PrimaryEnding(Enum):
-    """How protection ended."""
-
-    ALONE = "the VM runs on alone, unprotected"
-    STOPPED = "the other side runs the VM: this one stands still"
-
-
-@dataclass(frozen=True, slots=True)
-class PrimaryOutcome:
-    """What came of a session."""
-
-    ending: PrimaryEnding
-    reason: str
-    generation: int
 
 
 class _OtherSideRuns(Exception):
@@ -147,19 +88,14 @@ class Primary:
         self.outbox = outbox
         self.state = "new"
         self.statistics = PrimaryStatistics()
-        if config.sending not in ("copy", "direct"):
-            raise ValueError(f"sending is 'copy' or 'direct', not {config.sending!r}")
-        if not config.arbiter:
-            raise ArbitrationError(
-                "without an arbiter both sides may run after a loss: file:DIR, exec:COMMAND, or none")
         check_plaintext(config.to, insecure=config.insecure)
-        self._pace = Pace(config.interval_ms, target_pause_ms=config.target_pause_ms)
+        self._pace = Pace(
+            config.interval_ms, target_pause_ms=config.target_pause_ms, link_share=config.link_share)
         self._on_event = on_event
         self._arbiter = arbiter_from_uri(config.arbiter, role="primary", create=True)
         self.generation = self._arbiter.current()
         self._settings = LinkSettings(
-            config.machine, config.dialect or Dialect(enable_colo=True, extended=config.mode is Mode.EARLY), config.mode,
-            config.sending == "copy", config.deadlines, Extension.DIGEST if config.digest else Extension(0))
+            config.machine, config.spoken, config.mode, config.sending == "copy", config.deadlines, config.extensions)
         self._pages = PrimaryPages(vm.memory, tracker=config.tracker, xbzrle=config.xbzrle)
         self._form = StateForm(config.limits, sections=config.sections)
         self._handle = VmHandle(vm, guard=self._guard)
@@ -256,6 +192,7 @@ class Primary:
             "extensions": [extension.name for extension in link.agreed] if link else None,
             "generation": self.generation,
             "interval_ms": round(self._pace.interval_ms, 3),
+            "link_bytes_per_s": round(link.rate.bytes_per_s) if link else None,
             "tracker": self._pages.tracker.name,
             "outbox_held": self.outbox.held if self.outbox else None,
             "statistics": self.statistics.as_dict(),
@@ -361,6 +298,7 @@ class Primary:
         """Never returns: raises what ended the connection."""
         self.state = "synchronising"
         link.synchronise()
+        self._began_s = time.monotonic()
         self.state = "protecting"
         self._tell("protecting", self.generation)
         while True:
@@ -378,7 +316,7 @@ class Primary:
                 raise
             report = self.statistics.last
             assert report is not None
-            self._pace.took(report.pause_ms)
+            self._pace.took(report)
             with self._lock:
                 served, self._served = self._served, []
             for future in served:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from colo._fast.adaptive import AdaptiveCodec
 from colo._fast.buffers import ReadBuffer
 from colo._fast.digest import StreamDigest
 from colo._fast.pageencoder import PageEncoder
@@ -37,6 +38,7 @@ from colo.protocol.states import NOTHING_SENT_WHOLE
 from colo.session.deadlines import Deadlines
 from colo.session.messages import read_message
 from colo.session.outbox import Outbox
+from colo.session.pace import LinkRate
 from colo.session.primary_pages import PrimaryPages
 from colo.session.primary_report import PrimaryReport
 from colo.session.vm_state import StateForm, describe
@@ -177,6 +179,9 @@ class PrimaryLink:
         self._encoder = PageEncoder(sock.fileno(), wake_fd=wake_fd)
         self.agreed = Extension(0)
         """What the secondary took of the extensions offered."""
+        self.rate = LinkRate()
+        self._codec: AdaptiveCodec | None = None
+        self._counted: dict[PageEncoder, tuple[dict[str, int], dict[str, int]]] = {}
         self._digest = StreamDigest()
         self._state = b""
         self._times = _Times()
@@ -263,8 +268,22 @@ class PrimaryLink:
             self._buffer.set_deadline(self.machine.phase.name.lower(), seconds)
             self._read()
         self._report(full_copy=event is Event.CONNECTED)
+        if event is Event.CONNECTED:
+            self._begin_to_compress()
+        elif self._codec is not None:
+            self._codec.set_link(self.rate.bytes_per_s)
         if self.settings.copy:
             self._pages.stable.make_ready(self._pages.total_bytes)
+
+    def _begin_to_compress(self) -> None:
+        """With what both ends have: from the first checkpoint on, as nothing was agreed before the first copy."""
+        methods = [name.lower() for name in ("LZ4", "ZSTD") if Extension[name] in self.agreed]
+        if not methods:
+            return
+        self._codec = AdaptiveCodec(self.rate.bytes_per_s, methods=methods)
+        self._encoder.close()
+        self._encoder = PageEncoder(self.sock.fileno(), wake_fd=self._wake_fd, codec=self._codec)
+        self._pages.codec = self._codec
 
     def _feed(self, event: Event) -> None:
         pending: Event | None = event
@@ -447,6 +466,11 @@ class PrimaryLink:
     def _report(self, *, full_copy: bool) -> None:
         t, now = self._times, time.monotonic_ns()
         number = self.machine.committed or 0
+        stream_bytes = self._encoder.stats.sent_bytes - self._stream_start + self._copied_bytes
+        transfer_ms = (now - (t.sending or t.begin)) / 1e6
+        if not full_copy:
+            self.rate.took(stream_bytes, transfer_ms)
+        pages, record_bytes = self._records_made()
         self._on_checkpoint(PrimaryReport(
             connection=self.connection,
             number=number,
@@ -459,9 +483,28 @@ class PrimaryLink:
             send_ms=(t.sent - (t.sending or t.begin)) / 1e6,
             acknowledged_ms=(now - t.sent) / 1e6,
             dirty_pages=self._dirty_pages,
-            stream_bytes=self._encoder.stats.sent_bytes - self._stream_start + self._copied_bytes,
+            stream_bytes=stream_bytes,
             device_bytes=len(self._state),
+            transfer_ms=transfer_ms,
+            pages=pages,
+            record_bytes=record_bytes,
         ))
+
+    def _records_made(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Pages and bytes of the records made for this checkpoint, by kind."""
+        encoder = self._pages.stable.encoder if self._by_copy else self._encoder
+        stats = encoder.stats
+        old_pages, old_bytes = self._counted.get(encoder, ({}, {}))
+        self._counted[encoder] = stats.pages, stats.bytes
+        return (
+            {kind: n - old_pages.get(kind, 0) for kind, n in stats.pages.items()},
+            {kind: n - old_bytes.get(kind, 0) for kind, n in stats.bytes.items()},
+        )
+
+    @property
+    def _by_copy(self) -> bool:
+        """Whether this checkpoint's pages are sent from a copy: the first copy's are not."""
+        return self.settings.copy and self._copied_bytes > 0
 
 
 def event_of(error: BaseException) -> Event:

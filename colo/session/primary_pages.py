@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
+from colo._fast.adaptive import AdaptiveCodec
 from colo._fast.bitmap import DirtyBitmap
 from colo._fast.pagecache import PageCache, ShadowCache
 from colo._fast.pageencoder import PageEncoder
@@ -52,6 +53,8 @@ class PrimaryPages:
         elif xbzrle is not None:
             raise ValueError(f"xbzrle is None, 'shadow' or a number of bytes, not {xbzrle!r}")
         self._copy: StableCopy | None = None
+        self.codec: AdaptiveCodec | None = None
+        """For copies made from now on."""
 
     # -- tracking
 
@@ -129,10 +132,11 @@ class PrimaryPages:
     def stable(self) -> StableCopy:
         """The pages' records, apart from memory."""
         if self._copy is None:
-            self._copy = StableCopy()
+            self._copy = StableCopy(self.codec)
             self._copy.make_ready(self.total_bytes)
         return self._copy
 
     def drop_copy(self) -> None:
-        """The connection is over: what was copied for it is of no use."""
+        """The connection is over: what was copied for it, and agreed on, is of no use."""
         self._copy = None
+        self.codec = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from colo.session.statistics import Series
+from colo.wire import TARGET_PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,12 @@ class PrimaryReport:
     dirty_pages: int
     stream_bytes: int
     device_bytes: int
+    transfer_ms: float = 0.0
+    """From the first byte sent to the last acknowledgement."""
+    pages: dict[str, int] = field(default_factory=dict)
+    """Pages by kind of record: see :data:`colo._fast.pageencoder.KINDS`."""
+    record_bytes: dict[str, int] = field(default_factory=dict)
+    """Bytes of whole records by the same kinds."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -48,6 +56,8 @@ class PrimaryStatistics:
         self.losses = 0
         self.dirty_pages = 0
         self.stream_bytes = 0
+        self.pages: Counter[str] = Counter()
+        self.record_bytes: Counter[str] = Counter()
         self.pause_ms = Series()
         self.harvest_ms = Series()
         self.acknowledged_ms = Series()
@@ -61,9 +71,16 @@ class PrimaryStatistics:
             return
         self.checkpoints += 1
         self.dirty_pages += report.dirty_pages
+        self.pages.update(report.pages)
+        self.record_bytes.update(report.record_bytes)
         self.pause_ms.add(report.pause_ms)
         self.harvest_ms.add(report.harvest_ms)
         self.acknowledged_ms.add(report.acknowledged_ms)
+
+    @property
+    def compression_ratio(self) -> float:
+        """Bytes of records made per byte of the dirty pages' contents; 1.0 of nothing."""
+        return sum(self.record_bytes.values()) / (TARGET_PAGE_BYTES * self.dirty_pages) if self.dirty_pages else 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -73,34 +90,11 @@ class PrimaryStatistics:
             "losses": self.losses,
             "dirty_pages": self.dirty_pages,
             "stream_bytes": self.stream_bytes,
+            "pages": dict(self.pages),
+            "record_bytes": dict(self.record_bytes),
+            "compression_ratio": round(self.compression_ratio, 4),
             "pause_ms": self.pause_ms.as_dict(),
             "harvest_ms": self.harvest_ms.as_dict(),
             "acknowledged_ms": self.acknowledged_ms.as_dict(),
             "last": self.last.as_dict() if self.last else None,
         }
-
-
-class Pace:
-    """When the next checkpoint is due.
-
-    With ``target_pause_ms`` the interval follows the pauses: shorter, as fewer pages are then dirty, when one was longer
-    than that, longer when they are well below; between ``interval_min_ms`` and ``interval_ms``.
-    """
-
-    def __init__(self, interval_ms: float, *, target_pause_ms: float | None = None, interval_min_ms: float = 1.0) -> None:
-        if interval_ms < 0 or interval_min_ms <= 0 or (target_pause_ms is not None and target_pause_ms <= 0):
-            raise ValueError("an interval is at least 0 ms, a target pause and a least interval more than 0 ms")
-        self._most_ms = interval_ms
-        self._least_ms = min(interval_min_ms, interval_ms)
-        self._target_ms = target_pause_ms
-        self.interval_ms = interval_ms
-
-    def took(self, pause_ms: float) -> None:
-        """A checkpoint paused the VM for so long."""
-        if self._target_ms is None:
-            return
-        if pause_ms > self._target_ms:
-            factor = max(0.5, self._target_ms / pause_ms)
-        else:
-            factor = 1.1 if pause_ms < 0.8 * self._target_ms else 1.0
-        self.interval_ms = min(self._most_ms, max(self._least_ms, self.interval_ms * factor))

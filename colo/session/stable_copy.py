@@ -28,7 +28,7 @@ class StableCopy:
 
     def __init__(self, codec: AdaptiveCodec | None = None) -> None:
         self._arena = RecordArena()
-        self._encoder = PageEncoder(arena=self._arena, codec=codec)
+        self.encoder = PageEncoder(arena=self._arena, codec=codec)
 
     def __len__(self) -> int:
         return len(self._arena)
@@ -36,9 +36,9 @@ class StableCopy:
     def fill(self, pages: PrimaryPages, epoch: int) -> int:
         """Make the records of what ``pages`` owns; returns their length in bytes."""
         self._arena.clear()
-        pages.encode(self._encoder, epoch=epoch, deadline_ns=None)
-        self._encoder.flush()
-        self._encoder.close()
+        pages.encode(self.encoder, epoch=epoch, deadline_ns=None)
+        self.encoder.flush()
+        self.encoder.close()
         return len(self._arena)
 
     def make_ready(self, total_bytes: int) -> None:
@@ -78,4 +78,4 @@ class StableCopy:
 
     def close(self) -> None:
         """Let go of the memory that is being encoded."""
-        self._encoder.close()
+        self.encoder.close()

@@ -1,0 +1,67 @@
+"""When the next checkpoint is due, and how fast the link is."""
+
+from __future__ import annotations
+
+from colo.session.primary_report import PrimaryReport
+
+MEASURED_BYTES = 64 << 10
+"""Shorter checkpoints tell of the round trip, not of the link's rate."""
+NEW_SHARE = 0.25
+
+
+class LinkRate:
+    """The link's rate, from checkpoints long enough to show it: a running average."""
+
+    def __init__(self) -> None:
+        self.bytes_per_s = 0.0
+        """0: not known yet."""
+
+    def took(self, sent_bytes: int, ms: float) -> None:
+        """So many bytes were sent and acknowledged within so long."""
+        if sent_bytes < MEASURED_BYTES or ms <= 0:
+            return
+        now = sent_bytes / ms * 1000
+        self.bytes_per_s += (now - self.bytes_per_s) * (NEW_SHARE if self.bytes_per_s else 1.0)
+
+
+class Pace:
+    """The interval between the begins of two checkpoints.
+
+    With ``target_pause_ms`` it follows the pauses: shorter, as fewer pages are then dirty, when one was longer than that,
+    longer when they are well below; between ``interval_min_ms`` and ``interval_ms``. With ``link_share`` it is never so
+    short that sending checkpoints would take more than that part of the time.
+    """
+
+    def __init__(
+        self, interval_ms: float, *, target_pause_ms: float | None = None, link_share: float | None = None,
+        interval_min_ms: float = 1.0,
+    ) -> None:
+        if interval_ms < 0 or interval_min_ms <= 0 or (target_pause_ms is not None and target_pause_ms <= 0):
+            raise ValueError("an interval is at least 0 ms, a target pause and a least interval more than 0 ms")
+        if link_share is not None and not 0 < link_share <= 1:
+            raise ValueError(f"link_share is above 0 and at most 1, not {link_share}")
+        self._most_ms = interval_ms
+        self._least_ms = min(interval_min_ms, interval_ms)
+        self._target_ms = target_pause_ms
+        self._share = link_share
+        self._paced_ms = interval_ms
+        self._link_ms = 0.0
+
+    @property
+    def interval_ms(self) -> float:
+        """As it is now."""
+        return max(self._paced_ms, self._link_ms)
+
+    def took(self, report: PrimaryReport) -> None:
+        """Learn from a checkpoint."""
+        if self._share is not None:
+            # The time that the link was in use: from the first byte sent to the acknowledgement.
+            needed_ms = report.transfer_ms / self._share
+            self._link_ms += (needed_ms - self._link_ms) * (NEW_SHARE if self._link_ms else 1.0)
+        if self._target_ms is None:
+            return
+        if report.pause_ms > self._target_ms:
+            factor = max(0.5, self._target_ms / report.pause_ms)
+        else:
+            factor = 1.1 if report.pause_ms < 0.8 * self._target_ms else 1.0
+        self._paced_ms = min(self._most_ms, max(self._least_ms, self._paced_ms * factor))

@@ -1,0 +1,113 @@
+"""What a primary is told, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from colo._fast.adaptive import METHODS, probe, usable_methods
+from colo.abc import DirtyTracker
+from colo.errors import ArbitrationError, Unsupported
+from colo.protocol import Dialect, Mode
+from colo.session.deadlines import Deadlines
+from colo.stream import StreamLimits
+from colo.wire import Extension
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryConfig:
+    """What a primary needs to know. Only ``to`` and ``arbiter`` have no default."""
+
+    to: str
+    """Where the secondary listens: ``tcp:HOST:PORT`` or ``unix:PATH``."""
+    arbiter: str
+    """``file:DIR``, ``exec:COMMAND`` or ``none``."""
+    interval_ms: float = 100.0
+    """From the begin of one checkpoint to that of the next; 0: one after the other. With a target pause, the most."""
+    target_pause_ms: float | None = None
+    """Adapt the interval so that pauses stay near this."""
+    link_share: float | None = None
+    """Adapt the interval so that checkpoints take no more than this part of the link's measured rate, above 0 to 1: what
+    else uses the link keeps the rest."""
+    sending: str = "copy"
+    """``copy``: the VM runs on as soon as its dirty pages are copied; ``direct``: when the secondary has loaded them."""
+    tracker: str | DirtyTracker = "auto"
+    xbzrle: str | int | None = None
+    """Send changed pages as deltas: ``"shadow"`` (a copy of all memory), or the bytes of a cache as QEMU's."""
+    compress: str | None = None
+    """Between two colo ends: ``"lz4"``, ``"zstd"`` or ``"auto"`` (what both have, where it pays at the link's measured
+    rate), tried on pages that deltas do not make small."""
+    machine: str = "colo"
+    """The machine type in the stream: a QEMU secondary's must be the same."""
+    sections: bool | None = None
+    """Whether ``save_state`` gives device sections (True), any bytes (False), or whichever the first state is (None)."""
+    dialect: Dialect | None = None
+    """None: ENABLE_COLO, and between two colo ends their own extensions."""
+    mode: Mode = Mode.EARLY
+    """What counts as committed: ``EARLY`` (RECEIVED) between colo ends; ``STRICT`` (LOADED) towards a QEMU."""
+    digest: bool = True
+    """Between two colo ends: send each checkpoint's digest, so that what was damaged on its way is not committed."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    limits: StreamLimits = field(default_factory=StreamLimits)
+    vm_s: float = 2.0
+    """Most that one of the VM's own methods may take; less than the secondary's patience (``message_s``)."""
+    connect_s: float = 10.0
+    """Most that the first connection may take."""
+    resync_s: float = 0.0
+    """After a loss: so long the same secondary is tried again, with outputs held, before the arbiter is asked. It must
+    wait as long on its side."""
+    reconnect: bool = False
+    """Running alone, go on trying to reach a (new) secondary."""
+    insecure: bool = False
+    """Allow plaintext TCP beyond loopback."""
+
+    def __post_init__(self) -> None:
+        if self.sending not in ("copy", "direct"):
+            raise ValueError(f"sending is 'copy' or 'direct', not {self.sending!r}")
+        if not self.arbiter:
+            raise ArbitrationError(
+                "without an arbiter both sides may run after a loss: file:DIR, exec:COMMAND, or none")
+        if self.compress not in (None, "auto", *METHODS):
+            raise ValueError(f"compress is None, 'auto', {' or '.join(map(repr, METHODS))}, not {self.compress!r}")
+        if self.compress is not None and self.mode is not Mode.EARLY:
+            raise ValueError("compress is for two colo ends (mode EARLY): a QEMU knows XBZRLE only")
+
+    @property
+    def spoken(self) -> Dialect:
+        """The dialect to speak."""
+        return self.dialect or Dialect(enable_colo=True, extended=self.mode is Mode.EARLY)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The compression to offer: what is wanted and works here. Raises Unsupported when that is nothing."""
+        if self.compress is None:
+            return ()
+        usable = usable_methods()
+        found = tuple(name for name in usable if self.compress in ("auto", name))
+        if not found:
+            raise Unsupported(f"compress={self.compress!r}: " + "; ".join(f"{k}: {v}" for k, v in probe().items()))
+        return found
+
+    @property
+    def extensions(self) -> Extension:
+        """What to offer to a colo secondary."""
+        offered = Extension.DIGEST if self.digest else Extension(0)
+        for name in self.methods:
+            offered |= Extension[name.upper()]
+        return offered
+
+
+class PrimaryEnding(Enum):
+    """How protection ended."""
+
+    ALONE = "the VM runs on alone, unprotected"
+    STOPPED = "the other side runs the VM: this one stands still"
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryOutcome:
+    """What came of a session."""
+
+    ending: PrimaryEnding
+    reason: str
+    generation: int
