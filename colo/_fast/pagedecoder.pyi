@@ -1,3 +1,4 @@
+from colo._fast.adaptive import AdaptiveDecoder
 from colo._fast.buffers import ReadBuffer
 from colo._fast.digest import StreamDigest
 from colo._fast.ramblock import RamBlock
@@ -11,5 +12,8 @@ class PageDecoder:
     def __init__(self, staging: Staging, *, immediate: bool = False) -> None: ...
     def set_digest(self, digest: StreamDigest | None) -> None:
         """Add the bytes of all pages' records from now on to ``digest``; None: to none any more."""
+    def set_codec(self, codec: AdaptiveDecoder | None) -> None:
+        """Take pages in the encodings of an AdaptiveCodec too, from the next :meth:`set_blocks` on, outside
+        ``immediate``; None: refuse them. Only where that was agreed with the sender."""
     def set_blocks(self, blocks: list[RamBlock]) -> None: ...
     def decode(self, buffer: ReadBuffer) -> int: ...

@@ -5,8 +5,10 @@ The stream is read straight into the staging arena and parsed where it lies: a r
 applied. Every flag, name, offset and length is checked here, before anything is kept.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memmove
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset
 
+from colo._fast.adaptive cimport DECODE_MISSING, DECODED, AdaptiveDecoder
 from colo._fast.buffers cimport ReadBuffer
 from colo._fast.digest cimport StreamDigest, colo_digest_update
 from colo._fast.kernels cimport active
@@ -22,6 +24,8 @@ cdef extern from "wire_numbers.h":
     const uint64_t WIRE_PAGE_BYTES
     const int WIRE_PAGE_BITS
     const int WIRE_XBZRLE_ENCODING
+    const int WIRE_ENCODING_LZ4_DELTA
+    const int WIRE_ENCODING_ZSTD_DELTA
     const uint64_t WIRE_RAM_ZERO
     const uint64_t WIRE_RAM_MEM_SIZE
     const uint64_t WIRE_RAM_PAGE
@@ -59,6 +63,9 @@ cdef enum:
     OUT_OF_RECORDS = 15
     OUT_OF_MEMORY = 16
     BAD_MARK = 17
+    BAD_ENCODED = 18
+    BAD_TWICE = 19
+    BAD_METHOD = 20
     # compressBound(4096) of zlib: a sender's buffer for one page is no larger.
     COMPRESSED_MAX = 4096 + 13 + 1
     LARGEST_RECORD = 8 + 256 + 4 + 4110
@@ -88,6 +95,10 @@ cdef class PageDecoder:
     cdef public bint immediate
     cdef StreamDigest digest
     cdef bint digested
+    cdef AdaptiveDecoder codec
+    cdef bint coded
+    cdef uint64_t *touched          # with a codec: bit per page of all blocks, the page has come in this checkpoint
+    cdef size_t *first_word         # of each block, in touched
     cdef int current                # block of the record before, -1: none
     cdef size_t at                  # in the log: next record
     cdef size_t filled              # in the log: bytes read
@@ -99,6 +110,33 @@ cdef class PageDecoder:
         self.immediate = immediate
         self.current = -1
 
+    def __dealloc__(self):
+        free(self.touched)
+        free(self.first_word)
+
+    def set_codec(self, AdaptiveDecoder codec):
+        """Take pages in the encodings of :class:`~colo._fast.adaptive.AdaptiveCodec` too, from the next
+        :meth:`set_blocks` on, outside ``immediate``; None: refuse them. Only where that was agreed with the sender."""
+        self.codec = codec
+
+    cdef int watch_pages(self, list blocks) except -1:
+        """Note from now on which pages have come."""
+        cdef RamBlock block
+        cdef size_t n = 0, i
+        cdef void *p = realloc(self.first_word, max(1, len(blocks)) * sizeof(size_t))
+        if p == NULL:
+            raise MemoryError("no memory for the list of RAM blocks")
+        self.first_word = <size_t *>p
+        for i, block in enumerate(blocks):
+            self.first_word[i] = n
+            n += ((block.c.used_length >> WIRE_PAGE_BITS) + 63) // 64
+        p = realloc(self.touched, max(1, n) * 8)
+        if p == NULL:
+            raise MemoryError("no memory for the bitmap of a checkpoint's pages")
+        self.touched = <uint64_t *>p
+        memset(self.touched, 0, n * 8)
+        return 0
+
     def set_blocks(self, list blocks):
         """Begin a checkpoint over ``blocks``. CONTINUE goes on with the block of the last record, as in QEMU."""
         cdef RamBlock block
@@ -108,6 +146,9 @@ cdef class PageDecoder:
         else:
             self.staging.begin(blocks)
         self.current = -1
+        self.coded = self.codec is not None and not self.immediate
+        if self.coded:
+            self.watch_pages(blocks)
         for i, block in enumerate(blocks):
             if block.idstr == name:
                 self.current = i
@@ -292,10 +333,22 @@ cdef class PageDecoder:
                 if left < 3:
                     return NEED_MORE
                 self.current = block
+                n = (<size_t>p[1] << 8) | p[2]
                 if p[0] != WIRE_XBZRLE_ENCODING:
                     self.value = p[0]
-                    return BAD_XBZRLE_HEADER
-                n = (<size_t>p[1] << 8) | p[2]
+                    if not self.coded:
+                        return BAD_XBZRLE_HEADER
+                    if left < 3 + n:
+                        return NEED_MORE
+                    code = self.decompress(s, block, offset, p[0], p + 3, <int>n)
+                    if code > 2:
+                        return code
+                    if code:
+                        return OUT_OF_RECORDS if code == 1 else OUT_OF_MEMORY
+                    b.compressed_pages += 1
+                    b.compressed_bytes += n
+                    self.keep_record(block, offset, used + 3 + n)
+                    continue
                 self.value = n
                 if n > WIRE_PAGE_BYTES:
                     return BAD_XBZRLE_LENGTH
@@ -329,19 +382,60 @@ cdef class PageDecoder:
                 b.compressed_bytes += n
             if code:
                 return OUT_OF_RECORDS if code == 1 else OUT_OF_MEMORY
-            set_bit(b.received, offset >> WIRE_PAGE_BITS)
-            self.current = block
-            self.at += used
+            self.keep_record(block, offset, used)
 
-    cdef int inflate(self, Staging s, int block, uint64_t offset, const uint8_t *source, size_t n) noexcept nogil:
-        """Stage a COMPRESS_PAGE record as its page: what does not inflate to exactly one page is refused now."""
-        cdef unsigned long size = WIRE_PAGE_BYTES
+    cdef inline void keep_record(self, int block, uint64_t offset, size_t length) noexcept nogil:
+        set_bit(self.staging.blocks[block].received, offset >> WIRE_PAGE_BITS)
+        if self.coded:
+            set_bit(self.touched + self.first_word[block], offset >> WIRE_PAGE_BITS)
+        self.current = block
+        self.at += length
+
+    cdef uint8_t *inflated_room(self, Staging s) noexcept nogil:
+        """Where to make a page, NULL when there is no memory."""
         cdef void *p
         if s.inflated == NULL:
             p = mmap(NULL, s.arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
             if p == MAP_FAILED:
-                return 2
+                return NULL
             s.inflated = <uint8_t *>p
+        return s.inflated + s.inflated_used
+
+    cdef int decompress(self, Staging s, int block, uint64_t offset, int encoding, const uint8_t *source, int n) noexcept nogil:
+        """Stage a record of the agreed codec as its page. It is made now, from the committed page where it is a delta: so
+        what does not decode is refused before anything is committed."""
+        cdef ram_block *b = s.blocks[block]
+        cdef uint64_t page = offset >> WIRE_PAGE_BITS
+        cdef uint8_t *room
+        cdef int code
+        if encoding == WIRE_ENCODING_LZ4_DELTA or encoding == WIRE_ENCODING_ZSTD_DELTA:
+            self.value = offset
+            if not test_bit(b.received, page):
+                return BAD_XBZRLE_BASE
+            if test_bit(self.touched + self.first_word[block], page):
+                return BAD_TWICE
+        if b.memory == NULL:
+            return 0
+        room = self.inflated_room(s)
+        if room == NULL:
+            return 2
+        if s.inflated_used + WIRE_PAGE_BYTES > s.arena_bytes:
+            return 1
+        code = self.codec.decode(encoding, source, n, b.memory + offset, room)
+        if code == DECODE_MISSING:
+            self.value = encoding
+            return BAD_METHOD
+        if code != DECODED:
+            self.value = offset
+            return BAD_ENCODED
+        s.inflated_used += WIRE_PAGE_BYTES
+        return s.add(STAGED_INFLATED, block, offset, s.inflated_used - WIRE_PAGE_BYTES, <uint32_t>WIRE_PAGE_BYTES)
+
+    cdef int inflate(self, Staging s, int block, uint64_t offset, const uint8_t *source, size_t n) noexcept nogil:
+        """Stage a COMPRESS_PAGE record as its page: what does not inflate to exactly one page is refused now."""
+        cdef unsigned long size = WIRE_PAGE_BYTES
+        if self.inflated_room(s) == NULL:
+            return 2
         if s.inflated_used + WIRE_PAGE_BYTES > s.arena_bytes:
             # Pages that compress well outnumber what the window holds raw.
             if not self.immediate or self.flush(s):
@@ -399,6 +493,9 @@ cdef class PageDecoder:
             BAD_XBZRLE_LENGTH: f"XBZRLE length {value} is more than a page",
             BAD_XBZRLE: f"XBZRLE data of page {value:#x} run past the page or are malformed",
             BAD_XBZRLE_BASE: f"XBZRLE on page {value:#x}, which never came before",
+            BAD_ENCODED: f"the compressed page {value:#x} does not decode to one page",
+            BAD_TWICE: f"a compressed delta on page {value:#x}, which came before in the same checkpoint",
+            BAD_METHOD: f"page encoding {value:#x} was agreed on, but its library is missing here",
             BAD_COMPRESSED_LENGTH: f"compressed length {value}; 1 to {COMPRESSED_MAX} is possible for a page",
             BAD_COMPRESSED: f"compressed data of page {value:#x} do not inflate to one page",
         }[found]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from colo._fast.adaptive import AdaptiveDecoder, usable_methods
 from colo._fast.buffers import ReadBuffer
 from colo._fast.digest import StreamDigest
 from colo._fast.pagedecoder import EOS, PageDecoder
@@ -64,11 +65,17 @@ MESSAGES = {
     Action.SEND_VMSTATE_RECEIVED: ColoMessage.VMSTATE_RECEIVED,
     Action.SEND_VMSTATE_LOADED: ColoMessage.VMSTATE_LOADED,
 }
-SERVED = Extension.DIGEST
-"""The extensions that a secondary takes when a primary offers them."""
 MINIMUM_BYTES = 64 << 10
 """The initial stream must move by so much in each span of ``epoch_s``: less is a trickle, not a copy."""
 COUNTS = ("zero_pages", "normal_pages", "xbzrle_pages", "xbzrle_bytes", "compressed_pages", "compressed_bytes")
+
+
+def served() -> Extension:
+    """The extensions that a secondary takes when a primary offers them: what its libraries can do."""
+    found = Extension.DIGEST
+    for name in usable_methods():
+        found |= Extension[name.upper()]
+    return found
 
 
 class Follower:
@@ -325,9 +332,11 @@ class Follower:
         """Take what this side has of the extensions that a colo primary offers."""
         if configuration.extensions is None:
             return
-        self.agreed = Extension(configuration.extensions & int(SERVED))
+        self.agreed = Extension(configuration.extensions & int(served()))
         self.machine.dialect.extended = True
         self.machine.dialect.digest = Extension.DIGEST in self.agreed
+        if self.agreed & (Extension.LZ4 | Extension.ZSTD):
+            self._decoder.set_codec(AdaptiveDecoder())
 
     def _decode(self, section: LiveSection) -> None:
         while (total := self._decoder.decode(self._buffer)) != EOS:

@@ -281,9 +281,11 @@ class PrimaryLink:
         if not methods:
             return
         self._codec = AdaptiveCodec(self.rate.bytes_per_s, methods=methods)
-        self._encoder.close()
-        self._encoder = PageEncoder(self.sock.fileno(), wake_fd=self._wake_fd, codec=self._codec)
-        self._pages.codec = self._codec
+        if self.settings.copy:
+            self._pages.codec = self._codec
+        else:
+            self._encoder.close()
+            self._encoder = PageEncoder(self.sock.fileno(), wake_fd=self._wake_fd, codec=self._codec)
 
     def _feed(self, event: Event) -> None:
         pending: Event | None = event

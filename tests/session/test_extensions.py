@@ -6,11 +6,13 @@ import random
 import select
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from colo._fast.adaptive import usable_methods
 from colo.errors import ColoError
 from colo.protocol import Mode
 from colo.session.in_process import InProcessTakeover
@@ -23,9 +25,10 @@ SEND = b"\0\0\0\3"
 
 
 class Damager:
-    """Carries one connection, and inverts one bit of what the primary sends after it was armed."""
+    """Carries one connection, as fast as it may, and inverts one bit of what the primary sends after it was armed."""
 
-    def __init__(self, to: str) -> None:
+    def __init__(self, to: str, *, bytes_per_s: float = 0.0) -> None:
+        self.bytes_per_s = bytes_per_s
         host, port = to.removeprefix("tcp:").rsplit(":", 1)
         self.target = host, int(port)
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -49,6 +52,8 @@ class Damager:
                         return
                     if not data:
                         return
+                    if ready is primary and self.bytes_per_s:
+                        time.sleep(len(data) / self.bytes_per_s)
                     if ready is primary and self.flip_at is not None:
                         at = self.flip_at // 8 - self.sent
                         if 0 <= at < len(data):
@@ -138,3 +143,63 @@ def test_what_is_offered_is_agreed_on(arbiter: Path, mode: Mode, digest: bool, a
     standby.close()
     vm.close()
     other.close()
+
+
+class TextVm(PageVm):
+    """Its pages hold words that move: deltas gain little, an older page as dictionary much."""
+
+    def __init__(self) -> None:
+        super().__init__(256)
+        draw = random.Random(5)
+        known = [bytes(draw.choices(b"abcdefghijklmnop", k=6)) for _ in range(40)]
+        self.views[0][:] = b"".join(draw.choice(known) + b"  " for _ in range(256 * 512))
+
+    def advance(self) -> None:
+        self.turn += 1
+        ram = self.views[0]
+        for page in range(256):
+            at, by = page * 4096, 8 * (1 + (self.turn * 7 + page) % 200)
+            ram[at : at + 4096] = bytes(ram[at + by : at + 4096]) + bytes(ram[at : at + by])
+
+
+@pytest.mark.parametrize("sending", ["copy", "direct"])
+@pytest.mark.parametrize("compress", [*usable_methods(), "auto"])
+def test_pages_are_compressed_where_the_link_is_slow(arbiter: Path, sending: str, compress: str) -> None:
+    vm, other = TextVm(), PageVm(256)
+    standby = Standby(other, arbiter)
+    between = Damager(standby.secondary.address, bytes_per_s=8e6)
+    with Primary(vm, PrimaryConfig(
+        between.address, f"file:{arbiter}", interval_ms=10_000.0, sending=sending, compress=compress, xbzrle="shadow",
+    )) as primary:
+        primary.start()
+        for _ in range(6):
+            with vm.paused():
+                vm.advance()
+            report = primary.checkpoint(20)
+        assert 1e6 < primary.status()["link_bytes_per_s"] < 20e6
+        assert set(primary.status()["extensions"]) > {"DIGEST"}
+        compressed = {kind: n for kind, n in report.pages.items() if kind.endswith("_delta") and n}
+        assert sum(compressed.values()) > 100, report
+        assert compress == "auto" or set(compressed) == {f"{compress}_delta"}
+        assert primary.statistics.compression_ratio < 0.8
+        assert standby.secondary.statistics.pages["compressed"] >= sum(compressed.values())
+        standby.secondary.request_failover("test")
+        assert isinstance(standby.join(), InProcessTakeover)
+        assert other.image() == vm.image()
+    between.close()
+    standby.close()
+    vm.close()
+    other.close()
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"compress": "gzip"}, "compress is None"),
+    ({"compress": "lz4", "mode": Mode.STRICT}, "a QEMU knows XBZRLE only"),
+    ({"sending": "later"}, "sending is"),
+    ({"link_share": 1.5}, "link_share"),
+])
+def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    vm = PageVm()
+    with pytest.raises(ValueError, match=words):
+        Primary(vm, PrimaryConfig(**{"to": "tcp:127.0.0.1:1", "arbiter": f"file:{tmp_path}", **options}))
+    vm.close()

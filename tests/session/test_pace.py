@@ -1,0 +1,63 @@
+"""When the next checkpoint is due."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from colo.session.pace import LinkRate, Pace
+from colo.session.primary_report import PrimaryReport
+
+REPORT = PrimaryReport(
+    connection=0, number=1, full_copy=False, pause_ms=1.0, stop_ms=0.0, save_ms=0.0, harvest_ms=0.0, copy_ms=0.0,
+    send_ms=0.0, acknowledged_ms=0.0, dirty_pages=0, stream_bytes=0, device_bytes=0,
+)
+
+
+def after(pace: Pace, *, times: int = 60, **figures: float) -> float:
+    for _ in range(times):
+        pace.took(dataclasses.replace(REPORT, **figures))
+    return pace.interval_ms
+
+
+def test_without_a_target_it_is_what_was_asked_for() -> None:
+    assert after(Pace(100.0), pause_ms=500.0, transfer_ms=900.0) == 100.0
+
+
+def test_it_follows_the_pauses_between_its_bounds() -> None:
+    pace = Pace(100.0, target_pause_ms=5.0, interval_min_ms=2.0)
+    assert after(pace, pause_ms=50.0) == 2.0
+    assert after(pace, pause_ms=4.5) == 2.0, "near the target it stays"
+    assert after(pace, pause_ms=1.0) == 100.0
+
+
+def test_the_link_keeps_its_share_free() -> None:
+    pace = Pace(10.0, link_share=0.25)
+    assert after(pace, transfer_ms=20.0) == pytest.approx(80.0, rel=0.01)
+    assert after(pace, transfer_ms=1.0) == 10.0
+
+
+def test_the_link_comes_before_the_pauses() -> None:
+    pace = Pace(100.0, target_pause_ms=5.0, link_share=0.5)
+    assert after(pace, pause_ms=50.0, transfer_ms=30.0) == pytest.approx(60.0, rel=0.01)
+
+
+@pytest.mark.parametrize("options", [
+    {"interval_ms": -1.0}, {"interval_ms": 1.0, "target_pause_ms": 0.0}, {"interval_ms": 1.0, "link_share": 0.0},
+    {"interval_ms": 1.0, "link_share": 1.1}, {"interval_ms": 1.0, "interval_min_ms": 0.0},
+])
+def test_what_cannot_be_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="is"):
+        Pace(**options)
+
+
+def test_the_rate_is_that_of_checkpoints_long_enough_to_show_it() -> None:
+    rate = LinkRate()
+    rate.took(1000, 10.0)
+    assert rate.bytes_per_s == 0.0
+    rate.took(1_000_000, 10.0)
+    assert rate.bytes_per_s == pytest.approx(100e6)
+    for _ in range(40):
+        rate.took(1_000_000, 100.0)
+    assert rate.bytes_per_s == pytest.approx(10e6, rel=0.01)
