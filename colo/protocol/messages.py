@@ -1,7 +1,8 @@
 """Bytes to messages and back: COLO's messages, and those of the return path.
 
 The decoders take what has been read so far. ``…_missing_bytes`` says how much more one whole message needs,
-so that a session never reads past it: the bytes that follow VMSTATE_SEND or VMSTATE_SIZE belong to somebody else. Numbers are big-endian; QEMU's side of it is migration/colo.c (colo_send_message,
+so that a session never reads past it: the bytes that follow VMSTATE_SEND or VMSTATE_SIZE belong to
+somebody else. Numbers are big-endian; QEMU's side of it is migration/colo.c (colo_send_message,
 colo_receive_message) and migration/migration.c (migrate_send_rp_message, source_return_path_thread).
 """
 

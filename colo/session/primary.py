@@ -24,7 +24,7 @@ from colo.errors import (
     TrackerError,
     VmError,
 )
-from colo.protocol import Dialect, Event, Mode, State
+from colo.protocol import Event, State
 from colo.session.arbiter import arbiter_from_uri
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace

@@ -70,6 +70,9 @@ RAM_SECTION_ID = 0x636F6C6F
 """No device section of a VM has it: theirs count from 0 or 1."""
 
 
+NO_EXTENSION = Extension(0)
+
+
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
     """How a connection is spoken."""
@@ -79,7 +82,7 @@ class LinkSettings:
     mode: Mode
     copy: bool
     deadlines: Deadlines
-    extensions: Extension = Extension(0)
+    extensions: Extension = NO_EXTENSION
     """What is offered beyond QEMU's protocol, if the dialect has it (:attr:`Dialect.extended`)."""
     initial_rounds: int = 5
     """Most rounds over RAM while the VM runs, before it is paused for the rest."""
