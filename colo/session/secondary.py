@@ -304,17 +304,27 @@ class Secondary:
             raise AssertionError("a connection ends with an error that says how")
         except Interrupted:
             noticed_ns = time.monotonic_ns()
-            follower.abandon()
             self._clear_wake()
+            if self._requested is None or self._stopping or follower.committed is None:
+                self._cut(follower)
+            # Else the connection lives until the takeover has claimed the VM: a primary that saw it go would claim too.
             return Loss(self._requested or "stopped", noticed_ns)
         except Exception as error:
             # Whatever it is: what was committed before must survive it.
             noticed_ns = time.monotonic_ns()
             reason = explain(error)
             self._tell("lost", reason)
+            self._cut(follower)
             return Loss(reason, noticed_ns, ours=not isinstance(error, (ChannelError, StreamError, ProtocolError)))
-        finally:
+        except BaseException:
             abort(follower.sock)
+            raise
+
+    @staticmethod
+    def _cut(follower: Follower) -> None:
+        """End the connection and drop what is not committed. Any number of times."""
+        follower.abandon()
+        abort(follower.sock)
 
     def _clear_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -356,18 +366,21 @@ class Secondary:
         # First what it takes: who has nothing to run the VM with must not stop the other side's.
         try:
             standby = self._keeper.take(self.config.takeover_s)
-        except ColoError:
+        except BaseException:
+            self._cut(follower)
             self.failover.feed(FailoverEvent.BROKEN if self._won else FailoverEvent.REFUSED)
             raise
         ready_ns = time.monotonic_ns()
         try:
             if not self._won:
                 self._arbitrate(loss.reason)
+            self._cut(follower)
             arbitrated_ns = time.monotonic_ns()
             committed = follower.settle()
             assert committed is not None
             self._tell("settled", committed)
         except BaseException as error:
+            self._cut(follower)
             standby.close()
             if isinstance(error, ArbitrationError) and not isinstance(error, ArbitrationLost):
                 self._keeper.replace()
@@ -416,6 +429,8 @@ class Secondary:
                 self.failover.feed(FailoverEvent.REFUSED)
                 raise
             except ArbitrationError as error:
+                if self._follower is not None:
+                    self._cut(self._follower)  # who waits at the other end is not to wait for this
                 if not told:
                     self._tell("notice", f"who may run is undecided, trying again: {error}")
                     told = True
