@@ -57,7 +57,7 @@ from colo.stream import (
     StreamReader,
     parse_mem_size,
 )
-from colo.wire import ColoMessage, Command, Extension, ReturnPath, SectionType
+from colo.wire import TARGET_PAGE_BYTES, ColoMessage, Command, Extension, ReturnPath, SectionType
 
 MESSAGES = {
     Action.SEND_CHECKPOINT_READY: ColoMessage.CHECKPOINT_READY,
@@ -67,6 +67,8 @@ MESSAGES = {
 }
 MINIMUM_BYTES = 64 << 10
 """The initial stream must move by so much in each span of ``epoch_s``: less is a trickle, not a copy."""
+PREPARED_BYTES = 64 << 20
+"""So much memory is kept ready for the first checkpoint's pages, or a quarter of RAM if that is less."""
 COUNTS = ("zero_pages", "normal_pages", "xbzrle_pages", "xbzrle_bytes", "compressed_pages", "compressed_bytes")
 
 
@@ -427,12 +429,20 @@ class Follower:
     def _load(self) -> Event | None:
         """Replay the committed checkpoint's pages onto the image; the primary runs on meanwhile (mode early)."""
         self._mark("acknowledged")
-        self._applying = self._applier.submit(self._staging.apply)
+        self._applying = self._applier.submit(self._apply, first=self.machine.epoch == 1)
         self._report()
         if self.machine.mode is Mode.EARLY:
             return None
         self.settle()
         return Event.APPLIED
+
+    def _apply(self, *, first: bool) -> None:
+        self._staging.apply()
+        if first:
+            # In the first checkpoint, too, a primary is not to wait for memory.
+            self._staging.begin(self.image.blocks)
+            total = sum(block.pages for block in self.image.blocks) * TARGET_PAGE_BYTES
+            self._staging.prepare(min(PREPARED_BYTES, total // 4))
 
     def _report(self) -> None:
         assert self.committed is not None
