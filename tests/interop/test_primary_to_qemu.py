@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import tempfile
 import threading
@@ -30,14 +29,19 @@ from colo.session.deadlines import Deadlines
 from colo.session.follower import Follower
 from colo.session.primary import Primary, PrimaryConfig
 from colo.stream import StreamLimits
+from tests.interop.binaries import binary
 
 pytestmark = [
     pytest.mark.qemu,
-    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"),
     pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="/dev/kvm cannot be opened"),
 ]
 CHECKPOINTS = 100
 MEMORY_MIB = 32
+DIALECTS = {
+    "7.2": Dialect(enable_colo=True),
+    "10.0": Dialect(enable_colo=True, switchover_start=True),
+    "11.1": Dialect(return_path=True, switchover_start=True),
+}
 
 
 class RelayedVm:
@@ -98,7 +102,7 @@ class Relay:
         if self.primary is None:
             self.vm = RelayedVm(committed)
             self.primary = Primary(self.vm, PrimaryConfig(
-                self.to, "none", interval_ms=3_600_000, mode=Mode.STRICT, dialect=Dialect(enable_colo=True), sections=True,
+                self.to, "none", interval_ms=3_600_000, mode=Mode.STRICT, sections=True,
                 machine=committed.configuration.machine, connect_s=20, **self.options,
             ))
             self.primary.start()
@@ -118,11 +122,13 @@ def work() -> Iterator[Path]:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("options", [{"sending": "direct"}, {"sending": "copy", "xbzrle": 16 << 20}], ids=["direct", "copy-xbzrle"])
-def test_qemu_takes_a_hundred_checkpoints_and_takes_over(work: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("version", DIALECTS)
+def test_qemu_takes_a_hundred_checkpoints_and_takes_over(work: Path, version: str, options: dict[str, Any]) -> None:
+    qemu = binary(version)
     params = GuestParams(pages=1000, ticks_hz=100, steps_per_tick=10)
     make_guest_rom(work / "guest.rom", params)
     line = [
-        "qemu-system-x86_64", "-nodefaults", "-machine", "pc", "-accel", "kvm", "-m", str(MEMORY_MIB), "-display", "none",
+        qemu, "-nodefaults", "-machine", "pc", "-accel", "kvm", "-m", str(MEMORY_MIB), "-display", "none",
         "-bios", str(work / "guest.rom"), "-serial",
     ]
     with socket.socket() as probe:
@@ -133,12 +139,15 @@ def test_qemu_takes_a_hundred_checkpoints_and_takes_over(work: Path, options: di
     first = QemuProcess.start(
         [*line, f"file:{work}/first.log", "-qmp", f"unix:{work}/first.sock,server=on,wait=off"], work / "first")
     try:
+        dialect = DIALECTS[version]
         capabilities = [{"capability": "x-colo", "state": True}]
+        if dialect.return_path:
+            capabilities.append({"capability": "return-path", "state": True})
         if "xbzrle" in options:
             capabilities.append({"capability": "xbzrle", "state": True})
         second.qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
         second.qmp.execute("migrate-incoming", {"uri": to})
-        relay = Relay(to, options)
+        relay = Relay(to, {**options, "dialect": dialect})
         with socket.create_server(("127.0.0.1", 0)) as listener, RamImage(work / "image") as image:
             following = threading.Thread(target=relay.follow, args=(listener, image), daemon=True)
             following.start()

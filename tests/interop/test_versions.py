@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,31 +10,17 @@ from colo.qemu.guest import make_guest_rom
 from colo.qemu.primary import ColoSettings
 from colo.session.takeover import TakeoverReport
 from tests.faults.rig import rig, wait_until
+from tests.interop.binaries import binary
 from tests.qemu.tiny_machine import GUEST, RAM_MIB
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]
 
 CHECKPOINTS = 10
-FETCHED = Path(os.environ.get("COLO_QEMU_DIR", Path(__file__).resolve().parents[2] / ".qemu"))
 CASES = [
     (version, variant)
     for version in ("7.2", "10.0", "11.1")
     for variant in ("plain", "xbzrle", *(("compress",) if version == "7.2" else ()))
 ]
-
-
-def binary(version: str) -> str:
-    if version == "7.2":
-        found = shutil.which(os.environ.get("COLO_QEMU", "qemu-system-x86_64"))
-    else:
-        path = FETCHED / version / "qemu-system-x86_64"
-        found = str(path) if path.exists() else None
-    if found is None:
-        message = f"QEMU {version} is not here: `make qemu-versions` fetches it"
-        if version in os.environ.get("COLO_REQUIRE_QEMU", "").split():
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
 
 
 class Versioned:
