@@ -9,7 +9,7 @@ repeated from the start: the committed state is image plus log at every instant.
 """
 from libc.errno cimport ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 import os
@@ -150,6 +150,30 @@ cdef class Staging:
         with nogil:
             self.replay()
             self.forget()
+
+    def count_pages(self, uint32_t[::1] buckets not None, uint64_t bucket_pages):
+        """Add the staged pages to ``buckets``: element n counts those among pages n * ``bucket_pages`` and on of all blocks,
+        one behind the other in the order of :meth:`begin`; pages behind the last bucket count in it."""
+        cdef size_t i, n = buckets.shape[0]
+        cdef uint64_t page, run, first = 0
+        cdef uint64_t *starts
+        cdef staged_entry *e
+        if n == 0 or bucket_pages == 0:
+            raise ValueError("a heat map has buckets, of one page or more")
+        starts = <uint64_t *>malloc(max(1, self.block_count) * sizeof(uint64_t))
+        if starts == NULL:
+            raise MemoryError("no memory to count pages")
+        with nogil:
+            for i in range(self.block_count):
+                starts[i] = first
+                first += self.blocks[i].used_length >> WIRE_PAGE_BITS
+            for i in range(self.count):
+                e = &self.entries[i]
+                run = e.length if e.kind == STAGED_ZERO else 1
+                page = starts[e.block] + (e.page_offset >> WIRE_PAGE_BITS)
+                for page in range(page, page + run):
+                    buckets[min(page // bucket_pages, <uint64_t>n - 1)] += 1
+        free(starts)
 
     def drop(self):
         """Forget the staged records; the blocks' memory is as it was."""

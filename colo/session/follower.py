@@ -43,6 +43,7 @@ from colo.protocol import (
 )
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.deadlines import Deadlines
+from colo.session.heat import DirtyHeat
 from colo.session.messages import read_message
 from colo.stream import (
     CommandItem,
@@ -107,6 +108,8 @@ class Follower:
         self.machine = Machine(Role.SECONDARY, mode=mode)
         self.committed: Committed | None = None
         self.last_byte_ns = time.monotonic_ns()
+        self.heat: DirtyHeat | None = None
+        """Set to have the pages of each checkpoint counted by place."""
         self._on_announced = on_announced
         self._on_commit = on_commit
         self._buffer = ReadBuffer(sock.fileno(), wake_fd=wake_fd)
@@ -437,6 +440,8 @@ class Follower:
         return Event.APPLIED
 
     def _apply(self, *, first: bool) -> None:
+        if self.heat is not None and not first:
+            self.heat.add(self.image.blocks, self._staging)
         self._staging.apply()
         if first:
             # In the first checkpoint, too, a primary is not to wait for memory.

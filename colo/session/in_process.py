@@ -26,6 +26,7 @@ from colo.session.arbiter import arbiter_from_uri
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.deadlines import Deadlines
 from colo.session.follower import Follower, explain
+from colo.session.heat import DirtyHeat
 from colo.session.statistics import CheckpointStatistics
 from colo.session.vm_state import decode_state
 from colo.stream import StreamLimits
@@ -79,6 +80,8 @@ class InProcessConfig:
     limits: StreamLimits = field(default_factory=StreamLimits)
     mode: Mode = Mode.EARLY
     insecure: bool = False
+    heat_map: bool = False
+    """Count the pages of each checkpoint by place (:attr:`InProcessSecondary.heat`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class InProcessSecondary:
         self.vm = vm
         self.config = config
         self.statistics = CheckpointStatistics()
+        self.heat = DirtyHeat() if config.heat_map else None
         self.failover = Failover()
         self._on_event = on_event
         self._own = tuple(vm.memory.blocks)
@@ -261,6 +265,7 @@ class InProcessSecondary:
             sock, image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
             wake_fd=self._wake_fd, on_commit=on_commit,
         )
+        follower.heat = self.heat
         self._following = follower, image
         try:
             follower.run()

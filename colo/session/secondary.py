@@ -34,6 +34,7 @@ from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
 from colo.session.deadlines import Deadlines
 from colo.session.follower import Follower, explain
+from colo.session.heat import DirtyHeat
 from colo.session.keeper import StandbyKeeper
 from colo.session.statistics import CheckpointStatistics
 from colo.session.takeover import TakeoverReport
@@ -81,6 +82,8 @@ class SecondaryConfig:
     """Allow plaintext TCP beyond loopback."""
     takeover_s: float = 30.0
     """Most a stand-by may take to load the checkpoint and run."""
+    heat_map: bool = False
+    """Count the pages of each checkpoint by place (:attr:`Secondary.heat`)."""
 
 
 class Secondary:
@@ -100,6 +103,7 @@ class Secondary:
     ) -> None:
         self.config = config
         self.statistics = CheckpointStatistics()
+        self.heat = DirtyHeat() if config.heat_map else None
         self.failover = Failover()
         self.state = "starting"
         self.report: TakeoverReport | None = None
@@ -248,6 +252,7 @@ class Secondary:
             sock, self.image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
             wake_fd=self._wake_fd, on_announced=self._announced, on_commit=self._committed,
         )
+        follower.heat = self.heat
         loss = self._follow(follower)
         if self._stopping:
             raise Interrupted("the session was asked to stop")
