@@ -54,11 +54,14 @@ start:
         ldr     mixer, =0x9e3779b97f4a7c15
 
         // Word n of the walked memory (from 0) is (n + 1) * mixer: no two pages are alike, none is zero.
-        lsl     x2, pages, #9
+        lsl     x2, pages, #8
         mov     x1, data
         mov     x0, mixer
-1:      str     x0, [x1], #8
-        add     x0, x0, mixer
+        lsl     x4, mixer, #1
+        mov     x3, x4
+1:      stp     x0, x3, [x1], #16
+        add     x0, x0, x4
+        add     x3, x3, x4
         subs    x2, x2, #1
         b.ne    1b
 
