@@ -160,7 +160,9 @@ class Demo:
                 raise secondary.error or VmError("the secondary ended before it listened")
             primary.say(secondary.events["listening"])
             self._kill(primary)
-            undisturbed = self._await_end(secondary, world)
+            undisturbed = Undisturbed(self.walk, self.ram_bytes)
+            sides.callback(undisturbed.close)
+            self._await_end(secondary, world, undisturbed)
             return judge(
                 self.walk, world, undisturbed, secondary.events["finished"], secondary.events["running"], self.checkpoints,
                 killed_s=self.killed_s, seed=self.seed)
@@ -189,8 +191,8 @@ class Demo:
         if self.arguments.kill_at is not None:
             self.output.say(f"the primary was killed at {self.arguments.kill_at}, pid {primary.process.pid}")
 
-    def _await_end(self, secondary: Side, world: ConsoleObserver) -> Undisturbed:
-        """The takeover, and the guest's end; meanwhile an undisturbed machine does the same."""
+    def _await_end(self, secondary: Side, world: ConsoleObserver, undisturbed: Undisturbed) -> None:
+        """The takeover, and the guest's end; once it runs there, the undisturbed machine does the same."""
         if self._await_takeover(secondary) != "running":
             error = secondary.error or VmError("the secondary ended without a takeover")
             if isinstance(error, NoCheckpoint):
@@ -200,11 +202,13 @@ class Demo:
                     f"nothing could be taken over: {error}. The world had heard {len(said)} bytes, "
                     f"{'as they should be' if right else 'WRONG ones'}")
             raise error
-        undisturbed = Undisturbed(self.walk, self.ram_bytes)
+        undisturbed.start()
         if secondary.wait_for(["finished", "error"], self.arguments.seconds + PATIENCE_S) != "finished":
-            raise secondary.error or VmError("the secondary ended before the guest had done its work")
+            error = secondary.error or VmError("the secondary ended before the guest had done its work")
+            if world.faults:
+                raise VmError(f"the proof failed: {'; '.join(world.faults)}") from error
+            raise error
         world.wait_for(secondary.events["finished"]["printed_bytes"], 5.0)
-        return undisturbed
 
     def _await_takeover(self, secondary: Side) -> str | None:
         """Which of running and error came of it."""
@@ -265,7 +269,12 @@ class Undisturbed:
         self._vm = EmbeddedVm(ram_bytes)
         walk.load_into(self._vm)
         self._vm.console.output = self._say
+
+    def start(self) -> None:
         self._vm.resume()
+
+    def close(self) -> None:
+        self._vm.close()
 
     def _say(self, position: int, data: bytes) -> None:
         self.transcript += data
@@ -273,12 +282,9 @@ class Undisturbed:
 
     def result(self) -> tuple[bytes, dict[str, Any]]:
         """What it printed, and what it came to. Raises VmError."""
-        try:
-            while self._vm.running:
-                time.sleep(0.005)
-            self._vm.pause()
-            if isinstance(self._vm.failure, ColoError):
-                raise self._vm.failure
-            return bytes(self.transcript), final_state(self._vm)
-        finally:
-            self._vm.close()
+        while self._vm.running:
+            time.sleep(0.005)
+        self._vm.pause()
+        if isinstance(self._vm.failure, ColoError):
+            raise self._vm.failure
+        return bytes(self.transcript), final_state(self._vm)

@@ -11,6 +11,7 @@ What it computes and prints depends on its state alone: not on the clock, nor on
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Callable
@@ -83,10 +84,12 @@ class EmbeddedVm(SteppedMachine):
         self._devices = Devices()
         self._pausing = threading.Event()
         self._due_s = 0.0
+        self._open = True
         self._engine = Engine(self.memory.blocks[0].buffer, RAM_ADDRESS, [
             Registers("console", CONSOLE_ADDRESS, self._write_console),
             Registers("timer", TIMER_ADDRESS, self._write_timer),
         ])
+        atexit.register(self.close)  # the guest must not run on while the interpreter goes
 
     @property
     def console(self) -> Console:
@@ -169,9 +172,13 @@ class EmbeddedVm(SteppedMachine):
         super().resume()
 
     def close(self) -> None:
-        self._pausing.set()
-        super().close()
-        self._engine.close()
+        """Stop for good, and let go of the memory. Any number of times."""
+        if self._open:
+            self._open = False
+            atexit.unregister(self.close)
+            self._pausing.set()
+            super().close()
+            self._engine.close()
 
     def save_state(self) -> bytes:
         """The sections ``cpu``, ``console`` and ``timer``."""
