@@ -174,7 +174,7 @@ def follow(settings: SideSettings) -> None:
 def end_with_parent() -> None:
     """End this process when its standard input ends."""
     def watch() -> None:
-        while sys.stdin.buffer.raw.read(4096):  # type: ignore[attr-defined]
+        while os.read(sys.stdin.fileno(), 4096):
             pass
         os._exit(1)
 

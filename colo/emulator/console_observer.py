@@ -88,20 +88,18 @@ class ConsoleObserver:
             threading.Thread(target=self._listen, args=(sock,), name="console-heard", daemon=True).start()
 
     def _listen(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), sock:
             hello = _read(sock, HELLO.size)
             if len(hello) < HELLO.size:
                 return
             magic, generation, start, written = HELLO.unpack(hello)
             if magic != MAGIC or not self._begins(generation, start, written):
-                sock.shutdown(socket.SHUT_RDWR)
                 return
             sock.sendall(ACKNOWLEDGEMENT.pack(self.position))
             while len(head := _read(sock, DATA.size)) == DATA.size:
                 position, length = DATA.unpack(head)
                 if length > DATA_MAX_BYTES or position > TRANSCRIPT_MAX_BYTES:
                     self._fault(f"generation {generation}: {length} bytes at {position} are more than a console says")
-                    sock.shutdown(socket.SHUT_RDWR)
                     return
                 data = _read(sock, length)
                 if len(data) < length or not self._take(generation, position, data):

@@ -7,6 +7,7 @@ A tracker that watches the pages of this process (``pagemap``, ``softdirty``) th
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ class Registers:
 def load_unicorn() -> Any:
     """The module. Raises Unsupported, with the command to install it."""
     try:
-        import unicorn
+        unicorn: Any = importlib.import_module("unicorn")
     except ImportError as error:
         raise Unsupported(
             f"the embedded VM needs the Unicorn CPU emulator: pip install 'colo-vm[demo]' (or: pip install "
@@ -56,7 +57,7 @@ class Engine:
 
     def __init__(self, ram: Buffer, ram_address: int, devices: list[Registers]) -> None:
         uc = load_unicorn()
-        from unicorn import arm64_const as names
+        names: Any = importlib.import_module("unicorn.arm64_const")
 
         self._error = uc.UcError
         self._fault: str | None = None

@@ -15,12 +15,12 @@ import pytest
 
 pytest.importorskip("unicorn")
 
-from colo.cli import build_parser  # noqa: E402
-from colo.cli.demo_embedded import Demo  # noqa: E402
-from colo.cli.demo_side import KillPoint  # noqa: E402
-from colo.cli.demo_verdict import Verdict, difference  # noqa: E402
-from colo.cli.output import SessionOutput  # noqa: E402
-from colo.errors import NoCheckpoint, VmError  # noqa: E402
+from colo.cli import build_parser
+from colo.cli.demo_embedded import Demo
+from colo.cli.demo_side import KillPoint
+from colo.cli.demo_verdict import Verdict, difference
+from colo.cli.output import SessionOutput
+from colo.errors import NoCheckpoint, VmError
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 200
