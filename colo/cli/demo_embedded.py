@@ -228,7 +228,8 @@ class Demo:
         sentences = {
             "started": "the primary's VM runs, pid {0[pid]}; dirty pages by {0[tracker]}",
             "protecting": "the first copy is committed: from now on the console waits for checkpoints",
-            "lost": "primary: {0}", "notice": "primary: {0}", "error": "primary: {0[message]}", "ended": "primary: {0[ending]}",
+            "lost": "primary: {0}", "notice": "primary: {0}", "error": "primary: {0[message]}",
+            "ended": "primary: {0[ending]}",
         }
         self._tell(side, kind, data, sentences)
 
