@@ -57,7 +57,7 @@ class Side:
         self._on_event = on_event
         self.process = subprocess.Popen(
             [sys.executable, "-m", "colo.cli.demo_side", role, json.dumps(dataclasses.asdict(settings))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)
         self._reader = threading.Thread(target=self._read, name=f"demo-{role}", daemon=True)
         self._reader.start()
 

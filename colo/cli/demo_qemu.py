@@ -136,8 +136,8 @@ class Demo:
         with Protector(config, on_event=self._event) as protector:
             watching = threading.Thread(target=self._watch, args=(protector,), name="colo-protector")
             watching.start()
-            seconds = self.arguments.kill_after if self.arguments.kill_after is not None else self.arguments.seconds
-            end = time.monotonic() + seconds + self.random.random()
+            given = self.arguments.kill_after
+            end = time.monotonic() + (given if given is not None else self.arguments.seconds + self.random.random())
             while time.monotonic() < end and watching.is_alive() and self.outcome is None:
                 time.sleep(0.05)
             if self.outcome is None:

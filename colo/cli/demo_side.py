@@ -20,7 +20,7 @@ from typing import Any
 from colo.cli import exit_code
 from colo.emulator import EmbeddedVm, Walk
 from colo.emulator.console_link import ConsoleLink
-from colo.errors import ColoError, VmError
+from colo.errors import ColoError, Unsupported, VmError
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.outbox import Outbox
 from colo.session.primary import Primary, PrimaryConfig
@@ -189,6 +189,9 @@ def main() -> int:
     except ColoError as error:
         tell("error", {"type": type(error).__name__, "message": str(error)})
         return exit_code(error)
+    except ValueError as error:  # an option: --tracker
+        tell("error", {"type": "Unsupported", "message": str(error)})
+        return exit_code(Unsupported())
     return 0
 
 

@@ -20,7 +20,7 @@ from colo.cli.demo_embedded import Demo
 from colo.cli.demo_side import KillPoint
 from colo.cli.demo_verdict import Verdict, difference
 from colo.cli.output import SessionOutput
-from colo.errors import NoCheckpoint, VmError
+from colo.errors import NoCheckpoint, Unsupported, VmError
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 200
@@ -83,6 +83,11 @@ def test_unicorn_missing_is_told_with_the_command_to_install_it(tmp_path):
         capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 10
     assert "pip install 'colo-vm[demo]'" in done.stderr
+
+
+def test_an_unknown_tracker_is_refused_by_its_name(tmp_path):
+    with pytest.raises(Unsupported, match="no dirty tracker is called 'mirror'"):
+        demo(tmp_path, "--seconds", "1", "--tracker", "mirror")
 
 
 @pytest.mark.parametrize("text", ["sleep:3", "save:x", "save:-1", ""])
