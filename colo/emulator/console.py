@@ -60,8 +60,8 @@ class Console:
         while self.handed < self.written:
             at = self.handed - self.start
             data = bytes(self.tail[at : at + CHUNK_BYTES])
-            position, self.handed = self.handed, self.handed + len(data)
-            self.output(position, data)
+            self.output(self.handed, data)
+            self.handed += len(data)  # when output raises, it gets them again: by position that does no harm
 
     def acknowledge(self, position: int) -> None:
         """The world has all bytes before ``position``. From any thread; the state changes at the next :meth:`settle`."""

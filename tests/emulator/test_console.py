@@ -180,6 +180,21 @@ def test_an_acknowledgement_of_what_was_never_said_is_not_believed():
     assert console.start == 3
 
 
+def test_what_output_refused_is_handed_to_it_again():
+    console, taken = Console(), bytearray()
+
+    def refuse(position: int, data: bytes) -> None:
+        raise ChannelLost("not now")
+
+    console.output = refuse
+    say(console, b"abc")
+    with pytest.raises(ChannelLost):
+        console.flush()
+    console.output = lambda position, data: taken.extend(data)
+    console.flush()
+    assert taken == b"abc"
+
+
 def test_a_full_console_says_so_and_a_state_beyond_its_limit_is_refused():
     console = Console()
     say(console, bytes(FULL_BYTES))
