@@ -1,13 +1,16 @@
 # Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
 PYTHON = .venv/bin/python
 PYTEST = $(PYTHON) -m pytest
+# What `make demo` protects: embedded or qemu.
+VM ?= embedded
 # Seconds each fuzz target runs.
 FUZZ_SECONDS ?= 60
 
 .PHONY: help demo test lint debug sanitize soak fuzz bench bench-quick test-arm64 qemu-versions clean
 
 help:
-	@echo "make demo           protect a running QEMU VM, kill it, take it over (under a minute)"
+	@echo "make demo           protect a running VM, kill its primary, take it over; nothing but pip (under a minute)"
+	@echo "make demo VM=qemu   the same with a real QEMU VM"
 	@echo "make test           the tests, with real QEMU"
 	@echo "make lint           ruff, mypy --strict, cython-lint"
 	@echo "make bench          benchmarks with a report; bench-quick: in under two minutes"
@@ -17,8 +20,8 @@ help:
 	@echo "make qemu-versions  fetch QEMU 10.0 and 11.1 for the tests that meet them"
 
 demo:
-	@tools/setup test qemu
-	@$(PYTHON) -m colo demo
+	@tools/setup $(if $(filter qemu,$(VM)),test qemu,demo)
+	@$(PYTHON) -m colo demo --vm $(VM)
 
 test:
 	@tools/setup test qemu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from typing import Any
 
@@ -42,6 +43,7 @@ class SessionOutput:
         self._notes: list[str] = []
         self._last_line = 0.0
         self._live: Live | None = None
+        self._lock = threading.RLock()
         if self.console.is_terminal and not json_lines:
             self._live = Live(self._render(), console=self.console, refresh_per_second=8, transient=False)
             self._live.start()
@@ -55,6 +57,10 @@ class SessionOutput:
 
     def event(self, kind: str, data: Any = None) -> None:
         """One event of a session."""
+        with self._lock:  # print() writes a line and its end apart
+            self._show(kind, data)
+
+    def _show(self, kind: str, data: Any) -> None:
         if kind == "settled":
             return
         if kind == "checkpoint":
@@ -68,6 +74,10 @@ class SessionOutput:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        with self._lock:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
         if self._json:
             self._print_json("notice", text)
         elif self._live is not None:
@@ -78,6 +88,10 @@ class SessionOutput:
 
     def pause(self, pause_ms: float) -> None:
         """How long the primary's VM stood still for the last checkpoint, where that is known."""
+        with self._lock:
+            self._show_pause(pause_ms)
+
+    def _show_pause(self, pause_ms: float) -> None:
         self.pauses_ms.append(pause_ms)
         if self._json:
             self._print_json("pause", {"pause_ms": round(pause_ms, 3)})
