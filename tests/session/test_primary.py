@@ -335,3 +335,49 @@ def test_alone_it_goes_on_and_a_new_secondary_gets_everything(arbiter: Path) -> 
     primary.close()
     again.close()
     vm.close()
+
+
+def test_while_it_is_undecided_who_may_run_output_stays_held(arbiter: Path, tmp_path: Path) -> None:
+    """The VM runs on as it did, but nothing of it leaves until a fencing command has said who won."""
+    script, verdict, seen = tmp_path / "fence", tmp_path / "verdict", []
+    script.write_text(f"#!/bin/sh\ncat {verdict} 2>/dev/null && exit 0\nexit 3\n")
+    script.chmod(0o700)
+    vm = PageVm()
+    outbox = Outbox(seen.append)
+    vm.on_turn = outbox.put
+    standby = Standby(PageVm(), arbiter)
+    notices: list[str] = []
+    primary = Primary(
+        vm, PrimaryConfig(standby.secondary.address, f"exec:{script}", interval_ms=10_000), outbox=outbox,
+        on_event=lambda kind, data: notices.append(str(data)) if kind == "notice" else None)
+    primary.start()
+    primary.checkpoint(10)
+    standby.secondary.stop()
+    standby.join()
+    while not notices:
+        time.sleep(0.01)
+    assert "undecided" in notices[0] and "exited with 3" in notices[0]
+    vm.advance()
+    vm.advance()
+    assert seen == [] and primary.generation == 0
+    verdict.write_text("the other side is fenced")
+    assert primary.wait(20).ending is PrimaryEnding.ALONE
+    assert seen == [1, 2] and primary.generation == 1
+    primary.close()
+    standby.close()
+    vm.close()
+
+
+def test_the_interval_follows_the_pauses(pair: Any, arbiter: Path) -> None:
+    """With pauses far over the target it becomes the least there is; with short ones it grows to what was asked for."""
+    vm, standby = pair
+    slow = True
+    vm.on_save = lambda: time.sleep(0.02) if slow else None
+    with Primary(vm, config(standby, arbiter, interval_ms=40.0, target_pause_ms=5.0)) as primary:
+        primary.start()
+        while primary.status()["interval_ms"] > 5.0 or primary.statistics.checkpoints < 8:
+            time.sleep(0.01)
+        slow = False
+        while primary.status()["interval_ms"] < 40.0:
+            time.sleep(0.01)
+        primary.stop()
