@@ -42,7 +42,7 @@ from colo.session.arbiter import Arbiter, arbiter_from_uri
 from colo.session.deadlines import Deadlines
 from colo.session.in_process import GuestImage
 from colo.session.initial_stream import InitialStream
-from colo.session.migration_link import ARBITER_PING
+from colo.session.migration_link import HELLO, HELLO_ARBITER, HELLO_COLO
 from colo.session.primary import _protected, _protected_lock
 from colo.session.vm_state import decode_state
 from colo.stream import CommandItem, Configuration, StreamLimits
@@ -306,9 +306,8 @@ class MigrationDestination:
         elif item.command is Command.PING:
             if not self._return_path:
                 raise ProtocolError("PING before OPEN_RETURN_PATH: there is no way to answer", got="PING")
-            if item.value == ARBITER_PING and self._arbiter is not None:
-                self._say(ReturnPath.SWITCHOVER_ACK, None, must=True)
-            self._say(ReturnPath.PONG, item.value, must=True)
+            bits = HELLO_COLO | (HELLO_ARBITER if self._arbiter is not None else 0)
+            self._say(ReturnPath.PONG, HELLO | bits if item.value == HELLO else item.value, must=True)
         elif item.command is Command.ENABLE_COLO:
             raise ProtocolError("the source wants to go on with COLO: it needs a secondary, not a destination",
                                 got=item.command.name)
@@ -317,7 +316,7 @@ class MigrationDestination:
                 f"command {item.command.name}: there is no postcopy here, switch the capability postcopy-ram off",
                 got=item.command.name, expected=("OPEN_RETURN_PATH", "PING", "SWITCHOVER_START"))
 
-    def _say(self, kind: ReturnPath, value: int | None, *, must: bool = False) -> bool:
+    def _say(self, kind: ReturnPath, value: int, *, must: bool = False) -> bool:
         """Speak on the return path; returns whether it was sent."""
         if not self._return_path or self._sock is None:
             return False

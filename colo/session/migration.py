@@ -26,7 +26,7 @@ from colo.protocol.migration import STATUSES, MigrationStatus, next_status
 from colo.session.arbiter import Arbiter, arbiter_from_uri
 from colo.session.convergence import AutoConverge
 from colo.session.migration_config import MigrationConfig, MigrationOutcome, VmPlace
-from colo.session.migration_link import MigrationLink
+from colo.session.migration_link import HELLO_ARBITER, MigrationLink
 from colo.session.migration_pages import MigrationPages, RoundCopy
 from colo.session.migration_progress import MigrationProgress
 from colo.session.pacing import Pacer
@@ -236,8 +236,8 @@ class Migration:
         self._set_status(_S.SETUP)
         link = self._link = self._connect()
         self._pages.start()
-        link.open(config.machine, ask_arbiter=self._arbiter is not None)
-        if self._arbiter is not None and not link.acknowledged_arbiter:
+        link.open(config.machine)
+        if self._arbiter is not None and not link.peer_bits & HELLO_ARBITER:
             raise ArbitrationError(
                 "the destination has no arbiter, so it would not ask whether it may run: give both sides the same, or none")
         self.progress.set_up_ns = time.monotonic_ns()

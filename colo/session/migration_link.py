@@ -33,9 +33,14 @@ from colo.stream.writer import (
 from colo.transport import abort
 from colo.wire import Command, ReturnPath
 
-ARBITER_PING = 0x41524254
-"""A PING with this number ("ARBT") asks a colo destination whether it has an arbiter: SWITCHOVER_ACK says so."""
-OPENING_PING = 1
+HELLO = 0x434F4C00
+"""A PING with this number asks who the destination is. A QEMU answers it as any other; a colo one adds the bits below."""
+HELLO_COLO = 1
+HELLO_ARBITER = 2
+"""It asks an arbiter before it runs the VM."""
+HELLO_MASK = 0xFF
+DEVICES_PING = 0x434F4D00
+ROUND_PING = 1
 SLICE_S = 0.1
 """Longest sleep of a paced round: what was changed meanwhile then counts."""
 DRAIN_LOOK_S = 0.002
@@ -53,7 +58,8 @@ class MigrationLink:
         deadlines: Deadlines, return_path: bool, wake_fd: int,
     ) -> None:
         self.sock = sock
-        self.acknowledged_arbiter = False
+        self.peer_bits = 0
+        """HELLO_ bits of the destination."""
         self._pages = pages
         self._pacer = pacer
         self._progress = progress
@@ -71,13 +77,13 @@ class MigrationLink:
 
     # -- the stream, in its order
 
-    def open(self, machine: str, *, ask_arbiter: bool) -> None:
+    def open(self, machine: str) -> None:
         """Header, CONFIGURATION, the return path, the RAM block list. Returns when the destination has answered, if it is
         to answer."""
         head = file_header() + configuration(machine)
         if self._return_path:
-            self._asked = {OPENING_PING, ARBITER_PING} if ask_arbiter else {OPENING_PING}
-            head += command(Command.OPEN_RETURN_PATH) + b"".join(ping(number) for number in sorted(self._asked))
+            self._asked.add(HELLO)
+            head += command(Command.OPEN_RETURN_PATH) + ping(HELLO)
         self._write(head + ram_start_section(RAM_SECTION_ID, self._pages.infos))
         if self._return_path:
             self._await(lambda: not self._asked, "handshake", self._deadlines.handshake_s)
@@ -122,8 +128,8 @@ class MigrationLink:
         tells; else an empty send queue does, as far as it can.
         """
         if self._return_path:
-            self._asked.add(OPENING_PING + number)
-            self._write(ping(OPENING_PING + number))
+            self._asked.add(ROUND_PING + number)
+            self._write(ping(ROUND_PING + number))
             self._drain()
             self._await(lambda: not self._asked, "round", self._deadlines.epoch_s)
         else:
@@ -134,10 +140,18 @@ class MigrationLink:
         self._write(section_part(RAM_SECTION_ID), eos=True)
 
     def send_rest(self, number: int, devices: bytes) -> None:
-        """The last pages, the end of the ``ram`` section and the device sections, without EOF: not loadable yet."""
+        """The last pages, the end of the ``ram`` section and the device sections, without EOF: not loadable yet.
+
+        A QEMU loads each device as it comes, so its answer to a PING behind them says that it refused none. A colo
+        destination looks at them when they are all there, and then says so itself.
+        """
         self.send_round(number, paced=False)
         self._write(section_end(RAM_SECTION_ID), eos=True)
         self._write(devices)
+        if self._return_path and not self.peer_bits & HELLO_COLO:
+            self._asked.add(DEVICES_PING)
+            self._write(ping(DEVICES_PING))
+            self._await(lambda: not self._asked, "device state", self._deadlines.epoch_s)
         self._count(0)
 
     def send_end(self, end: bytes) -> None:
@@ -282,17 +296,19 @@ class MigrationLink:
 
     def _take(self, message: ReturnPathMessage) -> None:
         if message.kind is ReturnPath.PONG:
-            if message.value not in self._asked:
-                raise ProtocolError(f"PONG {message.value} answers no PING", got="PONG")
-            self._asked.discard(message.value)
+            number = message.value or 0
+            if number & ~HELLO_MASK == HELLO and HELLO in self._asked:
+                self.peer_bits = number & HELLO_MASK
+                number = HELLO
+            if number not in self._asked:
+                raise ProtocolError(f"PONG {number:#x} answers no PING", got="PONG")
+            self._asked.discard(number)
         elif message.kind is ReturnPath.SHUT:
             self._shut = message.value or 0
-        elif message.kind is ReturnPath.SWITCHOVER_ACK:
-            self.acknowledged_arbiter = True
         else:
             raise ProtocolError(
                 f"{message.kind.name} on the return path: there is no postcopy here", got=message.kind.name,
-                expected=("PONG", "SHUT", "SWITCHOVER_ACK"),
+                expected=("PONG", "SHUT"),
             )
 
     def _expect_end(self) -> None:
