@@ -278,6 +278,26 @@ def test_bandwidth_is_limited_and_may_be_changed_meanwhile(target: Target) -> No
     target.join()
 
 
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_a_page_changed_and_changed_back_while_it_is_sent_arrives_as_it_is(target: Target, tracker: str) -> None:
+    """A tracker that goes by content does not see that it changed at all."""
+    vm = PageVm(PAGES)
+    for view in vm.views:
+        view[:] = os.urandom(len(view))
+    page = slice(30 * PAGE, 31 * PAGE)
+    before = bytes(vm.views[0][page])
+    with Migration(vm, config(target, tracker=tracker, max_bandwidth_bytes_per_s=400_000)) as it:
+        it.start()
+        wait_until(lambda: it.progress.sent_bytes > PAGE)
+        assert it.progress.sent_bytes < 25 * PAGE
+        vm.views[0][page] = bytes(reversed(before))
+        wait_until(lambda: it.progress.sent_bytes > 45 * PAGE)
+        vm.views[0][page] = before
+        it.wait(20)
+    target.join()
+    assert target.vm.image() == vm.image()
+
+
 def test_it_waits_before_the_switchover_until_told(vm: Any, target: Target) -> None:
     vm.resume()
     with Migration(vm, config(target, pause_before_switchover=True)) as it:
