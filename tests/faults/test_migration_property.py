@@ -6,6 +6,7 @@ the one that the source says; where it cannot say, it stands still; with an arbi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -123,10 +124,8 @@ def migrate(budgets: list[int | None], arbiter: str = "none", **options: Any) ->
         "tcp:127.0.0.1:0", deadlines=DEADLINES, limits=LIMITS, arbiter=arbiter)) as destination:
 
         def arrive() -> None:
-            try:
+            with contextlib.suppress(ColoError):
                 destination.run()
-            except ColoError:
-                pass
 
         arriving = threading.Thread(target=arrive, daemon=True)
         arriving.start()
