@@ -27,11 +27,12 @@ from colo.session.arbiter import Arbiter, arbiter_from_uri
 from colo.session.convergence import AutoConverge
 from colo.session.migration_config import MigrationConfig, MigrationOutcome, VmPlace
 from colo.session.migration_link import HELLO_ARBITER, MigrationLink
-from colo.session.migration_pages import MigrationPages, RoundCopy
+from colo.session.migration_pages import MigrationPages
 from colo.session.migration_progress import MigrationProgress
+from colo.session.migration_rounds import MigrationRounds
 from colo.session.pacing import Pacer
 from colo.session.primary import _protected, _protected_lock
-from colo.session.primary_link import VmHandle
+from colo.session.source_vm import SourceVm
 from colo.session.vm_state import StateForm, describe
 from colo.session.vm_watch import VmWatch
 from colo.stream.writer import end_of_stream
@@ -82,8 +83,7 @@ class Migration:
             self._arbiter = arbiter_from_uri(config.arbiter, role="primary", create=True)
             self._generation = self._arbiter.current()
         self._watch = VmWatch(config.vm_s, self._free_hung)
-        self._handle = VmHandle(vm, guard=self._watch.guard)
-        self._was_running = True
+        self._source = SourceVm(vm, self._watch.guard)
         self._status = _S.NONE
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -133,7 +133,7 @@ class Migration:
             if id(self.vm) in _protected:
                 raise RuntimeError("this VM belongs to another session; end that one first")
             _protected.add(id(self.vm))
-        self._was_running = bool(getattr(self.vm, "running", True))
+        self._source.note_running()
         self._thread = threading.Thread(target=self._main, name="colo-migration", daemon=True)
         self._watch.start()
         self._thread.start()
@@ -182,7 +182,7 @@ class Migration:
             self.place = VmPlace.THERE if destination_runs else VmPlace.HERE
         if destination_runs:
             self._set_status(_S.COMPLETED)
-        elif self._was_running:
+        elif self._source.was_running:
             self.vm.resume()
 
     def close(self) -> None:
@@ -205,7 +205,8 @@ class Migration:
 
     def status(self) -> dict[str, Any]:
         """As QEMU's ``query-migrate``: the same keys and names of statuses; beside them ``eta-ms`` and ``vm``."""
-        info = self.progress.as_dict(self._status.value, self._pages.cache_counts())
+        info = self.progress.as_dict(
+            self._status.value, cache=self._pages.cache_counts(), throttle_percent=self._source.throttle_percent)
         info["vm"] = self.place.value
         if self._error is not None:
             info["error-desc"] = str(self._error)
@@ -242,7 +243,10 @@ class Migration:
                 "the destination has no arbiter, so it would not ask whether it may run: give both sides the same, or none")
         self.progress.set_up_ns = time.monotonic_ns()
         self._set_status(_S.ACTIVE)
-        self._send_rounds(link)
+        MigrationRounds(
+            link, self._source, self._pages, self.progress, converge=self._converge,
+            downtime_limit_ms=lambda: self._downtime_limit_ms, tell=self._tell,
+        ).run()
         devices = self._stand_still(link)
         link.send_rest(self.progress.rounds, devices[:-1])
         with self._lock:
@@ -269,67 +273,12 @@ class Migration:
                 sock, self._pages, self._pacer, self.progress, deadlines=self.config.deadlines,
                 return_path=self.config.return_path, wake_fd=self._wake_fd)
 
-    # -- rounds
-
-    def _send_rounds(self, link: MigrationLink) -> None:
-        """Returns when what is dirty, owned by then, fits the downtime limit; with a tracker that must have the VM stand
-        still for it, it does."""
-        pages, progress = self._pages, self.progress
-        if pages.needs_pause:
-            self._handle.pause()
-        harvested_ns = time.monotonic_ns()
-        pages.take_all()
-        progress.syncs += 1
-        while True:
-            progress.begin_round(pages.owned_pages())
-            number = progress.rounds
-            copy = self._copy_round(link, number) if pages.needs_copy else None
-            self._run_on()
-            link.send_round(number, paced=True, copy=copy)
-            link.settle_round(number)
-            seconds = (time.monotonic_ns() - progress.round_began_ns) / 1e9
-            pages.commit()
-            if pages.needs_pause:
-                self._handle.pause()
-            before_ns, harvested_ns = harvested_ns, time.monotonic_ns()
-            dirty = pages.harvest()
-            progress.syncs += 1
-            done = progress.end_round(dirty, (before_ns, harvested_ns), seconds)
-            self._tell("round", done)
-            if done.expected_downtime_ms <= self.downtime_limit_ms:
-                return
-            if self._converge is not None and self._converge.after(done):
-                self._throttle(self._converge.percent)
-
-    def _copy_round(self, link: MigrationLink, number: int) -> RoundCopy:
-        copy = RoundCopy()
-        copy.fill_by(lambda encoder: link.write_round(encoder, number, lambda: None, lambda: None))
-        return copy
-
-    def _throttle(self, percent: int) -> None:
-        self.progress.throttle_percent = percent
-        self._watch.guard("throttle")
-        try:
-            self.vm.throttle(percent)  # type: ignore[attr-defined]
-        except Exception as error:
-            raise VmError(f"the VM's throttle() raised {type(error).__name__}: {error}") from error
-        finally:
-            self._watch.guard(None)
-        self._tell("throttle", percent)
-
-    def _run_on(self) -> None:
-        """The VM runs, if it ran before."""
-        if self._was_running:
-            self._handle.resume()
-        self._handle.paused = False
-
     # -- the switchover
 
     def _stand_still(self, link: MigrationLink) -> bytes:
         """Pause the VM; returns its device state, and owns all pages that the destination has not."""
-        if not self._handle.paused:
-            self._handle.pause()
-        self.progress.paused_ns = self._handle.paused_ns
+        self._source.pause()
+        self.progress.paused_ns = self._source.paused_ns
         if self.config.pause_before_switchover:
             self._set_status(_S.PRE_SWITCHOVER)
             while not self._go_on.wait(0):
@@ -338,7 +287,7 @@ class Migration:
                 while not self._go_on.is_set() and time.monotonic() < until:
                     link.wait(0.02)
         self._set_status(_S.DEVICE)
-        devices = self._form.encode(self._handle.save())
+        devices = self._form.encode(self._source.save())
         # What saving the state wrote, though it should not, is among them.
         self.progress.begin_round(self._pages.harvest_more())
         self.progress.syncs += 1
@@ -427,15 +376,16 @@ class Migration:
         self._pages.give_back()
         self._release_throttle()
         try:
-            self._run_on()
+            self._source.run_on()
         except VmError as error:
             return error
         return None
 
     def _release_throttle(self) -> None:
-        if self.progress.throttle_percent:
+        if self._source.throttle_percent:
             try:
-                self._throttle(0)
+                self._source.throttle(0)
+                self._tell("throttle", 0)
             except VmError as error:
                 self._tell("notice", f"throttling could not be released: {error}")
 
@@ -444,10 +394,10 @@ class Migration:
         link = self._link
         if link is not None:
             link.abort()
-        if self.progress.throttle_percent and doing != "throttle":
+        if self._source.throttle_percent and doing != "throttle":
             with contextlib.suppress(Exception):
                 self.vm.throttle(0)  # type: ignore[attr-defined]
-        if doing != "resume" and self._was_running:
+        if doing != "resume" and self._source.was_running:
             with contextlib.suppress(Exception):
                 self.vm.resume()
         self._finish(_S.FAILED, error, done=False)

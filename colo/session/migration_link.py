@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from colo._fast.buffers import ReadBuffer
 from colo._fast.pageencoder import PageEncoder
-from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, ProtocolError
+from colo.errors import ChannelError, ChannelLost, ColoError, DeadlineExceeded, Interrupted, ProtocolError
 from colo.protocol import ReturnPathMessage, decode_return_path, return_path_missing_bytes
 from colo.session.deadlines import Deadlines
 from colo.session.migration_pages import MigrationPages, RoundCopy
@@ -283,7 +283,9 @@ class MigrationLink:
                 raise ChannelLost("the destination closed the connection before it had everything")
             self._hear_one()
         if self._shut is not None and not self._ended:
-            raise ProtocolError(f"the destination gave up: SHUT {self._shut}; its own log says why", got="SHUT")
+            if self._shut == 0:
+                raise ProtocolError("the destination says that it has loaded (SHUT 0) what was not sent yet", got="SHUT")
+            raise ChannelError(f"the destination gave up (SHUT {self._shut}); its own log says why")
 
     def _hear_one(self) -> None:
         position = self._buffer.position

@@ -30,7 +30,6 @@ class MigrationProgress:
     syncs: int = 0
     """How often dirty pages were collected."""
     last: Round | None = None
-    throttle_percent: int | None = None
     expected_downtime_ms: float = 0.0
     began_ns: int = 0
     set_up_ns: int = 0
@@ -73,7 +72,9 @@ class MigrationProgress:
         self.expected_downtime_ms = done.expected_downtime_ms
         return done
 
-    def as_dict(self, status: str, cache: dict[str, int] | None) -> dict[str, Any]:
+    def as_dict(
+        self, status: str, *, cache: dict[str, int] | None = None, throttle_percent: int | None = None
+    ) -> dict[str, Any]:
         """As QEMU's ``query-migrate`` (qapi: MigrationInfo), keys that have no value yet left out; and ``eta-ms``."""
         if not self.began_ns:
             return {"status": status}
@@ -89,8 +90,8 @@ class MigrationProgress:
             info["expected-downtime"] = None if expected == float("inf") else round(expected, 3)
             eta_s = self._eta_s(now_ns)
             info["eta-ms"] = None if eta_s is None else round(eta_s * 1000, 3)
-        if self.throttle_percent is not None:
-            info["cpu-throttle-percentage"] = self.throttle_percent
+        if throttle_percent is not None:
+            info["cpu-throttle-percentage"] = throttle_percent
         if cache is not None:
             attempts = cache["pages"] + cache["overflow"] + cache["cache-miss"]
             info["xbzrle-cache"] = {
