@@ -403,12 +403,12 @@ class Migration:
         self._finish(_S.FAILED, error, done=False)
 
     def _finish(self, status: MigrationStatus, how: str | BaseException, *, done: bool = True) -> None:
+        self.progress.over_ns = self.progress.over_ns or time.monotonic_ns()
         if done:
             self._let_go()
         with self._lock:
             if self._result.done():
                 return
-            self.progress.over_ns = time.monotonic_ns()
             if isinstance(how, BaseException):
                 self._error = how
         self._set_status(status)

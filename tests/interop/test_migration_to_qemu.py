@@ -162,6 +162,8 @@ def test_a_vm_goes_from_qemu_to_us_to_qemu(rig: Rig, return_path: bool, options:
     assert status["status"] == "completed"
     assert status["ram"]["dirty-sync-count"] >= 2
     assert vm.turn > 0
+    if options.get("xbzrle") == "shadow":
+        assert status["xbzrle-cache"]["pages"] > 100
     wait_for_status(target, "paused")
     assert target.qmp.execute("query-migrate")["status"] == "completed"
     assert (rig.work / "target.ram").read_bytes() == bytes(vm.ram)

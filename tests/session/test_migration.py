@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import struct
@@ -143,6 +144,20 @@ def test_memory_and_state_arrive_as_they_were_at_the_pause(
         target.vm.free_running = True
         target.vm.resume()
         runs_on(target.vm)
+
+
+def test_over_a_unix_socket(vm: Any, tmp_path: Path) -> None:
+    far = Target(listen=f"unix:{tmp_path}/socket")
+    vm.resume()
+    for return_path in (True, False):
+        with Migration(vm, config(far, max_bandwidth_bytes_per_s=4 << 20, return_path=return_path)) as it:
+            assert it.run().vm is VmPlace.THERE
+        assert isinstance(far.join(), Arrival)
+        assert far.vm.image() == expected(vm.turn, vm.pages)
+        vm.resume()
+        far.thread = threading.Thread(target=far._run, daemon=True)
+        far.thread.start()
+    far.close()
 
 
 def test_figures_have_the_names_of_query_migrate(vm: Any, target: Target) -> None:
@@ -713,6 +728,69 @@ def test_a_destination_is_stopped_while_it_waits(target: Target) -> None:
     wait_until(lambda: target.thread.is_alive())
     target.destination.stop()
     assert isinstance(target.join(), Interrupted)
+
+
+def stream_of(vm: Any) -> bytes:
+    """A whole migration, as a destination gets it."""
+    peer = Peer()
+    state = {"at": 0}
+
+    def say(sock: socket.socket, data: bytes) -> bool:
+        if colo_until_the_end(sock, peer.got, state):
+            sock.sendall(encode_return_path(ReturnPath.SHUT, 0))
+            return True
+        return False
+
+    thread = peer.serve(say)
+    with Migration(vm, MigrationConfig(peer.to, deadlines=QUICK)) as it:
+        it.run()
+    thread.join(10)
+    peer.listener.close()
+    return bytes(peer.got)
+
+
+def test_a_damaged_or_cut_stream_never_runs_what_did_not_arrive() -> None:
+    draw = random.Random(5)
+    source = PageVm(4)
+    source.advance()
+    whole = stream_of(source)
+    source.close()
+    # Damage among the bytes that are not pages, where it can be told.
+    framing = [at for at in range(len(whole)) if not (len(whole) > at + 64 and whole[at : at + 64] == bytes(64))]
+    vm = PageVm(4)
+    with MigrationDestination(vm, DestinationConfig("tcp:127.0.0.1:0", deadlines=QUICK)) as destination:
+        host, port = destination.address.removeprefix("tcp:").rsplit(":", 1)
+        outcomes = []
+        for n in range(150):
+            data = bytearray(whole)
+            cut = n % 2 == 0
+            if cut:
+                del data[draw.randrange(8, len(data)) :]
+            else:
+                data[draw.choice(framing[8:])] ^= 1 << draw.randrange(8)
+            vm.pause()
+            vm.turn = -1
+
+            def send(data: bytes = bytes(data)) -> None:
+                with socket.create_connection((host, int(port))) as sock, contextlib.suppress(OSError):
+                    sock.sendall(data)
+                    sock.shutdown(socket.SHUT_WR)
+                    while sock.recv(4096):
+                        pass
+
+            thread = threading.Thread(target=send, daemon=True)
+            thread.start()
+            try:
+                outcomes.append(destination.run())
+                # The whole device state and all pages were there; nothing on the wire has a checksum.
+                assert vm.running and vm.turn != -1
+                assert not cut or data[-1:] == b"\0" or b"page_size" in data[-400:]
+            except ColoError as error:
+                outcomes.append(error)
+                assert not vm.running and vm.turn == -1
+            thread.join(10)
+    vm.close()
+    assert sum(isinstance(each, ColoError) for each in outcomes) > 75
 
 
 # -- a destination process that is killed
