@@ -109,6 +109,9 @@ class MigrationDestination:
         self._stream: InitialStream | None = None
         self._sock: socket.socket | None = None
         self._return_path = False
+        self._greeted = False
+        """The source is a colo one: it says a last word, told beforehand."""
+        self._last_word: int | None = None
         self._arbiter: Arbiter | None = None
         self._generation = 0
         self._cleanup = contextlib.ExitStack()
@@ -194,7 +197,8 @@ class MigrationDestination:
     def _run(self) -> Arrival:
         self._error = None
         self._over_ns = self._began_ns = 0
-        self._return_path = False
+        self._return_path = self._greeted = False
+        self._last_word = None
         self._tell("listening", self.address)
         deadlines = self.config.deadlines
         sock = self._sock = admit(
@@ -230,6 +234,8 @@ class MigrationDestination:
             between_s=deadlines.idle_s if deadlines.idle_s is not None else deadlines.epoch_s,
         )
         device_state = stream.read()
+        if self._greeted:
+            self._expect_last_word(buffer)
         whole_ns = time.monotonic_ns()
         for block in stream.blocks:
             if block.received_pages < block.pages:
@@ -306,6 +312,9 @@ class MigrationDestination:
         elif item.command is Command.PING:
             if not self._return_path:
                 raise ProtocolError("PING before OPEN_RETURN_PATH: there is no way to answer", got="PING")
+            if self._greeted and self._last_word is None:
+                self._last_word = item.value
+            self._greeted = self._greeted or item.value == HELLO
             bits = HELLO_COLO | (HELLO_ARBITER if self._arbiter is not None else 0)
             self._say(ReturnPath.PONG, HELLO | bits if item.value == HELLO else item.value, must=True)
         elif item.command is Command.ENABLE_COLO:
@@ -315,6 +324,15 @@ class MigrationDestination:
             raise ProtocolError(
                 f"command {item.command.name}: there is no postcopy here, switch the capability postcopy-ram off",
                 got=item.command.name, expected=("OPEN_RETURN_PATH", "PING", "SWITCHOVER_START"))
+
+    def _expect_last_word(self, buffer: ReadBuffer) -> None:
+        """A colo source can take its VM back until it has sent this; what only looks like the stream's end is not it."""
+        offset = buffer.position
+        buffer.set_deadline("last word", self.config.deadlines.epoch_s)
+        word = buffer.read_u32()
+        if word != self._last_word:
+            raise StreamError(
+                "the stream's end is not followed by the source's last word", where="stream", offset=offset, value=word)
 
     def _say(self, kind: ReturnPath, value: int, *, must: bool = False) -> bool:
         """Speak on the return path; returns whether it was sent."""

@@ -248,13 +248,14 @@ class Migration:
             downtime_limit_ms=lambda: self._downtime_limit_ms, tell=self._tell,
         ).run()
         devices = self._stand_still(link)
-        link.send_rest(self.progress.rounds, devices[:-1])
+        link.send_rest(
+            self.progress.rounds, devices[:-1], end_of_stream() + describe(self._form.sections_of(devices)))
         with self._lock:
             if self._cancelled is not None:
                 raise Interrupted("the migration was cancelled from this side")
             self._handed_out = True
             self.place = VmPlace.UNDECIDED
-        self._end(link, devices)
+        self._end(link)
 
     def _connect(self) -> MigrationLink:
         until = time.monotonic() + self.config.connect_s
@@ -293,10 +294,10 @@ class Migration:
         self.progress.syncs += 1
         return devices
 
-    def _end(self, link: MigrationLink, devices: bytes) -> None:
-        """Hand out the end of the stream. From here on this side has the VM only if somebody says so."""
+    def _end(self, link: MigrationLink) -> None:
+        """Hand out the last of the stream. From here on this side has the VM only if somebody says so."""
         try:
-            link.send_end(end_of_stream() + describe(self._form.sections_of(devices)))
+            link.send_last_word()
             answer = link.await_answer()
         except Exception as error:
             link.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import secrets
 import select
 import socket
 import struct
@@ -39,6 +40,8 @@ HELLO_COLO = 1
 HELLO_ARBITER = 2
 """It asks an arbiter before it runs the VM."""
 HELLO_MASK = 0xFF
+LAST_WORD_MIN = 1 << 31
+"""The PING behind HELLO, to a colo destination, has a random number from here up: the last word of the stream."""
 DEVICES_PING = 0x434F4D00
 ROUND_PING = 1
 SLICE_S = 0.1
@@ -73,6 +76,7 @@ class MigrationLink:
         """Numbers of PINGs that were not answered yet."""
         self._shut: int | None = None
         self._ended = False
+        self._last_word = b""
         self._copied_pages: dict[str, int] = {}
 
     # -- the stream, in its order
@@ -87,6 +91,11 @@ class MigrationLink:
         self._write(head + ram_start_section(RAM_SECTION_ID, self._pages.infos))
         if self._return_path:
             self._await(lambda: not self._asked, "handshake", self._deadlines.handshake_s)
+        if self.peer_bits & HELLO_COLO:
+            number = LAST_WORD_MIN | secrets.randbits(31)
+            self._asked.add(number)
+            self._write(ping(number))
+            self._last_word = number.to_bytes(4, "big")
 
     def send_round(self, number: int, *, paced: bool, copy: RoundCopy | None = None) -> None:
         """The owned pages, from memory as it is now, or from ``copy``; returns when the kernel has taken them."""
@@ -139,25 +148,31 @@ class MigrationLink:
         """A PART without pages: the destination sees that this side is there."""
         self._write(section_part(RAM_SECTION_ID), eos=True)
 
-    def send_rest(self, number: int, devices: bytes) -> None:
-        """The last pages, the end of the ``ram`` section and the device sections, without EOF: not loadable yet.
+    def send_rest(self, number: int, devices: bytes, end: bytes) -> None:
+        """The last pages, the end of the ``ram`` section, the device sections, and ``end``, EOF and vmdesc: all but what
+        makes it loadable.
 
-        A QEMU loads each device as it comes, so its answer to a PING behind them says that it refused none. A colo
-        destination looks at them when they are all there, and then says so itself.
+        A colo destination loads nothing before it has the last word, a number that no device's data can hold by chance or
+        on purpose. A QEMU runs the VM when it has EOF, so that is held back. It loads each device as it comes: its answer
+        to a PING behind them says that it refused none.
         """
         self.send_round(number, paced=False)
         self._write(section_end(RAM_SECTION_ID), eos=True)
         self._write(devices)
-        if self._return_path and not self.peer_bits & HELLO_COLO:
-            self._asked.add(DEVICES_PING)
-            self._write(ping(DEVICES_PING))
-            self._await(lambda: not self._asked, "device state", self._deadlines.epoch_s)
+        if self.peer_bits & HELLO_COLO:
+            self._write(end)
+        else:
+            self._last_word = end
+            if self._return_path:
+                self._asked.add(DEVICES_PING)
+                self._write(ping(DEVICES_PING))
+                self._await(lambda: not self._asked, "device state", self._deadlines.epoch_s)
         self._count(0)
 
-    def send_end(self, end: bytes) -> None:
-        """EOF and the vmdesc: from here on the destination may load and run."""
+    def send_last_word(self) -> None:
+        """From here on the destination may load and run."""
         self._ended = True
-        self._write(end)
+        self._write(self._last_word)
         self._count(0)
 
     def await_answer(self) -> int | None:
