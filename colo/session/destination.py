@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from colo._fast.buffers import ReadBuffer
+from colo._fast.digest import StreamDigest
 from colo._fast.pagedecoder import PageDecoder
 from colo._fast.staging import Staging
 from colo.abc import VirtualMachine
@@ -42,7 +43,7 @@ from colo.session.arbiter import Arbiter, arbiter_from_uri
 from colo.session.deadlines import Deadlines
 from colo.session.in_process import GuestImage
 from colo.session.initial_stream import InitialStream
-from colo.session.migration_link import HELLO, HELLO_ARBITER, HELLO_COLO
+from colo.session.migration_link import DIGEST_BYTES, HELLO, HELLO_ARBITER, HELLO_COLO
 from colo.session.primary import _protected, _protected_lock
 from colo.session.vm_state import decode_state
 from colo.stream import CommandItem, Configuration, StreamLimits
@@ -109,8 +110,9 @@ class MigrationDestination:
         self._stream: InitialStream | None = None
         self._sock: socket.socket | None = None
         self._return_path = False
-        self._greeted = False
-        """The source is a colo one: it says a last word, told beforehand."""
+        self._decoder: PageDecoder | None = None
+        self._digest: StreamDigest | None = None
+        """The source is a colo one: it says a last word, told beforehand, and the digest of what it sent at last."""
         self._last_word: int | None = None
         self._arbiter: Arbiter | None = None
         self._generation = 0
@@ -197,8 +199,8 @@ class MigrationDestination:
     def _run(self) -> Arrival:
         self._error = None
         self._over_ns = self._began_ns = 0
-        self._return_path = self._greeted = False
-        self._last_word = None
+        self._return_path = False
+        self._digest = self._last_word = None
         self._tell("listening", self.address)
         deadlines = self.config.deadlines
         sock = self._sock = admit(
@@ -228,14 +230,16 @@ class MigrationDestination:
         buffer.set_deadline("handshake", deadlines.handshake_s)
         buffer.set_idle(deadlines.progress_s)
         image = GuestImage(self.vm.memory.blocks)
+        self._decoder = PageDecoder(Staging(), immediate=True)
         stream = self._stream = InitialStream(
-            buffer, PageDecoder(Staging(), immediate=True), image, deadlines=deadlines,
+            buffer, self._decoder, image, deadlines=deadlines,
             limits=self.config.limits, on_opened=self._opened, on_command=self._obey,
             between_s=deadlines.idle_s if deadlines.idle_s is not None else deadlines.epoch_s,
         )
         device_state = stream.read()
-        if self._greeted:
-            self._expect_last_word(buffer)
+        if self._digest is not None:
+            self._digest.update(device_state.blob)
+            self._expect_last_word(buffer, self._digest.value)
         whole_ns = time.monotonic_ns()
         for block in stream.blocks:
             if block.received_pages < block.pages:
@@ -312,9 +316,13 @@ class MigrationDestination:
         elif item.command is Command.PING:
             if not self._return_path:
                 raise ProtocolError("PING before OPEN_RETURN_PATH: there is no way to answer", got="PING")
-            if self._greeted and self._last_word is None:
+            if self._digest is not None and self._last_word is None:
                 self._last_word = item.value
-            self._greeted = self._greeted or item.value == HELLO
+            if self._digest is not None:
+                self._digest.reset()  # a round has ended: it is of what follows the last one
+            elif item.value == HELLO and self._decoder is not None:
+                self._digest = StreamDigest()
+                self._decoder.set_digest(self._digest)
             bits = HELLO_COLO | (HELLO_ARBITER if self._arbiter is not None else 0)
             self._say(ReturnPath.PONG, HELLO | bits if item.value == HELLO else item.value, must=True)
         elif item.command is Command.ENABLE_COLO:
@@ -325,7 +333,7 @@ class MigrationDestination:
                 f"command {item.command.name}: there is no postcopy here, switch the capability postcopy-ram off",
                 got=item.command.name, expected=("OPEN_RETURN_PATH", "PING", "SWITCHOVER_START"))
 
-    def _expect_last_word(self, buffer: ReadBuffer) -> None:
+    def _expect_last_word(self, buffer: ReadBuffer, digest: int) -> None:
         """A colo source can take its VM back until it has sent this; what only looks like the stream's end is not it."""
         offset = buffer.position
         buffer.set_deadline("last word", self.config.deadlines.epoch_s)
@@ -333,6 +341,11 @@ class MigrationDestination:
         if word != self._last_word:
             raise StreamError(
                 "the stream's end is not followed by the source's last word", where="stream", offset=offset, value=word)
+        sent = int.from_bytes(buffer.read_exact(DIGEST_BYTES), "big")
+        if sent != digest:
+            raise StreamError(
+                f"the stream was damaged on its way: its digest is {digest:032x}, the source's {sent:032x}",
+                where="stream", offset=offset + 4, value=sent)
 
     def _say(self, kind: ReturnPath, value: int, *, must: bool = False) -> bool:
         """Speak on the return path; returns whether it was sent."""

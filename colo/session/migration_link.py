@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from colo._fast.buffers import ReadBuffer
+from colo._fast.digest import StreamDigest
 from colo._fast.pageencoder import PageEncoder
 from colo.errors import ChannelError, ChannelLost, ColoError, DeadlineExceeded, Interrupted, ProtocolError
 from colo.protocol import ReturnPathMessage, decode_return_path, return_path_missing_bytes
@@ -41,7 +42,10 @@ HELLO_ARBITER = 2
 """It asks an arbiter before it runs the VM."""
 HELLO_MASK = 0xFF
 LAST_WORD_MIN = 1 << 31
-"""The PING behind HELLO, to a colo destination, has a random number from here up: the last word of the stream."""
+"""The PING behind HELLO, to a colo destination, has a random number from here up: with it the stream's last word begins."""
+DIGEST_BYTES = 16
+"""The last word ends with the digest of the page records since the last PING and of the device sections with their EOF.
+What was sent while the VM ran has none: a page that is written to meanwhile is not the same bytes when it is read twice."""
 DEVICES_PING = 0x434F4D00
 ROUND_PING = 1
 SLICE_S = 0.1
@@ -77,6 +81,8 @@ class MigrationLink:
         self._shut: int | None = None
         self._ended = False
         self._last_word = b""
+        self._digest: StreamDigest | None = None
+        """Of what a colo destination is sent while the VM stands still."""
         self._copied_pages: dict[str, int] = {}
 
     # -- the stream, in its order
@@ -96,6 +102,7 @@ class MigrationLink:
             self._asked.add(number)
             self._write(ping(number))
             self._last_word = number.to_bytes(4, "big")
+            self._digest = StreamDigest()
 
     def send_round(self, number: int, *, paced: bool, copy: RoundCopy | None = None) -> None:
         """The owned pages, from memory as it is now, or from ``copy``; returns when the kernel has taken them."""
@@ -152,15 +159,18 @@ class MigrationLink:
         """The last pages, the end of the ``ram`` section, the device sections, and ``end``, EOF and vmdesc: all but what
         makes it loadable.
 
-        A colo destination loads nothing before it has the last word, a number that no device's data can hold by chance or
-        on purpose. A QEMU runs the VM when it has EOF, so that is held back. It loads each device as it comes: its answer
-        to a PING behind them says that it refused none.
+        A colo destination loads nothing before it has the last word: a number that no device's data can hold by chance or
+        on purpose, and a digest. A QEMU runs the VM when it has EOF, so that is held back. It loads each device as it
+        comes: its answer to a PING behind them says that it refused none.
         """
+        self._encoder.set_digest(self._digest)
         self.send_round(number, paced=False)
         self._write(section_end(RAM_SECTION_ID), eos=True)
         self._write(devices)
-        if self.peer_bits & HELLO_COLO:
+        if self._digest is not None:
             self._write(end)
+            self._digest.update(devices + end[:1])
+            self._last_word += self._digest.value.to_bytes(DIGEST_BYTES, "big")
         else:
             self._last_word = end
             if self._return_path:
