@@ -6,7 +6,7 @@
         outcome = migration.run()
 
 RAM is sent in rounds, each with what was written during the one before, until the rest fits the downtime limit; then the
-VM stands still, the rest and the device state follow. Until the last byte of the stream is handed out this side can always
+VM stands still, the rest and the device state follow. Until the last word of the stream is handed out this side can always
 go on with its VM. After that only the destination's answer, or the arbiter, can give it back.
 """
 
@@ -90,7 +90,7 @@ class Migration:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._cancelled: str | None = None
         self._handed_out = False
-        """The stream's last byte is (being) sent: the destination may run from now on, and nothing can be cancelled."""
+        """The stream's last word is (being) sent: the destination may run from now on, and nothing can be cancelled."""
         self._giving_up = False
         self._go_on = threading.Event()
         self._link: MigrationLink | None = None
