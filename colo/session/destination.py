@@ -316,13 +316,7 @@ class MigrationDestination:
         elif item.command is Command.PING:
             if not self._return_path:
                 raise ProtocolError("PING before OPEN_RETURN_PATH: there is no way to answer", got="PING")
-            if self._digest is not None and self._last_word is None:
-                self._last_word = item.value
-            if self._digest is not None:
-                self._digest.reset()  # a round has ended: it is of what follows the last one
-            elif item.value == HELLO and self._decoder is not None:
-                self._digest = StreamDigest()
-                self._decoder.set_digest(self._digest)
+            self._note_ping(item.value)
             bits = HELLO_COLO | (HELLO_ARBITER if self._arbiter is not None else 0)
             self._say(ReturnPath.PONG, HELLO | bits if item.value == HELLO else item.value, must=True)
         elif item.command is Command.ENABLE_COLO:
@@ -332,6 +326,18 @@ class MigrationDestination:
             raise ProtocolError(
                 f"command {item.command.name}: there is no postcopy here, switch the capability postcopy-ram off",
                 got=item.command.name, expected=("OPEN_RETURN_PATH", "PING", "SWITCHOVER_START"))
+
+    def _note_ping(self, number: int) -> None:
+        """HELLO, then what the last word begins with, then one at the end of each round."""
+        if self._digest is None:
+            self._digest = StreamDigest() if number == HELLO else None
+        elif self._last_word is None:
+            self._last_word = number
+        else:
+            # The digest is of what follows the last round. The first one, the longest, has passed without.
+            assert self._decoder is not None
+            self._digest.reset()
+            self._decoder.set_digest(self._digest)
 
     def _expect_last_word(self, buffer: ReadBuffer, digest: int) -> None:
         """A colo source can take its VM back until it has sent this; what only looks like the stream's end is not it."""

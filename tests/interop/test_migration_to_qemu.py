@@ -22,7 +22,7 @@ from colo.session.destination import DestinationConfig, MigrationDestination
 from colo.session.migration import Migration
 from colo.session.migration_config import MigrationConfig, VmPlace
 from tests.interop.test_versions import Versioned, binary
-from tests.qemu.tiny_machine import GUEST, RAM_MIB
+from tests.qemu.tiny_machine import GUEST, RAM_MIB, wait_for_lines
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]
 SCRIBBLED = slice(24 << 20, 30 << 20)
@@ -85,13 +85,7 @@ class Rig:
     def held(self, *, return_path: bool = False, xbzrle: bool = False) -> tuple[HeldVm, str]:
         """A VM of ours that a real QEMU migrated into, and its machine type."""
         source = self.start("source")
-        wait = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(ColoError):
-                if check_guest_memory((self.work / "source.ram").read_bytes(), GUEST).counter > 5:
-                    break
-            assert time.monotonic() < wait
-            time.sleep(0.05)
+        wait_for_lines(self.work / "source.serial", 1)
         blocks = {
             name: int(used, 16)
             for name, used in re.findall(r"^\s*(\S+)\s+4 KiB\s+0x\S+\s+(0x\S+)", source.qmp.hmp("info ramblock"), re.M)}
