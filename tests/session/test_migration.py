@@ -640,7 +640,7 @@ def colo_until_the_end(sock: socket.socket, got: bytearray, state: dict[str, int
 def test_what_is_damaged_while_the_vm_stands_still_is_not_run(vm: Any, target: Target) -> None:
     """Neither a page nor the device state; the VM goes on here."""
     random_page = os.urandom(PAGE)
-    for planted, state in ((b"device", b"device" * 20), (random_page[:64], None)):
+    for planted, state in ((b"gadget", b"gadget" * 20), (random_page[:64], None)):
         peer = Peer()
         host, port = target.destination.address.removeprefix("tcp:").rsplit(":", 1)
         with socket.create_connection((host, int(port))) as far:
