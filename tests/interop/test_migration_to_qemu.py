@@ -21,7 +21,8 @@ from colo.qemu.process import QemuProcess
 from colo.session.destination import DestinationConfig, MigrationDestination
 from colo.session.migration import Migration
 from colo.session.migration_config import MigrationConfig, VmPlace
-from tests.interop.test_versions import Versioned, binary
+from tests.interop.binaries import binary
+from tests.interop.test_versions import Versioned
 from tests.qemu.tiny_machine import GUEST, RAM_MIB, wait_for_lines
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]
