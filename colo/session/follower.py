@@ -44,14 +44,13 @@ from colo.protocol import (
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.deadlines import Deadlines
 from colo.session.heat import DirtyHeat
+from colo.session.initial_stream import InitialStream
 from colo.session.messages import read_message
 from colo.stream import (
     CommandItem,
     Configuration,
     DeviceCheck,
-    DeviceState,
     EndOfStream,
-    FileHeader,
     LiveSection,
     RamBlockInfo,
     StreamLimits,
@@ -66,8 +65,6 @@ MESSAGES = {
     Action.SEND_VMSTATE_RECEIVED: ColoMessage.VMSTATE_RECEIVED,
     Action.SEND_VMSTATE_LOADED: ColoMessage.VMSTATE_LOADED,
 }
-MINIMUM_BYTES = 64 << 10
-"""The initial stream must move by so much in each span of ``epoch_s``: less is a trickle, not a copy."""
 PREPARED_BYTES = 64 << 20
 """So much memory is kept ready for the first checkpoint's pages, or a quarter of RAM if that is less."""
 COUNTS = ("zero_pages", "normal_pages", "xbzrle_pages", "xbzrle_bytes", "compressed_pages", "compressed_bytes")
@@ -290,48 +287,26 @@ class Follower:
 
     def _read_initial_stream(self) -> None:
         """The ordinary migration stream. Pages go straight into the image: there is no committed state to keep."""
-        device_state: DeviceState | None = None
-        renewed_at = 0
-        reader = StreamReader(self._buffer, self.limits)
-        for item in reader:
-            if isinstance(item, FileHeader):
-                continue
-            if isinstance(item, Configuration):
-                if "x-ignore-shared" in item.capabilities:
-                    raise StreamError(
-                        "the primary leaves shared RAM out of the stream (capability x-ignore-shared); turn it off there",
-                        where="CONFIGURATION", offset=item.offset, value=item.capabilities,
-                    )
-                self._configuration = item
-                self._agree(item)
-                self._feed(Event.STREAM_OPENED)
-            elif self._configuration is None:
-                raise StreamError("no CONFIGURATION: the machine type is not known", where="stream", offset=0)
-            elif isinstance(item, CommandItem):
-                if item.command is Command.PING:
-                    self._ping = item.value
-                self._feed(command_event(item.command))
-            elif isinstance(item, LiveSection):
-                self._decode(item)
-            elif isinstance(item, DeviceState):
-                if device_state is not None or not item.complete:
-                    raise StreamError(
-                        "device sections in more than one place", where="stream", offset=item.offset, value=None)
-                device_state = item
-            elif not isinstance(item, EndOfStream):
-                raise StreamError("a PACKAGED stream has no place in a COLO stream", where="stream", offset=item.offset)
-            # A long first copy is no fault, one that trickles is.
-            if renewed_at == 0 or self._buffer.position - renewed_at >= MINIMUM_BYTES:
-                renewed_at = self._buffer.position
-                self._buffer.set_deadline("initial", self.deadlines.epoch_s)
-            self._buffer.set_idle(self.deadlines.progress_s)
-        if device_state is None or not self._announced:
-            what = "device state" if device_state is None else "RAM"
-            raise StreamError(f"the stream ended without {what}", where="stream", offset=self._buffer.position)
-        self._live_sections = reader.live_sections
+        initial = InitialStream(
+            self._buffer, self._decoder, self.image, deadlines=self.deadlines, limits=self.limits,
+            on_opened=self._opened, on_command=self._take_command, on_announced=self._on_announced,
+        )
+        device_state = initial.read()
+        self._staged_blocks = initial.blocks
+        self._live_sections = initial.live_sections
         self._device_state = device_state.blob
         self._device_check = DeviceCheck(device_state.sections, self.limits)
         self._feed(Event.INITIAL_STAGED)
+
+    def _opened(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        self._agree(configuration)
+        self._feed(Event.STREAM_OPENED)
+
+    def _take_command(self, item: CommandItem) -> None:
+        if item.command is Command.PING:
+            self._ping = item.value
+        self._feed(command_event(item.command))
 
     def _agree(self, configuration: Configuration) -> None:
         """Take what this side has of the extensions that a colo primary offers."""
@@ -350,7 +325,7 @@ class Follower:
                     "a second MEM_SIZE, or one outside the section's START", where="ram section",
                     offset=self._buffer.position - 8, value=total,
                 )
-            if self.committed is not None and self._staging.records:
+            if self._staging.records:
                 raise StreamError(
                     "MEM_SIZE behind pages of the same checkpoint", where="ram section",
                     offset=self._buffer.position - 8, value=total,
@@ -359,10 +334,7 @@ class Follower:
             self._staged_blocks = self.image.announce((info.idstr, info.used_length) for info in infos)
             self._decoder.set_blocks(self._staged_blocks)
             self._announced = True
-            if self.committed is None:
-                assert self._configuration is not None
-                self._on_announced(self._configuration, infos)
-        if not self._announced and (self.committed is None or section.type is SectionType.START):
+        if not self._announced and section.type is SectionType.START:
             raise StreamError("pages without MEM_SIZE before them", where="ram section", offset=section.offset)
 
     # -- one checkpoint
