@@ -44,7 +44,7 @@ from colo.session.deadlines import Deadlines
 from colo.session.in_process import GuestImage
 from colo.session.initial_stream import InitialStream
 from colo.session.migration_link import DIGEST_BYTES, HELLO, HELLO_ARBITER, HELLO_COLO
-from colo.session.primary import _protected, _protected_lock
+from colo.session.vm_hold import VmHold
 from colo.session.vm_state import decode_state
 from colo.stream import CommandItem, Configuration, StreamLimits
 from colo.transport import listen, tune
@@ -144,10 +144,8 @@ class MigrationDestination:
         VmError (the VM refused the state), ArbitrationLost (the source has the VM) or Interrupted (:meth:`stop`). The VM
         then stands still, and the source was told if it can be.
         """
-        with _protected_lock:
-            if id(self.vm) in _protected:
-                raise RuntimeError("this VM belongs to another session; end that one first")
-            _protected.add(id(self.vm))
+        hold = VmHold(self.vm)
+        hold.take()
         try:
             return self._run()
         except BaseException as error:
@@ -156,8 +154,7 @@ class MigrationDestination:
             raise
         finally:
             self._over_ns = time.monotonic_ns()
-            with _protected_lock:
-                _protected.discard(id(self.vm))
+            hold.release()
 
     def stop(self) -> None:
         """End :meth:`run` with Interrupted, unless the VM was taken over already."""

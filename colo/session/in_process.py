@@ -28,6 +28,7 @@ from colo.session.deadlines import Deadlines
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
 from colo.session.statistics import CheckpointStatistics
+from colo.session.vm_hold import VmHold
 from colo.session.vm_state import decode_state
 from colo.stream import StreamLimits
 from colo.transport import listen, tune
@@ -186,9 +187,11 @@ class InProcessSecondary:
     def run(self) -> InProcessTakeover:
         """Follow a primary; returns when the VM was taken over.
 
-        Raises NoCheckpoint (lost before the first commit), ArbitrationLost (the other side runs), VmError (the VM did not
-        load the state), Interrupted (:meth:`stop`).
+        Raises RuntimeError (another session has the VM), NoCheckpoint (lost before the first commit), ArbitrationLost (the
+        other side runs), VmError (the VM did not load the state) or Interrupted (:meth:`stop`).
         """
+        hold = VmHold(self.vm)
+        hold.take()
         try:
             report = self._run()
         except BaseException as error:
@@ -196,6 +199,8 @@ class InProcessSecondary:
                 self._result.set_exception(
                     error if isinstance(error, ColoError) else Interrupted(f"the session ended: {explain(error)}"))
             raise
+        finally:
+            hold.release()
         self._result.set_result(report)
         return report
 

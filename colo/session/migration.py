@@ -31,8 +31,8 @@ from colo.session.migration_pages import MigrationPages
 from colo.session.migration_progress import MigrationProgress
 from colo.session.migration_rounds import MigrationRounds
 from colo.session.pacing import Pacer
-from colo.session.primary import _protected, _protected_lock
 from colo.session.source_vm import SourceVm
+from colo.session.vm_hold import VmHold
 from colo.session.vm_state import StateForm, describe
 from colo.session.vm_watch import VmWatch
 from colo.stream.writer import end_of_stream
@@ -82,6 +82,7 @@ class Migration:
         if config.arbiter != "none":
             self._arbiter = arbiter_from_uri(config.arbiter, role="primary", create=True)
             self._generation = self._arbiter.current()
+        self._hold = VmHold(vm)
         self._watch = VmWatch(config.vm_s, self._free_hung)
         self._source = SourceVm(vm, self._watch.guard)
         self._status = _S.NONE
@@ -127,12 +128,9 @@ class Migration:
 
     def start(self) -> None:
         """Begin on a thread of its own. Raises RuntimeError when another session has the VM."""
-        with _protected_lock:
-            if self._thread is not None:
-                raise RuntimeError("a Migration is started once")
-            if id(self.vm) in _protected:
-                raise RuntimeError("this VM belongs to another session; end that one first")
-            _protected.add(id(self.vm))
+        if self._thread is not None:
+            raise RuntimeError("a Migration is started once")
+        self._hold.take()
         self._source.note_running()
         self._thread = threading.Thread(target=self._main, name="colo-migration", daemon=True)
         self._watch.start()
@@ -227,8 +225,7 @@ class Migration:
         """Nothing of the session touches the VM any more."""
         self._pages.stop()
         self._watch.close()
-        with _protected_lock:
-            _protected.discard(id(self.vm))
+        self._hold.release()
 
     def _migrate(self) -> None:
         config = self.config

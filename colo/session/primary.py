@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -26,16 +25,19 @@ from colo.errors import (
 )
 from colo.protocol import Event, State
 from colo.session.arbiter import arbiter_from_uri
+from colo.session.checkpoint_requests import CheckpointRequests
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace
 from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
 from colo.session.primary_link import LinkSettings, PrimaryLink, VmHandle, event_of
 from colo.session.primary_pages import PrimaryPages
 from colo.session.primary_report import PrimaryReport, PrimaryStatistics
+from colo.session.vm_hold import VmHold
 from colo.session.vm_state import StateForm
+from colo.session.vm_watch import VmWatch
+from colo.session.wake import Wake
 from colo.transport import abort, check_plaintext, connect
 
-WATCH_S = 0.05
 GENERATION_S = 0.2
 """How often the generation is looked at; a takeover is noticed, and this VM stopped, within this time."""
 CONNECT_RETRY_S = 0.05
@@ -44,8 +46,6 @@ ARBITRATION_RETRY_S = 1.0
 
 __all__ = ["Primary", "PrimaryConfig", "PrimaryEnding", "PrimaryOutcome"]
 
-_protected: set[int] = set()
-_protected_lock = threading.Lock()
 
 
 class _OtherSideRuns(Exception):
@@ -98,26 +98,22 @@ class Primary:
             config.machine, config.spoken, config.mode, config.sending == "copy", config.deadlines, config.extensions)
         self._pages = PrimaryPages(vm.memory, tracker=config.tracker, xbzrle=config.xbzrle)
         self._form = StateForm(config.limits, sections=config.sections)
-        self._handle = VmHandle(vm, guard=self._guard)
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._due_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._hold = VmHold(vm)
+        self._watch = VmWatch(config.vm_s, self._free_hung)
+        self._handle = VmHandle(vm, guard=self._watch.guard)
+        self._wake, self._due = Wake(), Wake()
         self._result: Future[PrimaryOutcome] = Future()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._waiting: list[Future[PrimaryReport]] = []
-        """Want a checkpoint that begins from now on."""
-        self._served: list[Future[PrimaryReport]] = []
-        """Get the one under way."""
+        self._requests = CheckpointRequests()
         self._stopping: str | None = None
         self._fenced = False
-        self._doing: tuple[str, float] | None = None
-        self._hung: VmError | None = None
         self._link: PrimaryLink | None = None
         self._links = 0
         self._over = threading.Event()
         self._began_s = 0.0
         if outbox is not None:
-            outbox.on_pressure = self._due
+            outbox.on_pressure = self._due.set
 
     def __enter__(self) -> Self:
         return self
@@ -129,14 +125,13 @@ class Primary:
 
     def start(self) -> None:
         """Begin on a thread of its own. Raises RuntimeError when the VM is protected already."""
-        with _protected_lock:
-            if self._thread is not None:
-                raise RuntimeError("a Primary is started once")
-            if id(self.vm) in _protected:
-                raise RuntimeError("this VM is protected by another session; end that one first")
-            _protected.add(id(self.vm))
+        if self._thread is not None:
+            raise RuntimeError("a Primary is started once")
+        self._hold.take()
         self._thread = threading.Thread(target=self._main, name="colo-primary", daemon=True)
-        threading.Thread(target=self._watch, name="colo-primary-watch", daemon=True).start()
+        self._watch.start()
+        if self.config.arbiter != "none":
+            threading.Thread(target=self._watch_generation, name="colo-primary-generation", daemon=True).start()
         self._thread.start()
 
     def wait(self, timeout_s: float | None = None) -> PrimaryOutcome:
@@ -151,18 +146,14 @@ class Primary:
 
     def checkpoint(self, timeout_s: float | None = None) -> PrimaryReport:
         """Make a checkpoint now; returns when it is committed. Raises the error that it, or the session, ended with."""
-        future: Future[PrimaryReport] = Future()
-        with self._lock:
-            if self._result.done():
-                raise Interrupted("the session is over: no checkpoint can be made")
-            self._waiting.append(future)
-        self._due()
+        future = self._requests.ask()
+        self._due.set()
         return future.result(timeout_s)
 
     def stop(self, reason: str = "requested", timeout_s: float | None = 30.0) -> PrimaryOutcome:
         """End protection: this side claims the VM first, so that the secondary does not take over; the VM runs on."""
         self._stopping = self._stopping or reason
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake.set()
         return self.wait(timeout_s)
 
     def close(self) -> None:
@@ -176,11 +167,8 @@ class Primary:
         self._over.set()
         self._pages.stop()
         self._arbiter.close()
-        with self._lock:
-            for name in ("_wake_fd", "_due_fd"):
-                if getattr(self, name) >= 0:
-                    os.close(getattr(self, name))
-                    setattr(self, name, -1)
+        self._wake.close()
+        self._due.close()
 
     def status(self) -> dict[str, Any]:
         """Keys are stable."""
@@ -208,20 +196,18 @@ class Primary:
         else:
             self._finish(outcome)
         finally:
-            with _protected_lock:
-                _protected.discard(id(self.vm))
+            self._watch.close()
+            self._hold.release()
 
     def _finish(self, how: PrimaryOutcome | BaseException) -> None:
         with self._lock:
-            waiting, self._waiting, self._served = self._served + self._waiting, [], []
             first = not self._result.done()
             if first and isinstance(how, PrimaryOutcome):
                 self._result.set_result(how)
             elif first and isinstance(how, BaseException):
                 self._result.set_exception(how)
         error = how if isinstance(how, BaseException) else Interrupted(f"the session ended: {how.ending.value}")
-        for future in waiting:
-            future.set_exception(error)
+        self._requests.end(error)
         self._over.set()
         if first:
             self.state = how.ending.name.lower() if isinstance(how, PrimaryOutcome) else "failed"
@@ -267,7 +253,7 @@ class Primary:
     def _new_link(self, sock: Socket, may_hold: int | None) -> PrimaryLink:
         link = PrimaryLink(
             sock, self._handle, self._pages, self._form, self._settings, outbox=self.outbox, committed=may_hold,
-            connection=self._links, wake_fd=self._wake_fd, due_fd=self._due_fd, on_checkpoint=self._committed,
+            connection=self._links, wake_fd=self._wake.fd, due_fd=self._due.fd, on_checkpoint=self._committed,
             on_notice=lambda text: self._tell("notice", text),
         )
         self._links += 1
@@ -304,30 +290,18 @@ class Primary:
         while True:
             due_s = self._began_s + self._pace.interval_ms / 1000
             link.wait(due_s - time.monotonic())
-            with contextlib.suppress(BlockingIOError):  # who asks joins the waiting first, so nobody is forgotten
-                os.eventfd_read(self._due_fd)
-            with self._lock:
-                self._served, self._waiting = self._waiting, []
+            self._due.clear()  # who asks joins the waiting first, so nobody is forgotten
+            self._requests.begin()
             self._began_s = time.monotonic()
             try:
                 link.checkpoint()
             except BaseException as error:
-                self._refuse(error)
+                self._requests.refuse(error)
                 raise
             report = self.statistics.last
             assert report is not None
             self._pace.took(report)
-            with self._lock:
-                served, self._served = self._served, []
-            for future in served:
-                future.set_result(report)
-
-    def _refuse(self, error: BaseException) -> None:
-        """Those who wait for the checkpoint under way will not get it."""
-        with self._lock:
-            served, self._served = self._served, []
-        for future in served:
-            future.set_exception(error)
+            self._requests.answer(report)
 
     def _committed(self, report: PrimaryReport) -> None:
         self.statistics.add(report)
@@ -337,8 +311,8 @@ class Primary:
 
     def _lost(self, link: PrimaryLink, error: Exception, until: float | None) -> tuple[int | None, float | None]:
         """The connection ended by itself. Returns what the secondary may hold, and until when it is tried again."""
-        if self._hung is not None:
-            raise self._hung
+        if self._watch.hung is not None:
+            raise self._watch.hung
         self.statistics.losses += 1
         reason = f"{error} [{type(error).__name__}]"
         self._tell("lost", reason)
@@ -363,8 +337,8 @@ class Primary:
 
     def _leave(self, link: PrimaryLink | None) -> PrimaryOutcome:
         """Asked to stop, or the generation was found to be over."""
-        if self._hung is not None:
-            raise self._hung
+        if self._watch.hung is not None:
+            raise self._watch.hung
         if self._fenced:
             reason = "the generation is over: the other side took over"
             if link is not None:
@@ -380,10 +354,10 @@ class Primary:
 
     def _blame_own(self, link: PrimaryLink, error: ColoError) -> None:
         """This side cannot go on: it claims the VM while the secondary still waits, resumes it, and says why."""
-        if self._hung is None:
+        if self._watch.hung is None:
             self._claim_for(link, f"{error}")
         link.release()
-        raise self._hung or error
+        raise self._watch.hung or error
 
     def _claim_for(self, link: PrimaryLink, reason: str) -> None:
         """Make sure that this side may run, then run. Raises _OtherSideRuns; while it is undecided, waits."""
@@ -438,37 +412,15 @@ class Primary:
 
     # -- the watch
 
-    def _guard(self, doing: str | None) -> None:
-        """One of the VM's methods begins, or ended. Raises VmError when it was given up meanwhile."""
-        with self._lock:
-            self._doing = None if doing is None else (doing, time.monotonic() + self.config.vm_s)
-            if self._hung is not None:
-                raise self._hung
-
-    def _watch(self) -> None:
-        looked_s = time.monotonic()
-        while not self._over.wait(WATCH_S):
-            now = time.monotonic()
-            with self._lock:
-                doing = self._doing
-                if doing is not None and now > doing[1]:
-                    self._hung = VmError(
-                        f"the VM's {doing[0]}() did not return within {self.config.vm_s:g} s: protection ended; "
-                        "no checkpoint can be made until it does"
-                    )
-            if self._hung is not None:
-                self._free_hung(doing[0] if doing else "", self._hung)
-                return
-            if now - looked_s >= GENERATION_S and self.config.arbiter != "none":
-                looked_s = now
-                with contextlib.suppress(ArbitrationError):
-                    if self._link is not None and self._arbiter.current() > self.generation and not self._claiming():
-                        self._fenced = True
-                        self._due()
-                        with self._lock:
-                            if self._wake_fd >= 0:
-                                os.eventfd_write(self._wake_fd, 1)
-                        return
+    def _watch_generation(self) -> None:
+        """Stop when another side has claimed the VM."""
+        while not self._over.wait(GENERATION_S):
+            with contextlib.suppress(ArbitrationError):
+                if self._link is not None and self._arbiter.current() > self.generation and not self._claiming():
+                    self._fenced = True
+                    self._due.set()
+                    self._wake.set()
+                    return
 
     def _claiming(self) -> bool:
         """Whether the newer generation may be this side's own, not noted yet."""
@@ -497,11 +449,6 @@ class Primary:
                 self.outbox.bypass(True)
         self._tell("alone", str(error))
         self._finish(error)
-
-    def _due(self) -> None:
-        with self._lock:
-            if self._due_fd >= 0:
-                os.eventfd_write(self._due_fd, 1)
 
     def _tell(self, kind: str, data: Any = None) -> None:
         self._on_event(kind, data)
