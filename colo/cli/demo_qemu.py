@@ -163,7 +163,7 @@ class Demo:
         torn = "TORN" in standby_log.read_text(errors="replace") if standby_log.exists() else True
         # A line is printed every so many steps, so the first one in the stand-by tells where it began.
         line_steps = self.params.steps_per_tick * self.params.ticks_per_line
-        proved = not torn and self.resumed_from < went_on <= self.resumed_from + line_steps
+        proved = not torn and self.resumed_from <= went_on <= self.resumed_from + line_steps
         self.output.close()
         self._print_summary(report, shown, went_on, proved)
         return 0 if proved else 1

@@ -29,9 +29,10 @@ from colo.session.checkpoint_requests import CheckpointRequests
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace
 from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
-from colo.session.primary_link import LinkSettings, PrimaryLink, VmHandle, event_of
+from colo.session.primary_link import LinkSettings, PrimaryLink, event_of
 from colo.session.primary_pages import PrimaryPages
 from colo.session.primary_report import PrimaryReport, PrimaryStatistics
+from colo.session.vm_handle import VmHandle
 from colo.session.vm_hold import VmHold
 from colo.session.vm_state import StateForm
 from colo.session.vm_watch import VmWatch

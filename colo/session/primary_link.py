@@ -11,14 +11,13 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from colo._fast.adaptive import AdaptiveCodec
 from colo._fast.buffers import ReadBuffer
 from colo._fast.digest import StreamDigest
 from colo._fast.pageencoder import PageEncoder
-from colo.abc import VirtualMachine
-from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, StreamError, VmError
+from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, StreamError
 from colo.protocol import (
     Action,
     Dialect,
@@ -41,6 +40,7 @@ from colo.session.outbox import Outbox
 from colo.session.pace import LinkRate
 from colo.session.primary_pages import PrimaryPages
 from colo.session.primary_report import PrimaryReport
+from colo.session.vm_handle import VmHandle
 from colo.session.vm_state import StateForm, describe
 from colo.stream.writer import (
     command,
@@ -102,41 +102,6 @@ class _Times:
     resumed: int = 0
     sending: int = 0
     sent: int = 0
-
-
-@dataclass(slots=True)
-class VmHandle:
-    """The VM, and whether this session has it stand still. ``guard`` hears of calls that could hang."""
-
-    vm: VirtualMachine
-    paused: bool = False
-    paused_ns: int = 0
-    guard: Callable[[str | None], None] = field(default=lambda doing: None)
-
-    def pause(self) -> None:
-        """Raises VmError when the VM's own method raises."""
-        self.paused_ns = time.monotonic_ns()
-        self._call("pause", self.vm.pause)
-        self.paused = True
-
-    def resume(self) -> None:
-        if self.paused:
-            self._call("resume", self.vm.resume)
-            self.paused = False
-
-    def save(self) -> object:
-        found: list[object] = []
-        self._call("save_state", lambda: found.append(self.vm.save_state()))
-        return found[0]
-
-    def _call(self, name: str, method: Callable[[], object]) -> None:
-        self.guard(name)
-        try:
-            method()
-        except Exception as error:
-            raise VmError(f"the VM's {name}() raised {type(error).__name__}: {error}") from error
-        finally:
-            self.guard(None)
 
 
 class PrimaryLink:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from colo.abc import VirtualMachine
 from colo.errors import VmError
-from colo.session.primary_link import VmHandle
+from colo.session.vm_handle import VmHandle
 
 
 class SourceVm:

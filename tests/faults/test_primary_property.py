@@ -28,8 +28,9 @@ from colo.protocol import Dialect, Mode, State
 from colo.session.deadlines import Deadlines
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.outbox import Outbox
-from colo.session.primary_link import LinkSettings, PrimaryLink, VmHandle, event_of
+from colo.session.primary_link import LinkSettings, PrimaryLink, event_of
 from colo.session.primary_pages import PrimaryPages
+from colo.session.vm_handle import VmHandle
 from colo.session.vm_state import StateForm, decode_state
 from colo.stream import StreamLimits
 from colo.wire import Extension
