@@ -40,9 +40,10 @@ static inline __attribute__((always_inline)) void colo_copy_exact(uint8_t *dst, 
 }
 
 /* Two records of a zero run of 1..127 and one byte, as a little-endian word: with this taken off, no bit of the mask
- * is left. */
+ * is left; save for a second zero run that begins with 0x80: its length has two bytes. */
 #define COLO_TWO_SINGLES 0x0000000101000101ULL
 #define COLO_TWO_SINGLES_MASK 0x000000ff8000ff80ULL
+#define COLO_SECOND_IS_LONG 0x0000000080000000ULL
 
 /* Read a ULEB128 of one or two bytes from p[0..left); returns the bytes used, 0 when it is not one. */
 static inline int colo_get_length(const uint8_t *p, ptrdiff_t left, uint32_t *value)
@@ -128,7 +129,7 @@ static inline __attribute__((always_inline)) int colo_xbzrle_walk(const uint8_t 
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
             v = __builtin_bswap64(v);
 #endif
-            if (!((v - COLO_TWO_SINGLES) & COLO_TWO_SINGLES_MASK)) {
+            if (!(((v - COLO_TWO_SINGLES) & COLO_TWO_SINGLES_MASK) | (v & COLO_SECOND_IS_LONG))) {
                 /* One byte each. */
                 const uint32_t first = at + z, second = first + 1 + (uint8_t)(v >> 24);
                 if (__builtin_expect(second >= dlen, 0))
