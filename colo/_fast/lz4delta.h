@@ -1,8 +1,8 @@
 /* An LZ4 block of one page with the old page as its dictionary, by a match finder made for that case.
  *
- * liblz4 enters its dictionary anew for every page, byte after byte of both pages. Here
- * the first place to look is the same place in the old page, which needs no table; and old bytes are entered at every
- * fourth position only: matches found late are extended backwards. The block is plain LZ4: any decoder reads it. */
+ * liblz4 enters its dictionary anew for every page. Here the first place to look is the same place in the old page, which
+ * needs no table; and old bytes are entered at every fourth position only: matches found late are extended backwards.
+ * The block is plain LZ4: any decoder reads it. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
