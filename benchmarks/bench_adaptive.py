@@ -4,7 +4,7 @@
 (``corpus.py``) goes through a PageEncoder with a shadow copy, by XBZRLE alone and with an AdaptiveCodec, and
 what comes out is decoded and compared.
 ``sweep`` times all pairs of a set one after another; ``hot`` repeats groups of 64 pairs, as kernels are
-usually timed, so that caches and branch predictors know them. ``lz4`` and ``zstd`` take whatever is
+usually timed, so that caches and branch predictors know them. ``lz4``, ``lz4, mask`` and ``zstd`` take whatever is
 smaller, as over a very slow link; the others are the codec's own choice at a link's rate.
 """
 
@@ -35,8 +35,10 @@ def codecs() -> dict[str, AdaptiveCodec | None]:
     return {
         "xbzrle": None,
         "lz4": AdaptiveCodec(SLOW_LINK_BYTES_PER_S, methods=("lz4",)),
+        "lz4, mask": AdaptiveCodec(SLOW_LINK_BYTES_PER_S, methods=("lz4", "mask")),
         "zstd": AdaptiveCodec(SLOW_LINK_BYTES_PER_S, methods=("zstd",)),
         "at 100 Mb/s": AdaptiveCodec(12.5e6),
+        "lz4, mask at 500 Mb/s": AdaptiveCodec(62.5e6, methods=("lz4", "mask")),
         "at 1 Gb/s": AdaptiveCodec(125e6),
         "at 10 Gb/s": AdaptiveCodec(1.25e9),
     }

@@ -105,15 +105,16 @@ def adaptive_figures(saved: Mapping[str, Any]) -> list[Figure]:
     for burst in ("long", "short"):
         sets = [ways for name, ways in saved.items() if name.endswith(burst)]
         base = sum(ways["xbzrle"]["bytes"] for ways in sets) / len(sets)
+        base_us = sum(ways["xbzrle"]["hot_ns"] for ways in sets) / len(sets) / 1000
         for way in sets[0]:
             size = sum(ways[way]["bytes"] for ways in sets) / len(sets)
             spent = sum(ways[way]["hot_ns"] for ways in sets) / len(sets) / 1000
             figures.append(Figure(
                 "adaptive", f"{burst} bursts, {way}", size, "B/page", limit=None if way == "xbzrle" else base,
                 limit_name="XBZRLE", ratio=None if way == "xbzrle" else size / base, parts={"µs/page": spent},
-                bar=0.65 if (burst, way) == ("long", "lz4") else None, bar_on="ratio"))
-            if (burst, way) == ("long", "lz4"):
-                figures.append(Figure("adaptive", "long bursts, lz4, time", spent, "µs/page", bar=2))
+                bar=0.65 if (burst, way) == ("long", "lz4, mask at 500 Mb/s") else None, bar_on="ratio"))
+            if (burst, way) == ("long", "lz4, mask at 500 Mb/s"):
+                figures.append(Figure("adaptive", "long bursts, lz4, mask at 500 Mb/s: time beyond XBZRLE", spent - base_us, "µs/page", bar=2))
     return figures
 
 

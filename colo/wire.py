@@ -179,6 +179,8 @@ class PageEncoding(IntEnum):
     """An LZ4 block that decodes to one page by itself."""
     ZSTD_PAGE = 0xC4
     """A zstd frame without magic number that decodes to one page by itself."""
+    MASK_DELTA = 0xC5
+    """Bit masks of the bytes that changed, then those bytes (``_fast/maskdelta.h`` has the layout)."""
 
 
 class BitmapForm(IntEnum):

@@ -6,7 +6,8 @@ from .pageencoder cimport colo_page_codec
 cdef enum:
     ADAPTIVE_LZ4 = 0
     ADAPTIVE_ZSTD = 1
-    ADAPTIVE_METHODS = 2
+    ADAPTIVE_MASK = 2
+    ADAPTIVE_METHODS = 3
     ADAPTIVE_CLASSES = 5
 
 cdef enum:

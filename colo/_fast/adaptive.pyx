@@ -3,9 +3,10 @@
 Every changed page is XBZRLE-encoded first. Where that gives more than ``floor_bytes``, one of these may be
 tried, and the smaller result is sent (``wire.PageEncoding`` has the records):
 
-* LZ4 with the old page as dictionary: several microseconds a page;
+* bit masks of what changed, then the bytes (``maskdelta.h``): a microsecond, for many short runs of changes;
+* LZ4 with the old page as dictionary (``lz4delta.h``): a few microseconds a page;
 * zstd with the old page as prefix: slower still, and smaller;
-* for a page with no old copy, the same two by themselves.
+* for a page with no old copy, the latter two by themselves.
 
 Which, if any, is a matter of money: a method pays where ``saved bytes * link ns per byte`` exceeds ``its CPU
 ns * cpu_weight``. Both are measured as the codec runs, by how well XBZRLE did on the page (pages that XBZRLE
@@ -52,10 +53,19 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec *when)
 
 
+cdef extern from "lz4delta.h" nogil:
+    int colo_lz4_delta(const uint8_t *pages, int size, uint8_t *dst, int room)
+
+
+cdef extern from "maskdelta.h" nogil:
+    int colo_mask_encode(const uint8_t *old_page, const uint8_t *new_page, int page_bytes, uint8_t *dst, int room)
+    int colo_mask_decode(const uint8_t *src, int length, uint8_t *page, int page_bytes)
+
+
 cdef extern from "wire_numbers.h" nogil:
     uint64_t WIRE_RAM_ZERO, WIRE_RAM_PAGE, WIRE_RAM_EOS, WIRE_RAM_CONTINUE, WIRE_RAM_XBZRLE
     int WIRE_ENCODING_XBZRLE, WIRE_ENCODING_LZ4_DELTA, WIRE_ENCODING_ZSTD_DELTA, WIRE_ENCODING_LZ4_PAGE
-    int WIRE_ENCODING_ZSTD_PAGE
+    int WIRE_ENCODING_ZSTD_PAGE, WIRE_ENCODING_MASK_DELTA
 
 
 # The prototypes, from the libraries' documented, stable interfaces (LZ4 since 1.9.0, zstd since 1.4.0).
@@ -95,13 +105,14 @@ cdef enum:
     RECORD_SHORT = -10
     RECORD_FLAGS = -11
     RECORD_OUTSIDE = -12
+    NO_OLD_PAGE = 4                 # the last of CLASSES
 
 cdef uint8_t ZSTD_MAGIC[4]
 ZSTD_MAGIC[0], ZSTD_MAGIC[1], ZSTD_MAGIC[2], ZSTD_MAGIC[3] = 0x28, 0xB5, 0x2F, 0xFD
 cdef Lz4 lz4
 cdef Zstd zstd
 cdef dict found = None
-METHODS = ("lz4", "zstd")
+METHODS = ("lz4", "zstd", "mask")
 CLASSES = ("to 1/4 page", "to 1/2 page", "to a page", "overflow", "no old page")
 
 
@@ -166,25 +177,26 @@ cdef dict libraries():
         to = <size_t *>&zstd
         for i in range(len(at)):
             to[i] = at[i]
+    made["mask"] = ("built in", 0)
     found = made
     return made
 
 
 def probe():
-    """What compression works here: ``{"lz4": text, "zstd": text}``, the text being the library and its
+    """What compression works here: ``{"lz4": text, "zstd": text, "mask": text}``, the text being the library and its
     version, or, beginning with "not usable: ", the reasons why it cannot be used."""
     said = {}
     for method, got in libraries().items():
         if isinstance(got, tuple):
             name, version = got
-            said[method] = f"{name} {version // 10000}.{version // 100 % 100}.{version % 100}"
+            said[method] = name if not version else f"{name} {version // 10000}.{version // 100 % 100}.{version % 100}"
         else:
             said[method] = f"not usable: {got}"
     return said
 
 
 def usable_methods():
-    """The methods that work here, of ``("lz4", "zstd")``: what an end may offer its peer."""
+    """The methods that work here, of ``("lz4", "zstd", "mask")``: what an end may offer its peer."""
     return tuple(method for method, got in libraries().items() if isinstance(got, tuple))
 
 
@@ -204,10 +216,10 @@ cdef int pick(CodecState *s, int kind) noexcept nogil:
     s.asked[kind] += 1
     if s.asked[kind] % EXPLORE_EVERY == 0:
         method = (s.asked[kind] // EXPLORE_EVERY) % ADAPTIVE_METHODS
-        if s.config.allowed[method]:
+        if s.config.allowed[method] and not (method == ADAPTIVE_MASK and kind == NO_OLD_PAGE):
             return method
     for method in range(ADAPTIVE_METHODS):
-        if not s.config.allowed[method]:
+        if not s.config.allowed[method] or method == ADAPTIVE_MASK and kind == NO_OLD_PAGE:
             continue
         e = &s.estimates[kind][method]
         if e.measured < 4:
@@ -221,12 +233,12 @@ cdef int pick(CodecState *s, int kind) noexcept nogil:
 cdef int run_lz4(CodecState *s, const uint8_t *old_page, const uint8_t *new_page, int size,
                  int room) noexcept nogil:
     cdef uint8_t *fresh = s.work + size
+    memcpy(fresh, new_page, size)
     if old_page != NULL:
         memcpy(s.work, old_page, size)
-    memcpy(fresh, new_page, size)
-    # Loading also resets the stream; with the old page right before the new one LZ4 uses its faster prefix
-    # mode.
-    lz4.load_dictionary(s.lz4_stream, <const char *>s.work, size if old_page != NULL else 0)
+        return colo_lz4_delta(s.work, size, fresh + size, room)
+    # Loading nothing resets the stream.
+    lz4.load_dictionary(s.lz4_stream, <const char *>s.work, 0)
     return lz4.compress(s.lz4_stream, <const char *>fresh, <char *>fresh + size, size, room, 1)
 
 
@@ -251,7 +263,7 @@ cdef int compress_page(void *state, const uint8_t *old_page, const uint8_t *new_
     cdef double begun, spent, weight
     cdef Estimate *e
     if old_page == NULL:
-        kind = 4
+        kind = NO_OLD_PAGE
     elif xbzrle_bytes < 0:
         kind = 3
     else:
@@ -264,6 +276,8 @@ cdef int compress_page(void *state, const uint8_t *old_page, const uint8_t *new_
     target = min(baseline - 1, room)
     if method == ADAPTIVE_LZ4:
         made = run_lz4(s, old_page, new_page, size, target)
+    elif method == ADAPTIVE_MASK:
+        made = colo_mask_encode(old_page, new_page, size, s.work + 2 * size, target)
     else:
         made = run_zstd(s, old_page, new_page, size, target)
     spent = now_ns() - begun
@@ -283,6 +297,8 @@ cdef int compress_page(void *state, const uint8_t *old_page, const uint8_t *new_
     memcpy(dst, s.work + 2 * size, made)
     if method == ADAPTIVE_LZ4:
         encoding[0] = WIRE_ENCODING_LZ4_PAGE if old_page == NULL else WIRE_ENCODING_LZ4_DELTA
+    elif method == ADAPTIVE_MASK:
+        encoding[0] = WIRE_ENCODING_MASK_DELTA
     else:
         encoding[0] = WIRE_ENCODING_ZSTD_PAGE if old_page == NULL else WIRE_ENCODING_ZSTD_DELTA
     return made
@@ -460,6 +476,14 @@ cdef class AdaptiveDecoder:
                 memcpy(new_page, old_page, size)
             active().xbzrle_decode(src, length, new_page, size)
             return DECODED
+        if encoding == WIRE_ENCODING_MASK_DELTA:
+            if new_page != old_page:
+                memcpy(self.work, old_page, size)
+                if colo_mask_decode(src, length, self.work, size) < 0:
+                    return DECODE_MALFORMED
+                memcpy(new_page, self.work, size)
+                return DECODED
+            return DECODED if colo_mask_decode(src, length, new_page, size) == 0 else DECODE_MALFORMED
         if encoding == WIRE_ENCODING_LZ4_DELTA or encoding == WIRE_ENCODING_LZ4_PAGE:
             if lz4.decompress == NULL:
                 return DECODE_MISSING

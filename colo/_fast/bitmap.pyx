@@ -20,6 +20,12 @@ cdef uint8_t FORM_BITS = wire.BitmapForm.BITS
 cdef uint8_t FORM_RUNS = wire.BitmapForm.RUNS
 
 
+cdef int check_aligned(const void *p, str name) except -1:
+    if <size_t>p % 8:
+        raise ValueError(f"{name} is misaligned: its items have 8 bytes, its address is not a multiple of that")
+    return 0
+
+
 cdef class DirtyBitmap:
     """A bitmap of ``pages`` pages, all clean at first.
 
@@ -86,6 +92,7 @@ cdef class DirtyBitmap:
         if n == 0:
             return
         cdef const uint64_t *p = &numbers[0]
+        check_aligned(p, "numbers")
         with nogil:
             for i in range(n):
                 if p[i] >= <uint64_t>self.pages:
@@ -177,6 +184,7 @@ cdef class DirtyBitmap:
         if rows == 0:
             return 0, start
         to = &out[0, 0]
+        check_aligned(to, "out")
         with nogil:
             while row < rows:
                 at = colo_bitmap_next_set(self.words, pages, end)

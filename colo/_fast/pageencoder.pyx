@@ -43,14 +43,15 @@ from .recordarena cimport RecordArena
 
 cdef size_t ARENA_BYTES = 256 << 10
 cdef uint64_t NO_BUDGET = ~(<uint64_t>0)
-KINDS = ("zero", "page", "xbzrle", "lz4_delta", "zstd_delta", "lz4_page", "zstd_page", "unchanged")
+KINDS = ("zero", "page", "xbzrle", "lz4_delta", "zstd_delta", "lz4_page", "zstd_page", "mask_delta",
+         "unchanged")
 
 
 class EncoderStats(NamedTuple):
     """Counts since the encoder was made.
 
     ``pages`` and ``bytes`` are by kind of record: ``zero``, ``page`` (raw), ``xbzrle``, ``lz4_delta``,
-    ``zstd_delta``, ``lz4_page``, ``zstd_page``, and ``unchanged`` (marked dirty, but equal to what the
+    ``zstd_delta``, ``lz4_page``, ``zstd_page``, ``mask_delta``, and ``unchanged`` (marked dirty, but equal to what the
     receiver holds: nothing is sent). ``bytes`` counts whole records, with their headers. ``sent_bytes`` is
     all that went out, section headers included, in ``sends`` system calls or more (a call that could not take
     all is repeated and counted once).

@@ -16,7 +16,7 @@
 
 enum colo_page_kind {
     COLO_KIND_ZERO, COLO_KIND_PAGE, COLO_KIND_XBZRLE, COLO_KIND_LZ4_DELTA, COLO_KIND_ZSTD_DELTA,
-    COLO_KIND_LZ4_PAGE, COLO_KIND_ZSTD_PAGE, COLO_KIND_UNCHANGED, COLO_KINDS
+    COLO_KIND_LZ4_PAGE, COLO_KIND_ZSTD_PAGE, COLO_KIND_MASK_DELTA, COLO_KIND_UNCHANGED, COLO_KINDS
 };
 
 typedef struct colo_record_counts {
@@ -145,7 +145,8 @@ static inline int colo_encoding_kind(int encoding)
     return encoding == WIRE_ENCODING_XBZRLE ? COLO_KIND_XBZRLE
          : encoding == WIRE_ENCODING_LZ4_DELTA ? COLO_KIND_LZ4_DELTA
          : encoding == WIRE_ENCODING_ZSTD_DELTA ? COLO_KIND_ZSTD_DELTA
-         : encoding == WIRE_ENCODING_LZ4_PAGE ? COLO_KIND_LZ4_PAGE : COLO_KIND_ZSTD_PAGE;
+         : encoding == WIRE_ENCODING_LZ4_PAGE ? COLO_KIND_LZ4_PAGE
+         : encoding == WIRE_ENCODING_MASK_DELTA ? COLO_KIND_MASK_DELTA : COLO_KIND_ZSTD_PAGE;
 }
 
 /* A record whose n encoded bytes already lie at arena[used + 8 + COLO_NAME_ROOM + 3]. */

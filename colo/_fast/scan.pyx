@@ -12,6 +12,7 @@ from colo._fast.kernels cimport (
     for_level,
     whole_pages,
 )
+from colo._fast.views cimport Views, release, take
 
 
 cdef Py_ssize_t _range(Py_ssize_t pages, Py_ssize_t first, object count, Py_ssize_t words) except -1:
@@ -27,25 +28,30 @@ cdef Py_ssize_t _range(Py_ssize_t pages, Py_ssize_t first, object count, Py_ssiz
     return n
 
 
-def scan_shadow(const uint8_t[::1] memory, const uint8_t[::1] shadow, uint64_t[::1] bitmap,
-                Py_ssize_t page_bytes=4096, *, Py_ssize_t first_page=0, pages=None, level=None):
+def scan_shadow(memory, shadow, bitmap, Py_ssize_t page_bytes=4096, *, Py_ssize_t first_page=0, pages=None, level=None):
     cdef const colo_kernels *k = for_level(level)
     check_page_bytes(page_bytes)
-    cdef Py_ssize_t size = memory.shape[0]
-    if shadow.shape[0] != size:
-        raise ValueError(f"memory and shadow differ in size: {size} and {shadow.shape[0]} bytes")
-    cdef Py_ssize_t n = _range(whole_pages(size, page_bytes, "memory"), first_page, pages, bitmap.shape[0])
-    if not n:
-        return 0
-    cdef const uint8_t *m = &memory[0]
-    cdef const uint8_t *s = &shadow[0]
-    cdef uint64_t *bits = &bitmap[0]
-    check_apart(m, size, bits, 8 * bitmap.shape[0], "memory and bitmap")
-    check_apart(s, size, bits, 8 * bitmap.shape[0], "shadow and bitmap")
+    cdef Views views
+    cdef Py_ssize_t size, shadow_bytes, words, n
+    cdef const uint8_t *m
+    cdef const uint8_t *s
+    cdef uint64_t *bits
     cdef size_t dirty
-    with nogil:
-        dirty = k.scan(m + first_page * page_bytes, s + first_page * page_bytes, n, page_bytes, bits, first_page)
-    return dirty
+    views.count = 0
+    try:
+        m = <const uint8_t *>take(&views, memory, c"B", False, "memory", &size)
+        s = <const uint8_t *>take(&views, shadow, c"B", False, "shadow", &shadow_bytes)
+        bits = <uint64_t *>take(&views, bitmap, c"Q", True, "bitmap", &words)
+        if shadow_bytes != size:
+            raise ValueError(f"memory and shadow differ in size: {size} and {shadow_bytes} bytes")
+        n = _range(whole_pages(size, page_bytes, "memory"), first_page, pages, words)
+        check_apart(m, size, bits, 8 * words, "memory and bitmap")
+        check_apart(s, size, bits, 8 * words, "shadow and bitmap")
+        with nogil:
+            dirty = k.scan(m + first_page * page_bytes, s + first_page * page_bytes, n, page_bytes, bits, first_page)
+        return dirty
+    finally:
+        release(&views)
 
 
 def hash_key(Py_ssize_t page_bytes=4096):
@@ -53,30 +59,38 @@ def hash_key(Py_ssize_t page_bytes=4096):
     return os.urandom(page_bytes + COLO_HASH_KEY_SHIFT)
 
 
-def scan_hashes(const uint8_t[::1] memory, uint64_t[::1] hashes, const uint8_t[::1] key, uint64_t[::1] bitmap,
-                Py_ssize_t page_bytes=4096, *, Py_ssize_t first_page=0, pages=None, level=None):
+def scan_hashes(memory, hashes, key, bitmap, Py_ssize_t page_bytes=4096, *, Py_ssize_t first_page=0, pages=None,
+                level=None):
     cdef const colo_kernels *k = for_level(level)
     check_page_bytes(page_bytes)
-    cdef Py_ssize_t size = memory.shape[0], block = whole_pages(size, page_bytes, "memory")
-    cdef Py_ssize_t n = _range(block, first_page, pages, bitmap.shape[0])
-    if hashes.shape[0] != COLO_HASH_WORDS * block:
-        raise ValueError(f"hashes has {hashes.shape[0]} words: {block} pages take {COLO_HASH_WORDS * block}")
-    if key.shape[0] != page_bytes + COLO_HASH_KEY_SHIFT:
-        raise ValueError(f"key has {key.shape[0]} bytes: hash_key({page_bytes}) makes one of "
-                         f"{page_bytes + COLO_HASH_KEY_SHIFT}")
-    if not n:
-        return 0
-    cdef const uint8_t *m = &memory[0]
-    cdef uint64_t *h = &hashes[0]
-    cdef const uint8_t *secret = &key[0]
-    cdef uint64_t *bits = &bitmap[0]
-    check_apart(m, size, bits, 8 * bitmap.shape[0], "memory and bitmap")
-    check_apart(m, size, h, 8 * hashes.shape[0], "memory and hashes")
-    check_apart(h, 8 * hashes.shape[0], bits, 8 * bitmap.shape[0], "hashes and bitmap")
-    check_apart(secret, key.shape[0], h, 8 * hashes.shape[0], "key and hashes")
-    check_apart(secret, key.shape[0], bits, 8 * bitmap.shape[0], "key and bitmap")
+    cdef Views views
+    cdef Py_ssize_t size, hash_words, key_bytes, words, block, n
+    cdef const uint8_t *m
+    cdef uint64_t *h
+    cdef const uint8_t *secret
+    cdef uint64_t *bits
     cdef size_t dirty
-    with nogil:
-        dirty = k.scan_hash(m + first_page * page_bytes, h + COLO_HASH_WORDS * first_page, secret, n, page_bytes,
-                            bits, first_page)
-    return dirty
+    views.count = 0
+    try:
+        m = <const uint8_t *>take(&views, memory, c"B", False, "memory", &size)
+        h = <uint64_t *>take(&views, hashes, c"Q", True, "hashes", &hash_words)
+        secret = <const uint8_t *>take(&views, key, c"B", False, "key", &key_bytes)
+        bits = <uint64_t *>take(&views, bitmap, c"Q", True, "bitmap", &words)
+        block = whole_pages(size, page_bytes, "memory")
+        n = _range(block, first_page, pages, words)
+        if hash_words != COLO_HASH_WORDS * block:
+            raise ValueError(f"hashes has {hash_words} words: {block} pages take {COLO_HASH_WORDS * block}")
+        if key_bytes != page_bytes + COLO_HASH_KEY_SHIFT:
+            raise ValueError(f"key has {key_bytes} bytes: hash_key({page_bytes}) makes one of "
+                             f"{page_bytes + COLO_HASH_KEY_SHIFT}")
+        check_apart(m, size, bits, 8 * words, "memory and bitmap")
+        check_apart(m, size, h, 8 * hash_words, "memory and hashes")
+        check_apart(h, 8 * hash_words, bits, 8 * words, "hashes and bitmap")
+        check_apart(secret, key_bytes, h, 8 * hash_words, "key and hashes")
+        check_apart(secret, key_bytes, bits, 8 * words, "key and bitmap")
+        with nogil:
+            dirty = k.scan_hash(m + first_page * page_bytes, h + COLO_HASH_WORDS * first_page, secret, n, page_bytes,
+                                bits, first_page)
+        return dirty
+    finally:
+        release(&views)

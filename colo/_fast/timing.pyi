@@ -19,11 +19,13 @@ def time_pages(
     page_bytes: int = 4096,
     *,
     repeats: int = 1,
+    warm_up_us: int = 0,
     level: str | None = None,
     arena: _Bytes | None = None,
     lengths: _Int32 | None = None,
 ) -> float:
-    """Nanoseconds per page of doing ``work`` on all pairs, ``repeats`` times over.
+    """Nanoseconds per page of doing ``work`` on all pairs, ``repeats`` times over, after passes over them that are not
+    timed for ``warm_up_us`` microseconds.
 
     ``step`` and ``decode`` change ``old``. The latter, and ``check``, take encodings: page i's at the start of the i-th of
     equal shares of ``arena``, ``lengths`` (int32) says how many bytes. Raises ValueError for sizes that do not fit.

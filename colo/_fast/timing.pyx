@@ -85,7 +85,7 @@ cdef uint64_t _run(Work work, const colo_kernels *k, uint8_t *old, const uint8_t
 
 
 def time_pages(str work, uint8_t[::1] old, const uint8_t[::1] new, Py_ssize_t page_bytes=4096, *, int repeats=1,
-               level=None, const uint8_t[::1] arena=None, const int32_t[::1] lengths=None):
+               int warm_up_us=0, level=None, const uint8_t[::1] arena=None, const int32_t[::1] lengths=None):
     cdef const colo_kernels *k = for_level(level)
     check_page_bytes(page_bytes)
     if work not in _WORKS:
@@ -94,9 +94,10 @@ def time_pages(str work, uint8_t[::1] old, const uint8_t[::1] new, Py_ssize_t pa
     cdef Py_ssize_t size = old.shape[0], pages = whole_pages(size, page_bytes, "old"), stride = 0, i
     if new.shape[0] != size or not pages:
         raise ValueError(f"old and new have {size} and {new.shape[0]} bytes: give as many, and a page at least")
-    if repeats < 1:
-        raise ValueError(f"repeats is {repeats}: give 1 or more")
-    check_apart(&old[0], size, &new[0], size, "old and new")
+    if repeats < 1 or warm_up_us < 0:
+        raise ValueError(f"repeats is {repeats}, warm_up_us {warm_up_us}: give 1 and 0 or more")
+    if which == STEP or which == DECODE:
+        check_apart(&old[0], size, &new[0], size, "old and new")
     if which == DECODE or which == CHECK:
         if arena is None or lengths is None or lengths.shape[0] != pages or arena.shape[0] % pages:
             raise ValueError(f"{work} takes lengths, and an arena with an equal share, for each of {pages} pages")
@@ -107,11 +108,18 @@ def time_pages(str work, uint8_t[::1] old, const uint8_t[::1] new, Py_ssize_t pa
     cdef uint64_t *words = <uint64_t *>calloc((pages + 63) // 64 + 2 * pages, 8)
     cdef uint8_t *scratch = <uint8_t *>calloc(3 * COLO_PAGE_BYTES_MAX, 1)
     cdef uint8_t *aligned = <uint8_t *>((<size_t>scratch + 4095) & ~<size_t>4095)
-    cdef uint64_t taken
+    # The step changes its shadow: the same pages and the same instructions warm up without that.
+    cdef Work before = ENCODE if which == STEP else which
+    cdef uint64_t taken, warm
     try:
         if words == NULL or scratch == NULL:
             raise MemoryError()
         with nogil:
+            if warm_up_us:
+                warm = colo_now_ns() + <uint64_t>warm_up_us * 1000
+                while colo_now_ns() < warm:
+                    _run(before, k, &old[0], &new[0], pages, <int>page_bytes, aligned,
+                         &arena[0] if stride else NULL, &lengths[0] if stride else NULL, stride, 1, words)
             taken = _run(which, k, &old[0], &new[0], pages, <int>page_bytes, aligned,
                          &arena[0] if stride else NULL, &lengths[0] if stride else NULL, stride, repeats, words)
         return <double>taken / (pages * repeats)

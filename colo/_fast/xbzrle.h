@@ -5,6 +5,15 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Copy n in 1..3 bytes: first, middle and last byte cover all of them. */
+static inline __attribute__((always_inline)) void colo_copy_3(uint8_t *dst, const uint8_t *src, unsigned n)
+{
+    uint8_t a = src[0], b = src[n >> 1], c = src[n - 1];
+    dst[0] = a;
+    dst[n >> 1] = b;
+    dst[n - 1] = c;
+}
+
 /* Copy n in 1..127 bytes, touching nothing outside [dst, dst + n) and [src, src + n). */
 static inline __attribute__((always_inline)) void colo_copy_exact(uint8_t *dst, const uint8_t *src, unsigned n)
 {
@@ -26,13 +35,15 @@ static inline __attribute__((always_inline)) void colo_copy_exact(uint8_t *dst, 
         __builtin_memcpy(dst, &a, 4);
         __builtin_memcpy(dst + n - 4, &b, 4);
     } else {
-        /* 1, 2 or 3: first, middle and last byte cover all of them. */
-        uint8_t a = src[0], b = src[n >> 1], c = src[n - 1];
-        dst[0] = a;
-        dst[n >> 1] = b;
-        dst[n - 1] = c;
+        colo_copy_3(dst, src, n);
     }
 }
+
+/* Two records of a zero run of 1..127 and one byte, as a little-endian word: with this taken off, no bit of the mask
+ * is left; save for a second zero run that begins with 0x80: its length has two bytes. */
+#define COLO_TWO_SINGLES 0x0000000101000101ULL
+#define COLO_TWO_SINGLES_MASK 0x000000ff8000ff80ULL
+#define COLO_SECOND_IS_LONG 0x0000000080000000ULL
 
 /* Read a ULEB128 of one or two bytes from p[0..left); returns the bytes used, 0 when it is not one. */
 static inline int colo_get_length(const uint8_t *p, ptrdiff_t left, uint32_t *value)
@@ -108,15 +119,53 @@ static inline __attribute__((always_inline)) int colo_xbzrle_walk(const uint8_t 
             goto any;
         z = p[0];
         n = p[1];
-        /* Both at once: a zero run of 1..127, then one byte. */
-        if ((uint32_t)((z | n << 8) - 0x0101) < 0x7f) {
-            at += z;
-            if (__builtin_expect(at >= dlen, 0))
+        /* A zero run of 1..127, then 1..3 bytes: there are most of these, so two are taken at once. */
+        if (n - 1 < 3 && z - 1 < 127) {
+            uint64_t v;
+            uint32_t z2, n2;
+            if (end - p < 10)
+                goto one;
+            __builtin_memcpy(&v, p, 8);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+            v = __builtin_bswap64(v);
+#endif
+            if (!(((v - COLO_TWO_SINGLES) & COLO_TWO_SINGLES_MASK) | (v & COLO_SECOND_IS_LONG))) {
+                /* One byte each. */
+                const uint32_t first = at + z, second = first + 1 + (uint8_t)(v >> 24);
+                if (__builtin_expect(second >= dlen, 0))
+                    return -1;
+                if (dst) {
+                    dst[first] = p[2];
+                    dst[second] = p[5];
+                }
+                at = second + 1;
+                p += 6;
+                continue;
+            }
+            const uint8_t *q = p + 2 + n;
+            z2 = q[0];
+            n2 = q[1];
+            if ((n2 - 1 < 3) & (z2 - 1 < 127)) {
+                const uint32_t first = at + z, second = first + n + z2;
+                if (__builtin_expect(second + n2 > dlen, 0))
+                    return -1;
+                if (dst) {
+                    colo_copy_3(dst + first, p + 2, n);
+                    colo_copy_3(dst + second, q + 2, n2);
+                }
+                at = second + n2;
+                p = q + 2 + n2;
+                continue;
+            }
+one:
+            if (n + 2 > (size_t)(end - p) || at + z + n > dlen)
                 return -1;
+            at += z;
             if (dst)
-                dst[at] = p[2];
-            at++;
-            p += 3;
+                colo_copy_3(dst + at, p + 2, n);
+            at += n;
+            p += n + 2;
+            surprises++;
             continue;
         }
         if (z - 1 >= 127) {

@@ -13,6 +13,8 @@ from colo._fast.kernels cimport (
     whole_pages,
 )
 
+from colo._fast.views cimport Views, release, take
+
 from colo.errors import StreamError
 
 SLACK_BYTES = COLO_XBZRLE_SLACK
@@ -35,85 +37,101 @@ cdef int _check_pair(Py_ssize_t a_bytes, Py_ssize_t b_bytes, str names) except -
     return 0
 
 
-def encode_pages(const uint8_t[::1] old, const uint8_t[::1] new, Py_ssize_t page_bytes, uint8_t[::1] arena,
-                 int32_t[::1] lengths, *, dlen=None, Py_ssize_t first=0, level=None):
-    cdef const colo_kernels *k = for_level(level)
-    check_page_bytes(page_bytes)
-    cdef Py_ssize_t size = old.shape[0], room = arena.shape[0], used = 0, i = first
-    _check_pair(size, new.shape[0], "old and new")
-    cdef Py_ssize_t pages = whole_pages(size, page_bytes, "old")
-    cdef int most = _dlen(dlen, page_bytes), n
+cdef int _check_batch(Py_ssize_t pages, Py_ssize_t first, Py_ssize_t entries, Py_ssize_t room, int most) except -1:
     if not 0 <= first <= pages:
         raise ValueError(f"first is {first}: there are {pages} pages")
-    if lengths.shape[0] < pages:
-        raise ValueError(f"lengths has {lengths.shape[0]} entries for {pages} pages")
-    if first == pages:
-        return pages, 0
-    if room < most + COLO_XBZRLE_SLACK:
+    if entries < pages:
+        raise ValueError(f"lengths has {entries} entries for {pages} pages")
+    if first < pages and room < most + COLO_XBZRLE_SLACK:
         raise ValueError(f"arena has {room} bytes: one page may need dlen + {SLACK_BYTES} = {most + COLO_XBZRLE_SLACK}")
-    cdef const uint8_t *o = &old[0]
-    cdef const uint8_t *w = &new[0]
-    cdef uint8_t *d = &arena[0]
-    cdef int32_t *out = &lengths[0]
-    check_apart(d, room, o, size, "arena and old")
-    check_apart(d, room, w, size, "arena and new")
-    check_apart(d, room, out, 4 * lengths.shape[0], "arena and lengths")
-    check_apart(out, 4 * lengths.shape[0], o, size, "lengths and old")
-    check_apart(out, 4 * lengths.shape[0], w, size, "lengths and new")
-    with nogil:
-        while i < pages and room - used >= most + COLO_XBZRLE_SLACK:
-            n = k.xbzrle_encode(o + i * page_bytes, w + i * page_bytes, <int>page_bytes, d + used, most)
-            out[i] = n
-            if n > 0:
-                used += n
-            i += 1
-    return i, used
+    return 0
 
 
-def step_pages(uint8_t[::1] shadow, const uint8_t[::1] live, Py_ssize_t page_bytes, uint8_t[::1] arena,
-               int32_t[::1] lengths, *, dlen=None, Py_ssize_t first=0, level=None):
+def encode_pages(old, new, Py_ssize_t page_bytes, arena, lengths, *, dlen=None, Py_ssize_t first=0, level=None):
     cdef const colo_kernels *k = for_level(level)
     check_page_bytes(page_bytes)
-    cdef Py_ssize_t size = live.shape[0], room = arena.shape[0], used = 0, i = first
-    _check_pair(shadow.shape[0], size, "shadow and live")
-    cdef Py_ssize_t pages = whole_pages(size, page_bytes, "live")
-    cdef int most = _dlen(dlen, page_bytes), n
-    if not 0 <= first <= pages:
-        raise ValueError(f"first is {first}: there are {pages} pages")
-    if lengths.shape[0] < pages:
-        raise ValueError(f"lengths has {lengths.shape[0]} entries for {pages} pages")
-    if first == pages:
-        return pages, 0
-    if room < most + COLO_XBZRLE_SLACK:
-        raise ValueError(f"arena has {room} bytes: one page may need dlen + {SLACK_BYTES} = {most + COLO_XBZRLE_SLACK}")
-    cdef uint8_t *s = &shadow[0]
-    cdef const uint8_t *w = &live[0]
-    cdef uint8_t *d = &arena[0]
-    cdef int32_t *out = &lengths[0]
+    cdef Views views
+    cdef Py_ssize_t size, new_bytes, room, entries, pages, used = 0, i = first
+    cdef const uint8_t *o
+    cdef const uint8_t *w
+    cdef uint8_t *d
+    cdef int32_t *out
+    cdef int most, n
+    views.count = 0
+    try:
+        o = <const uint8_t *>take(&views, old, c"B", False, "old", &size)
+        w = <const uint8_t *>take(&views, new, c"B", False, "new", &new_bytes)
+        d = <uint8_t *>take(&views, arena, c"B", True, "arena", &room)
+        out = <int32_t *>take(&views, lengths, c"i", True, "lengths", &entries)
+        _check_pair(size, new_bytes, "old and new")
+        pages = whole_pages(size, page_bytes, "old")
+        most = _dlen(dlen, page_bytes)
+        _check_batch(pages, first, entries, room, most)
+        check_apart(d, room, o, size, "arena and old")
+        check_apart(d, room, w, size, "arena and new")
+        check_apart(d, room, out, 4 * entries, "arena and lengths")
+        check_apart(out, 4 * entries, o, size, "lengths and old")
+        check_apart(out, 4 * entries, w, size, "lengths and new")
+        with nogil:
+            while i < pages and room - used >= most + COLO_XBZRLE_SLACK:
+                n = k.xbzrle_encode(o + i * page_bytes, w + i * page_bytes, <int>page_bytes, d + used, most)
+                out[i] = n
+                if n > 0:
+                    used += n
+                i += 1
+        return i, used
+    finally:
+        release(&views)
+
+
+def step_pages(shadow, live, Py_ssize_t page_bytes, arena, lengths, *, dlen=None, Py_ssize_t first=0, level=None):
+    cdef const colo_kernels *k = for_level(level)
+    check_page_bytes(page_bytes)
+    cdef Views views
+    cdef Py_ssize_t size, shadow_bytes, room, entries, pages, used = 0, i = first
+    cdef uint8_t *s
+    cdef const uint8_t *w
+    cdef uint8_t *d
+    cdef int32_t *out
     cdef const uint8_t *next_shadow
     cdef const uint8_t *next_live
-    check_apart(s, size, w, size, "shadow and live")
-    check_apart(d, room, s, size, "arena and shadow")
-    check_apart(d, room, w, size, "arena and live")
-    check_apart(d, room, out, 4 * lengths.shape[0], "arena and lengths")
-    check_apart(out, 4 * lengths.shape[0], s, size, "lengths and shadow")
-    check_apart(out, 4 * lengths.shape[0], w, size, "lengths and live")
-    cdef uint8_t *scratch = <uint8_t *>malloc(COLO_PAGE_BYTES_MAX + 64)
-    if scratch == NULL:
-        raise MemoryError()
-    cdef uint8_t *snapshot = scratch + (64 - (<size_t>scratch & 63))
-    with nogil:
-        while i < pages and room - used >= most + COLO_XBZRLE_SLACK:
-            next_shadow = s + (i + 1) * page_bytes if i + 1 < pages else NULL
-            next_live = w + (i + 1) * page_bytes if i + 1 < pages else NULL
-            n = k.xbzrle_step(s + i * page_bytes, w + i * page_bytes, next_shadow, next_live, snapshot,
-                              <int>page_bytes, d + used, most)
-            out[i] = n
-            if n > 0:
-                used += n
-            i += 1
-    free(scratch)
-    return i, used
+    cdef uint8_t *scratch = NULL
+    cdef uint8_t *snapshot
+    cdef int most, n
+    views.count = 0
+    try:
+        s = <uint8_t *>take(&views, shadow, c"B", True, "shadow", &shadow_bytes)
+        w = <const uint8_t *>take(&views, live, c"B", False, "live", &size)
+        d = <uint8_t *>take(&views, arena, c"B", True, "arena", &room)
+        out = <int32_t *>take(&views, lengths, c"i", True, "lengths", &entries)
+        _check_pair(shadow_bytes, size, "shadow and live")
+        pages = whole_pages(size, page_bytes, "live")
+        most = _dlen(dlen, page_bytes)
+        _check_batch(pages, first, entries, room, most)
+        check_apart(s, size, w, size, "shadow and live")
+        check_apart(d, room, s, size, "arena and shadow")
+        check_apart(d, room, w, size, "arena and live")
+        check_apart(d, room, out, 4 * entries, "arena and lengths")
+        check_apart(out, 4 * entries, s, size, "lengths and shadow")
+        check_apart(out, 4 * entries, w, size, "lengths and live")
+        scratch = <uint8_t *>malloc(COLO_PAGE_BYTES_MAX + 64)
+        if scratch == NULL:
+            raise MemoryError()
+        snapshot = scratch + (64 - (<size_t>scratch & 63))
+        with nogil:
+            while i < pages and room - used >= most + COLO_XBZRLE_SLACK:
+                next_shadow = s + (i + 1) * page_bytes if i + 1 < pages else NULL
+                next_live = w + (i + 1) * page_bytes if i + 1 < pages else NULL
+                n = k.xbzrle_step(s + i * page_bytes, w + i * page_bytes, next_shadow, next_live, snapshot,
+                                  <int>page_bytes, d + used, most)
+                out[i] = n
+                if n > 0:
+                    used += n
+                i += 1
+        return i, used
+    finally:
+        free(scratch)
+        release(&views)
 
 
 cdef object _bad_encoding(Py_ssize_t page, Py_ssize_t at, int length, Py_ssize_t page_bytes):
@@ -122,41 +140,46 @@ cdef object _bad_encoding(Py_ssize_t page, Py_ssize_t at, int length, Py_ssize_t
         where=f"XBZRLE, page {page}", offset=at, value=length)
 
 
-def decode_pages(const uint8_t[::1] arena, const int32_t[::1] lengths, uint8_t[::1] pages, Py_ssize_t page_bytes,
-                 *, level=None):
+def decode_pages(arena, lengths, pages, Py_ssize_t page_bytes, *, level=None):
     cdef const colo_kernels *k = for_level(level)
     check_page_bytes(page_bytes)
-    cdef Py_ssize_t size = pages.shape[0], held = arena.shape[0], at = 0, bad = -1, i
-    cdef Py_ssize_t count = whole_pages(size, page_bytes, "pages")
-    if lengths.shape[0] != count:
-        raise ValueError(f"lengths has {lengths.shape[0]} entries for {count} pages")
-    if not count:
-        return 0
-    cdef const int32_t *n = &lengths[0]
-    cdef const uint8_t *src = &arena[0] if held else NULL
-    cdef uint8_t *dst = &pages[0]
-    check_apart(dst, size, src, held, "pages and arena")
-    check_apart(dst, size, n, 4 * count, "pages and lengths")
-    with nogil:
-        for i in range(count):
-            if n[i] <= 0:
-                continue
-            if n[i] > held - at or k.xbzrle_check(src + at, n[i], <int>page_bytes) < 0:
-                bad = i
-                break
-            at += n[i]
-    if bad >= 0:
-        if n[bad] > held - at:
-            raise ValueError(f"lengths[{bad}] is {n[bad]}, but the arena holds {held - at} more bytes at offset {at}; "
-                             f"no page was touched")
-        raise _bad_encoding(bad, at, n[bad], page_bytes)
-    at = 0
-    with nogil:
-        for i in range(count):
-            if n[i] > 0:
-                k.xbzrle_decode(src + at, n[i], dst + i * page_bytes, <int>page_bytes)
+    cdef Views views
+    cdef Py_ssize_t size, held, entries, count, at = 0, bad = -1, i
+    cdef const int32_t *n
+    cdef const uint8_t *src
+    cdef uint8_t *dst
+    views.count = 0
+    try:
+        src = <const uint8_t *>take(&views, arena, c"B", False, "arena", &held)
+        n = <const int32_t *>take(&views, lengths, c"i", False, "lengths", &entries)
+        dst = <uint8_t *>take(&views, pages, c"B", True, "pages", &size)
+        count = whole_pages(size, page_bytes, "pages")
+        if entries != count:
+            raise ValueError(f"lengths has {entries} entries for {count} pages")
+        check_apart(dst, size, src, held, "pages and arena")
+        check_apart(dst, size, n, 4 * count, "pages and lengths")
+        with nogil:
+            for i in range(count):
+                if n[i] <= 0:
+                    continue
+                if n[i] > held - at or k.xbzrle_check(src + at, n[i], <int>page_bytes) < 0:
+                    bad = i
+                    break
                 at += n[i]
-    return at
+        if bad >= 0:
+            if n[bad] > held - at:
+                raise ValueError(f"lengths[{bad}] is {n[bad]}, but the arena holds {held - at} more bytes at offset {at}; "
+                                 f"no page was touched")
+            raise _bad_encoding(bad, at, n[bad], page_bytes)
+        at = 0
+        with nogil:
+            for i in range(count):
+                if n[i] > 0:
+                    k.xbzrle_decode(src + at, n[i], dst + i * page_bytes, <int>page_bytes)
+                    at += n[i]
+        return at
+    finally:
+        release(&views)
 
 
 def encode(const uint8_t[::1] old, const uint8_t[::1] new, dlen=None, *, level=None):

@@ -23,7 +23,7 @@ PAGE = 4096
 SLOW_LINK = 1e3
 
 pytestmark = pytest.mark.skipif(
-    usable_methods() != ("lz4", "zstd"), reason=f"needs both libraries: {probe()}"
+    usable_methods() != ("lz4", "zstd", "mask"), reason=f"needs both libraries: {probe()}"
 )
 
 
@@ -112,6 +112,101 @@ def test_records_of_the_lz4_package_are_read() -> None:
     assert received == new
 
 
+def mask_delta(old: bytes, new: bytes) -> bytes:
+    """The layout of ``maskdelta.h``, written down again."""
+    changed, fresh, masks, changes = 0, 0, b"", b""
+    before = 0
+    lines = len(old) // 64
+    for line in range(lines):
+        at = range(64 * line, 64 * line + 64)
+        mask = sum(1 << i for i, k in enumerate(at) if old[k] != new[k])
+        if not mask:
+            continue
+        changed |= 1 << line
+        if mask != before:
+            fresh |= 1 << line
+            masks += mask.to_bytes(8, "little")
+        before = mask
+        changes += bytes(new[k] for k in at if old[k] != new[k])
+    return changed.to_bytes(lines // 8, "little") + fresh.to_bytes(lines // 8, "little") + masks + changes
+
+
+@pytest.mark.parametrize("page_bytes", [1024, 4096, 16384])
+def test_mask_records_are_laid_out_as_written(page_bytes: int) -> None:
+    chance = random.Random(page_bytes)
+    old = bytearray(chance.randbytes(page_bytes))
+    for changes in ((), (1, 2, 3), (0, 1, 2, 3, 4, 5, 6, 7), (7,)):
+        new = bytearray(old)
+        for at in range(page_bytes):
+            if at % 8 in changes or chance.random() < 0.05 * (at > page_bytes // 2) or (not changes and at % 3 == 0):
+                new[at] ^= 0x77
+        codec = AdaptiveCodec(SLOW_LINK, methods=("mask",))
+        stream, encoder = encode(old, new, codec, page_bytes)
+        if not encoder.stats.pages["mask_delta"]:
+            assert len(mask_delta(old, new)) >= page_bytes or changes
+            continue
+        encoding, payload = first_payload(stream)
+        assert encoding == PageEncoding.MASK_DELTA
+        assert payload == mask_delta(old, new)
+        received = bytearray(old)
+        AdaptiveDecoder(page_bytes).apply(stream, received)
+        assert received == new
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_bad_mask_records_are_refused(data: st.DataObject) -> None:
+    page = bytes(PAGE)
+    good = mask_delta(page, bytes(1 if k % 5 == 0 and k > 700 else 0 for k in range(PAGE)))
+    bad = bytearray(good)
+    kind = data.draw(st.sampled_from(["longer", "shorter", "unmarked", "zero mask", "other mask", "no first mask"]))
+    if kind == "longer":
+        bad += b"x"
+    elif kind == "shorter":
+        del bad[data.draw(st.integers(1, len(bad) - 1)) :]
+    elif kind == "unmarked":
+        bad[0] = 0
+        bad[8] = 1
+    elif kind == "zero mask":
+        bad[16:24] = bytes(8)
+    elif kind == "other mask":
+        bad[16:24] = b"\xff" * 8
+    else:
+        first = next(bit for bit in range(64) if bad[8 + bit // 8] >> bit % 8 & 1)
+        bad[8 + first // 8] &= ~(1 << first % 8)
+        del bad[16:24]
+    memory = bytearray(b"\x5a" * PAGE)
+    with pytest.raises(StreamError):
+        AdaptiveDecoder().apply(record(PageEncoding.MASK_DELTA, bytes(bad)), memory)
+    assert memory == b"\x5a" * PAGE
+
+
+@pytest.mark.parametrize("page_bytes", [1024, 4096, 16384])
+def test_lz4_deltas_of_all_kinds_of_pages_are_what_the_lz4_package_reads(page_bytes: int) -> None:
+    chance = random.Random(page_bytes)
+    for trial in range(300):
+        old = bytearray(chance.choice([chance.randbytes(page_bytes), bytes(page_bytes), b"abc" * page_bytes])[:page_bytes])
+        new = bytearray(old)
+        for _ in range(chance.choice([1, 20, 200])):
+            at, n = chance.randrange(page_bytes), chance.choice([1, 5, 40, 700])
+            part = new[at : at + n]
+            what = chance.randrange(4)
+            start = chance.randrange(page_bytes - len(part) + 1)
+            new[at : at + n] = (
+                old[start : start + len(part)] if what == 0
+                else bytes(len(part)) if what == 1
+                else chance.randbytes(len(part)) if what == 2
+                else bytes(byte ^ 1 for byte in part)
+            )  # fmt: skip
+        stream, encoder = encode(old, new, AdaptiveCodec(SLOW_LINK, methods=("lz4",), floor_bytes=0), page_bytes)
+        if encoder.stats.pages["lz4_delta"]:
+            _, payload = first_payload(stream)
+            assert lz4.block.decompress(payload, uncompressed_size=page_bytes, dict=bytes(old)) == new, trial
+        received = bytearray(old)
+        AdaptiveDecoder(page_bytes).apply(stream, received)
+        assert received == new
+
+
 def test_small_changes_stay_xbzrle_and_noise_goes_raw() -> None:
     chance = random.Random(5)
     old = bytearray(chance.randbytes(40 * PAGE))
@@ -140,8 +235,10 @@ def test_the_links_rate_decides() -> None:
     encode(old, new, slow)
     assert slow.stats.declined == 0
     expected = slow.stats.expected["overflow"]
-    assert expected.keys() == {"lz4", "zstd"}
-    assert all(saved > 1000 and ns > 0 for saved, ns in expected.values())
+    assert expected.keys() == {"lz4", "zstd", "mask"}
+    assert all(saved > 1000 and ns > 0 for method, (saved, ns) in expected.items() if method != "mask")
+    # Records that moved are nothing for masks.
+    assert expected["mask"][0] < 100
     best = max(expected, key=lambda method: expected[method][0])
     assert slow.stats.pages[best] > 200
 
@@ -208,9 +305,11 @@ def test_any_records_are_applied_or_an_error(stream: bytes) -> None:
     assert at <= len(stream)
 
 
-@pytest.mark.parametrize("method", ["lz4", "zstd"])
+@pytest.mark.parametrize("method", ["lz4", "zstd", "mask"])
 def test_every_truncation_and_damage_of_real_records(method: str) -> None:
     old, new = shuffled_pages(2, seed=9)
+    if method == "mask":
+        new = bytearray(byte ^ (at % 4 < 3) for at, byte in enumerate(old))
     stream, _ = encode(old, new, AdaptiveCodec(SLOW_LINK, methods=(method,)))
     decoder = AdaptiveDecoder()
     for cut in range(1, len(stream) - 8):

@@ -269,7 +269,9 @@ def as_nobody(code: str) -> str:
     )
     done = subprocess.run(
         [sys.executable, "-c", prelude + code],
-        env={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
+        # A sanitized core needs its runtime in this process too.
+        env={name: value for name, value in os.environ.items() if name == "LD_PRELOAD" or name.endswith("SAN_OPTIONS")}
+        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

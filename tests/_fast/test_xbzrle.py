@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import mmap
+import random
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,29 @@ def test_a_bad_page_in_a_batch_is_named_and_no_page_is_touched() -> None:
     assert xbzrle.decode_pages(arena, array.array("i", [3, -1, 3]), pages, 1024) == 6
     assert pages[0] == ord("a")
     assert pages[2 * 1024 + 5] == ord("b")
+
+
+@pytest.mark.parametrize("tail_records", [0, 1, 4])
+@pytest.mark.parametrize("second_n", [1, 2, 3, 4, 16, 127, 128, 300])
+@pytest.mark.parametrize("first_n", [1, 2, 3, 4, 16, 127, 128, 300])
+def test_neighbouring_records_of_every_kind_decode(first_n: int, second_n: int, tail_records: int) -> None:
+    """Lengths on both sides of every border between the decoder's ways, each beside each other."""
+    page = random.Random(1).randbytes(4096)
+    for first_z in (0, 1, 2, 126, 127, 128, 129, 255, 256, 2000):
+        for second_z in (1, 2, 126, 127, 128, 129, 255, 256, 1000):
+            new = bytearray(page)
+            at = 0
+            for z, n in ((first_z, first_n), (second_z, second_n), *[(3, 1)] * tail_records):
+                at += z
+                new[at : at + n] = bytes(byte ^ 0xA5 for byte in new[at : at + n])
+                at += n
+            encoded = xbzrle.encode(page, new)
+            assert encoded is not None
+            assert xbzrle.check(encoded, 4096) == at == oracle.decode(encoded, page)[0]
+            decoded = bytearray(page)
+            assert xbzrle.decode(encoded, decoded) == at
+            assert decoded == new
+            assert xbzrle.check(encoded[:-1], 4096) == oracle.decode(encoded[:-1], page)[0]
 
 
 def good() -> dict[str, Any]:

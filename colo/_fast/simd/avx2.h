@@ -6,6 +6,8 @@
 
 #define COLO_AVX2 __attribute__((target("avx2,bmi,bmi2,popcnt")))
 #define COLO_AVX2_INLINE COLO_INLINE COLO_AVX2
+/* Keeps the compiler from joining neighbouring stores of two bytes into a vector, which takes more work than it saves. */
+#define COLO_ONE_BY_ONE(stored) __asm__("" : "+m"(stored))
 
 COLO_AVX2_INLINE __m256i colo_load256(const void *p)
 {
@@ -17,20 +19,22 @@ COLO_AVX2_INLINE void colo_store256(void *p, __m256i v)
     _mm256_storeu_si256((__m256i *)p, v);
 }
 
-COLO_AVX2_INLINE uint64_t colo_unequal_avx2(__m256i a0, __m256i b0, __m256i a1, __m256i b1)
+/* Which of 64 bytes are equal, as the two halves of a word: joining them would cost more than a second store. */
+COLO_AVX2_INLINE void colo_equal_bytes_avx2(uint64_t *word, __m256i a0, __m256i b0, __m256i a1, __m256i b1)
 {
-    uint32_t low = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(a0, b0));
-    uint32_t high = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(a1, b1));
-    return ~(low | (uint64_t)high << 32);
+    const int low = _mm256_movemask_epi8(_mm256_cmpeq_epi8(a0, b0));
+    const int high = _mm256_movemask_epi8(_mm256_cmpeq_epi8(a1, b1));
+    __builtin_memcpy(word, &low, 4);
+    __builtin_memcpy((uint8_t *)word + 4, &high, 4);
 }
 
-/* A bit per word of words[0..64) or fewer that is not zero; count is a multiple of 4. */
-COLO_AVX2_INLINE uint64_t colo_nonzero_words_avx2(const uint64_t *words, int count)
+/* A bit per word of words[0..64) or fewer that is not all ones; count is a multiple of 4. */
+COLO_AVX2_INLINE uint64_t colo_changed_lines_avx2(const uint64_t *words, int count)
 {
     uint64_t bits = 0;
     for (int w = 0; w < count; w += 4) {
-        __m256i zero = _mm256_cmpeq_epi64(colo_load256(words + w), _mm256_setzero_si256());
-        bits |= (uint64_t)(~_mm256_movemask_pd(_mm256_castsi256_pd(zero)) & 0xf) << w;
+        __m256i ones = _mm256_cmpeq_epi64(colo_load256(words + w), _mm256_set1_epi64x(-1));
+        bits |= (uint64_t)(~_mm256_movemask_pd(_mm256_castsi256_pd(ones)) & 0xf) << w;
     }
     return bits;
 }
@@ -101,26 +105,26 @@ COLO_AVX2_INLINE uint8_t *colo_emit_avx2(const uint16_t *positions, unsigned run
     return d;
 }
 
-COLO_AVX2_INLINE int colo_encode_words_avx2(uint64_t *differs, const uint8_t *page, int page_bytes,
+/* equal[w] has a bit for each equal byte; equal[-1] is all ones, so that each word finds the top bit of the one before. */
+COLO_AVX2_INLINE int colo_encode_words_avx2(const uint64_t *equal, const uint8_t *page, int page_bytes,
                                             uint8_t *dst, int dlen)
 {
-    /* differs[-1] is 0, so that each word finds the top bit of the one before it. */
     uint16_t list[COLO_LIST_LENGTH], *const positions = list + 1;
     uint64_t transitions[COLO_WORDS_MAX], nonzero[(COLO_WORDS_MAX + 63) / 64], any = 0;
-    const int words = page_bytes / 64, ends_changed = (int)(differs[words - 1] >> 63);
+    const int words = page_bytes / 64, ends_changed = !(equal[words - 1] >> 63);
 
     if (dlen < 2)
         return -1;
     for (int g = 0; g < words; g += 64) {
-        uint64_t bits = 0;
+        uint64_t none = 0;
         for (int w = g; w < words && w < g + 64; w += 4) {
-            __m256i m = colo_load256(differs + w), before = colo_load256(differs + w - 1);
+            __m256i m = colo_load256(equal + w), before = colo_load256(equal + w - 1);
             __m256i t = _mm256_xor_si256(m, _mm256_or_si256(_mm256_slli_epi64(m, 1), _mm256_srli_epi64(before, 63)));
             colo_store256(transitions + w, t);
             __m256i zero = _mm256_cmpeq_epi64(t, _mm256_setzero_si256());
-            bits |= (uint64_t)(~_mm256_movemask_pd(_mm256_castsi256_pd(zero)) & 0xf) << (w - g);
+            none |= (uint64_t)(unsigned)_mm256_movemask_pd(_mm256_castsi256_pd(zero)) << (w - g);
         }
-        any |= nonzero[g / 64] = bits;
+        any |= nonzero[g / 64] = ~none & (words - g < 64 ? (1ULL << (words - g)) - 1 : ~0ULL);
     }
     if (!any)
         return 0;
@@ -135,11 +139,15 @@ COLO_AVX2_INLINE int colo_encode_words_avx2(uint64_t *differs, const uint8_t *pa
             const int n = (int)_mm_popcnt_u64(t);
             if (n <= 4) {
                 /* Past the last bit tzcnt gives 64: written, then written over. */
-                for (int k = 0; k < 4; k++, t &= t - 1)
+                for (int k = 0; k < 4; k++, t &= t - 1) {
                     at[k] = (uint16_t)(64 * w + _tzcnt_u64(t));
+                    COLO_ONE_BY_ONE(at[k]);
+                }
             } else if (n <= 8) {
-                for (int k = 0; k < 8; k++, t &= t - 1)
+                for (int k = 0; k < 8; k++, t &= t - 1) {
                     at[k] = (uint16_t)(64 * w + _tzcnt_u64(t));
+                    COLO_ONE_BY_ONE(at[k]);
+                }
             } else {
                 colo_flatten_bytes(at, t, 64 * w);
             }
@@ -168,14 +176,14 @@ COLO_AVX2_INLINE int colo_encode_words_avx2(uint64_t *differs, const uint8_t *pa
 COLO_AVX2_INLINE int colo_encode_avx2_of(const uint8_t *old_page, const uint8_t *new_page, int page_bytes,
                                          uint8_t *dst, int dlen)
 {
-    uint64_t words[1 + COLO_WORDS_MAX], *const differs = words + 1;
+    uint64_t words[1 + COLO_WORDS_MAX], *const equal = words + 1;
 
-    words[0] = 0;
+    words[0] = ~0ULL;
     for (int w = 0; w < page_bytes / 64; w++) {
         const uint8_t *a = old_page + 64 * w, *b = new_page + 64 * w;
-        differs[w] = colo_unequal_avx2(colo_load256(a), colo_load256(b), colo_load256(a + 32), colo_load256(b + 32));
+        colo_equal_bytes_avx2(equal + w, colo_load256(a), colo_load256(b), colo_load256(a + 32), colo_load256(b + 32));
     }
-    return colo_encode_words_avx2(differs, new_page, page_bytes, dst, dlen);
+    return colo_encode_words_avx2(equal, new_page, page_bytes, dst, dlen);
 }
 
 static COLO_AVX2 int colo_xbzrle_encode_avx2(const uint8_t *old_page, const uint8_t *new_page, int page_bytes,
@@ -190,22 +198,22 @@ COLO_AVX2_INLINE int colo_step_avx2_of(uint8_t *shadow, const uint8_t *live, con
                                        const uint8_t *next_live, uint8_t *snapshot, int page_bytes,
                                        uint8_t *dst, int dlen)
 {
-    uint64_t words[1 + COLO_WORDS_MAX], *const differs = words + 1;
+    uint64_t words[1 + COLO_WORDS_MAX], *const equal = words + 1;
 
-    words[0] = 0;
+    words[0] = ~0ULL;
     for (int w = 0; w < page_bytes / 64; w++) {
         const uint8_t *a = shadow + 64 * w;
         __m256i b0 = colo_load256(live + 64 * w), b1 = colo_load256(live + 64 * w + 32);
         colo_store256(snapshot + 64 * w, b0);
         colo_store256(snapshot + 64 * w + 32, b1);
-        differs[w] = colo_unequal_avx2(colo_load256(a), b0, colo_load256(a + 32), b1);
+        colo_equal_bytes_avx2(equal + w, colo_load256(a), b0, colo_load256(a + 32), b1);
     }
     colo_prefetch_next(next_shadow, next_live);
-    const int encoded = colo_encode_words_avx2(differs, snapshot, page_bytes, dst, dlen);
+    const int encoded = colo_encode_words_avx2(equal, snapshot, page_bytes, dst, dlen);
     if (!encoded)
         return 0;
     for (int g = 0; g < page_bytes / 64; g += 64) {
-        uint64_t lines = colo_nonzero_words_avx2(differs + g, page_bytes / 64 - g < 64 ? page_bytes / 64 - g : 64);
+        uint64_t lines = colo_changed_lines_avx2(equal + g, page_bytes / 64 - g < 64 ? page_bytes / 64 - g : 64);
         for (; lines; lines &= lines - 1) {
             const size_t at = 64 * ((size_t)g + _tzcnt_u64(lines));
             colo_store256(shadow + at, colo_load256(snapshot + at));
