@@ -160,6 +160,8 @@ class Extension(IntFlag):
     """Pages may come in the LZ4 encodings."""
     ZSTD = 4
     """Pages may come in the zstd encodings."""
+    MASK = 8
+    """Pages may come as mask deltas."""
 
 
 class PageEncoding(IntEnum):

@@ -26,6 +26,7 @@ cdef extern from "wire_numbers.h":
     const int WIRE_XBZRLE_ENCODING
     const int WIRE_ENCODING_LZ4_DELTA
     const int WIRE_ENCODING_ZSTD_DELTA
+    const int WIRE_ENCODING_MASK_DELTA
     const uint64_t WIRE_RAM_ZERO
     const uint64_t WIRE_RAM_MEM_SIZE
     const uint64_t WIRE_RAM_PAGE
@@ -408,7 +409,8 @@ cdef class PageDecoder:
         cdef uint64_t page = offset >> WIRE_PAGE_BITS
         cdef uint8_t *room
         cdef int code
-        if encoding == WIRE_ENCODING_LZ4_DELTA or encoding == WIRE_ENCODING_ZSTD_DELTA:
+        if (encoding == WIRE_ENCODING_LZ4_DELTA or encoding == WIRE_ENCODING_ZSTD_DELTA
+                or encoding == WIRE_ENCODING_MASK_DELTA):
             self.value = offset
             if not test_bit(b.received, page):
                 return BAD_XBZRLE_BASE

@@ -315,7 +315,7 @@ class Follower:
         self.agreed = Extension(configuration.extensions & int(served()))
         self.machine.dialect.extended = True
         self.machine.dialect.digest = Extension.DIGEST in self.agreed
-        if self.agreed & (Extension.LZ4 | Extension.ZSTD):
+        if self.agreed & (Extension.LZ4 | Extension.ZSTD | Extension.MASK):
             self._decoder.set_codec(AdaptiveDecoder())
 
     def _decode(self, section: LiveSection) -> None:

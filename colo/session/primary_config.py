@@ -35,8 +35,8 @@ class PrimaryConfig:
     xbzrle: str | int | None = None
     """Send changed pages as deltas: ``"shadow"`` (a copy of all memory), or the bytes of a cache as QEMU's."""
     compress: str | None = None
-    """Between two colo ends: ``"lz4"``, ``"zstd"`` or ``"auto"`` (what both have, where it pays at the link's measured
-    rate), tried on pages that deltas do not make small."""
+    """Between two colo ends: ``"lz4"``, ``"zstd"``, ``"mask"`` (needs no library) or ``"auto"`` (what both have, where it
+    pays at the link's measured rate), tried on pages that XBZRLE does not make small."""
     machine: str = "colo"
     """The machine type in the stream: a QEMU secondary's must be the same."""
     sections: bool | None = None

@@ -245,7 +245,7 @@ class PrimaryLink:
 
     def _begin_to_compress(self) -> None:
         """With what both ends have: from the first checkpoint on, as nothing was agreed before the first copy."""
-        methods = [name.lower() for name in ("LZ4", "ZSTD") if Extension[name] in self.agreed]
+        methods = [name.lower() for name in ("LZ4", "ZSTD", "MASK") if Extension[name] in self.agreed]
         if not methods:
             return
         self._codec = AdaptiveCodec(self.rate.bytes_per_s, methods=methods)
