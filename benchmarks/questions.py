@@ -118,6 +118,29 @@ def adaptive_figures(saved: Mapping[str, Any]) -> list[Figure]:
     return figures
 
 
+def primary_figures(saved: Mapping[str, Any]) -> list[Figure]:
+    name, figures = "primary", []
+    for sending in ("copy", "direct"):
+        few, many = saved[f"1,000 pages, {sending}"], saved[f"25,000 pages, {sending}"]
+        ours = sending == "copy"  # the way that is for short pauses; the other one is for more checkpoints
+        parts = {part: few[f"{part}_p50_ms"] for part in ("stop", "save", "harvest", "copy")}
+        figures += [
+            Figure(name, f"pause, 1,000 pages of 1 GiB, {sending}, p50", few["pause_p50_ms"], "ms", bar=2.0 if ours else None, parts=parts),
+            Figure(name, f"pause, 1,000 pages of 1 GiB, {sending}, p99", few["pause_p99_ms"], "ms", bar=5.0 if ours else None),
+            Figure(name, f"checkpoints, 1,000 pages, {sending}", few["checkpoints_per_s"], "/s", "higher", bar=100.0),
+            Figure(name, f"pause, 25,000 pages of 1 GiB, {sending}, p50", many["pause_p50_ms"], "ms", bar=30.0 if ours else None),
+        ]
+    for kind, bar in (("incompressible", 0.7), ("half zero", None)):
+        copy = saved[f"first copy, {kind}"]
+        figures.append(Figure(
+            name, f"first copy of 1 GiB, {kind}", 1 / copy["first_copy_s"], "GiB/s", "higher",
+            limit=copy["of_raw_copy"] and 1 / copy["first_copy_s"] / copy["of_raw_copy"], limit_name="a raw copy of as many bytes",
+            ratio=copy["of_raw_copy"], bar=bar, bar_on="ratio"))
+    figures.append(Figure(
+        name, "XBZRLE, 5 % of each page's bytes changed: of the raw bytes", saved["XBZRLE, 5 % of bytes"]["of_raw_bytes"], "x", bar=0.17))
+    return figures
+
+
 QUESTIONS = [
     Question("kernels", "the kernels against memory's own limits", pytest_file("kernels"), in_quick=False),
     Question("decode", "taking in a RAM stream against copying it", pytest_file("decode")),
@@ -125,6 +148,9 @@ QUESTIONS = [
     Question("adaptive", "what compression beyond XBZRLE gives on real pages", script("adaptive", adaptive_figures, ["--rounds", "1"]), in_quick=False),
     Question("trackers", "what it costs to know which pages were written", pytest_file("trackers")),
     Question("checkpoint", "what a checkpoint costs at the secondary", pytest_file("checkpoint")),
+    Question(
+        "primary", "what a primary of ours costs its VM",
+        script("primary", primary_figures, ["--memory-mib", "256", "--checkpoints", "50", "--rounds", "1"]), in_quick=False),
     Question("memory", "the secondary's memory over thousands of checkpoints", pytest_file("memory")),
     Question("pause", "pause of a QEMU primary, with our secondary and QEMU's own", pytest_file("pause"), in_quick=False),
     Question("takeover", "from the loss to the VM running", pytest_file("takeover"), in_quick=False),

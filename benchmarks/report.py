@@ -114,7 +114,9 @@ def plot_parts(figures: Iterable[Figure]) -> Canvas | None:
     made = [f for f in figures if f.parts and f.unit == "ms"]
     if not made:
         return None
-    groups = [g for g in ([f for f in made if f.question == q] for q in ("takeover", "pause", "checkpoint")) if g]
+    groups = [g for g in ([f for f in made if f.question == q] for q in ("takeover", "pause", "checkpoint", "primary")) if g]
+    if not groups:
+        return None
     canvas, panels = pyplot.subplots(
         len(groups), 1, figsize=(11, sum(1.1 + 0.42 * len(g) for g in groups)), squeeze=False,
         height_ratios=[1.1 + 0.42 * len(g) for g in groups])
