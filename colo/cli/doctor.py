@@ -373,6 +373,7 @@ PACKAGES = (
     ("rich", "rich", "tables on the terminal", True, "pip install rich"),
     ("psutil", "psutil", "process figures", True, "pip install psutil"),
     ("numpy", "numpy", "views of pages and bitmaps", False, "pip install colo-vm[arrays]"),
+    ("unicorn", "unicorn", "the embedded VM of colo demo", False, "pip install colo-vm[demo]"),
     ("matplotlib", "matplotlib", "plots of benchmarks", False, "pip install colo-vm[bench]"),
 )
 
