@@ -89,6 +89,10 @@ def seeds() -> Iterator[bytes]:
         yield bytes((which,)) + checkpoint(4)[4:]
         yield bytes((which,)) + MESSAGE[4] + struct.pack(">Q", 46) + blob(5)
     yield b"\0" + prefixes()[3][0]
+    offered = configuration("pc", extensions=0xF)
+    yield b"\0" + file_header() + offered + prefixes()[1][0][len(file_header() + configuration("pc")) :]
+    digest = struct.pack(">I", 0x434F0002) + bytes(16)
+    yield b"\1" + checkpoint(4).replace(MESSAGE[4], digest + MESSAGE[4], 1)
     yield b"\1" + MESSAGE[1] + MESSAGE[3] + live(pages(9))[:60]
     yield b"\6" + b"\x08\0\1\0\0" + b"\x08\0\2\0\4abcd" + prefixes()[1][0][20:]
 
