@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,8 +26,6 @@ from colo._fast.pagedecoder import PageDecoder
 from colo._fast.staging import Staging
 from colo.abc import VirtualMachine
 from colo.errors import (
-    ArbitrationError,
-    ArbitrationLost,
     ChannelLost,
     ColoError,
     Interrupted,
@@ -40,6 +37,7 @@ from colo.protocol import encode_return_path
 from colo.protocol.migration import MigrationStatus
 from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.arbiter import Arbiter, arbiter_from_uri
+from colo.session.claim import claim
 from colo.session.deadlines import Deadlines
 from colo.session.in_process import GuestImage
 from colo.session.initial_stream import InitialStream
@@ -50,7 +48,6 @@ from colo.stream import CommandItem, Configuration, StreamLimits
 from colo.transport import listen, tune
 from colo.wire import TARGET_PAGE_BYTES, Command, ReturnPath
 
-ARBITRATION_RETRY_S = 1.0
 _S = MigrationStatus
 
 
@@ -275,21 +272,9 @@ class MigrationDestination:
 
     def _claim(self, arbiter: Arbiter) -> None:
         """Win the generation, or raise ArbitrationLost. While it cannot be decided, the VM waits."""
-        told = False
-        while True:
-            try:
-                arbiter.claim(self._generation, reason="migration arrived")
-                self._generation += 1
-                return
-            except ArbitrationLost:
-                raise
-            except ArbitrationError as error:
-                if not told:
-                    self._tell("notice", f"who may run is undecided, trying again: {error}")
-                    told = True
-                if self._stopping:
-                    raise
-                threading.Event().wait(ARBITRATION_RETRY_S)
+        self._generation = claim(
+            arbiter, self._generation, reason="migration arrived", on_undecided=lambda text: self._tell("notice", text),
+            stopping=lambda: self._stopping)
 
     def _call(self, name: str, method: Callable[[], object]) -> None:
         try:

@@ -19,12 +19,13 @@ from typing import Any, Self
 
 from colo._fast.ramblock import RamBlock
 from colo.abc import GuestBlock, VirtualMachine
-from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupted, NoCheckpoint, StreamError, VmError
+from colo.errors import ArbitrationLost, ColoError, Interrupted, NoCheckpoint, StreamError, VmError
 from colo.memory import RamImage
 from colo.protocol import Failover, FailoverEvent, FailoverStatus, Mode
 from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.arbiter import arbiter_from_uri
 from colo.session.checkpoint import CheckpointReport, Committed
+from colo.session.claim import claim
 from colo.session.deadlines import Deadlines
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
@@ -33,8 +34,6 @@ from colo.session.vm_hold import VmHold
 from colo.session.vm_state import decode_state
 from colo.stream import StreamLimits
 from colo.transport import listen, tune
-
-ARBITRATION_RETRY_S = 1.0
 
 
 class GuestImage(RamImage):
@@ -337,23 +336,14 @@ class InProcessSecondary:
     def _arbitrate(self, reason: str) -> None:
         """Win the generation, or raise ArbitrationLost. While it cannot be decided, nobody takes over."""
         self.failover.feed(FailoverEvent.REQUEST)
-        told = False
-        while True:
-            try:
-                self._arbiter.claim(self.generation, reason=reason)
-                self.generation += 1
-                self.failover.feed(FailoverEvent.WON)
-                return
-            except ArbitrationLost:
-                self.failover.feed(FailoverEvent.REFUSED)
-                raise
-            except ArbitrationError as error:
-                if not told:
-                    self._tell("notice", f"who may run is undecided, trying again: {error}")
-                    told = True
-                if self._stopping:
-                    raise
-                time.sleep(ARBITRATION_RETRY_S)
+        try:
+            self.generation = claim(
+                self._arbiter, self.generation, reason=reason, on_undecided=lambda text: self._tell("notice", text),
+                stopping=lambda: self._stopping)
+        except ArbitrationLost:
+            self.failover.feed(FailoverEvent.REFUSED)
+            raise
+        self.failover.feed(FailoverEvent.WON)
 
     def _tell(self, kind: str, data: Any = None) -> None:
         self._on_event(kind, data)

@@ -26,6 +26,7 @@ from colo.errors import (
 from colo.protocol import Event, State
 from colo.session.arbiter import arbiter_from_uri
 from colo.session.checkpoint_requests import CheckpointRequests
+from colo.session.claim import claim
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace
 from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
@@ -43,7 +44,6 @@ GENERATION_S = 0.2
 """How often the generation is looked at; a takeover is noticed, and this VM stopped, within this time."""
 CONNECT_RETRY_S = 0.05
 RECONNECT_RETRY_S = 0.5
-ARBITRATION_RETRY_S = 1.0
 
 __all__ = ["Primary", "PrimaryConfig", "PrimaryEnding", "PrimaryOutcome"]
 
@@ -385,20 +385,9 @@ class Primary:
         self._tell("alone", reason)
 
     def _claim(self, reason: str) -> None:
-        told = False
-        while True:
-            try:
-                self._arbiter.claim(self.generation, reason=reason)
-                self.generation += 1
-                return
-            except ArbitrationLost:
-                raise
-            except ArbitrationError as error:
-                if not told:
-                    self._tell("notice", f"who may run is undecided, trying again: {error}")
-                    told = True
-                if self._wait_woken(ARBITRATION_RETRY_S):
-                    raise
+        self.generation = claim(
+            self._arbiter, self.generation, reason=reason, on_undecided=lambda text: self._tell("notice", text),
+            wait=self._wait_woken)
 
     def _stand_still(self, reason: str) -> None:
         if self.outbox is not None:

@@ -30,6 +30,7 @@ from colo.qemu.standby import Standby
 from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.arbiter import Arbiter, arbiter_from_uri
 from colo.session.checkpoint import CheckpointReport, Committed
+from colo.session.claim import claim
 from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
 from colo.session.deadlines import Deadlines
@@ -41,7 +42,6 @@ from colo.session.takeover import TakeoverReport
 from colo.stream import Configuration, RamBlockInfo, StreamLimits
 from colo.transport import abort, listen, tune
 
-ARBITRATION_RETRY_S = 1.0
 HOLD_LOOK_S = 0.2
 """How often a session that holds its checkpoint looks whether the other side runs."""
 LOAD_ATTEMPTS = 2
@@ -422,26 +422,20 @@ class Secondary:
     def _arbitrate(self, reason: str) -> None:
         """Win the generation, or raise ArbitrationLost. While it cannot be decided, nobody takes over."""
         assert self._arbiter is not None and self._generation is not None
-        told = False
-        while True:
-            try:
-                self._arbiter.claim(self._generation, reason=reason)
-                self._generation += 1
-                self._won = True
-                self.failover.feed(FailoverEvent.WON)
-                return
-            except ArbitrationLost:
-                self.failover.feed(FailoverEvent.REFUSED)
-                raise
-            except ArbitrationError as error:
-                if self._follower is not None:
-                    self._cut(self._follower)  # who waits at the other end is not to wait for this
-                if not told:
-                    self._tell("notice", f"who may run is undecided, trying again: {error}")
-                    told = True
-                if self._stopping:
-                    raise
-                time.sleep(ARBITRATION_RETRY_S)
+        try:
+            self._generation = claim(
+                self._arbiter, self._generation, reason=reason, on_undecided=self._undecided,
+                stopping=lambda: self._stopping)
+        except ArbitrationLost:
+            self.failover.feed(FailoverEvent.REFUSED)
+            raise
+        self._won = True
+        self.failover.feed(FailoverEvent.WON)
+
+    def _undecided(self, text: str) -> None:
+        if self._follower is not None:
+            self._cut(self._follower)  # who waits at the other end is not to wait for this
+        self._tell("notice", text)
 
     def _resume(
         self, committed: Committed, standby: Standby, loss: Loss, *, detection_ns: int, arbitration_ns: int, settle_ns: int
