@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from colo.cli.output import SessionOutput, size
+from colo.cli.figures import size
+from colo.cli.output import SessionOutput
 from colo.errors import ColoError, QemuError, Unsupported
 from colo.qemu.guest import STATE_ADDRESS, GuestParams, make_guest_rom
 from colo.qemu.primary import ColoSettings

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from colo.cli.output import size
+from colo.cli.figures import size
 from colo.emulator import Walk
 from colo.emulator.console_observer import ConsoleObserver
 from colo.session.statistics import percentile

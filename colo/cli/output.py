@@ -13,21 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from colo.cli.figures import size
 from colo.session.checkpoint import CheckpointReport
 from colo.session.statistics import CheckpointStatistics, percentile
 
 LINE_EVERY_S = 1.0
 """In a pipe, one line a second stands for all checkpoints of that second."""
 SHOWN = 10
-UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
-
-
-def size(value: float) -> str:
-    """Bytes for people: 1.5 MiB."""
-    for unit, name in UNITS:
-        if value >= unit:
-            return f"{value / unit:.1f} {name}"
-    return f"{value:.0f} B"
 
 
 class SessionOutput:

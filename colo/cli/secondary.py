@@ -61,6 +61,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-device-state", type=byte_size, default=64 << 20, metavar="SIZE",
                         help="most device state of a checkpoint (default 64M)")
     parser.add_argument("--insecure", action="store_true", help="allow plaintext TCP beyond loopback")
+    parser.add_argument("--heat-map", action="store_true",
+                        help="count dirty pages by place, for `colo status --watch` (on with --report)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.set_defaults(run=run)
 
@@ -83,6 +85,7 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
         max_ram_bytes=arguments.max_ram,
         mode=Mode.STRICT if arguments.strict else Mode.EARLY,
         insecure=arguments.insecure,
+        heat_map=arguments.heat_map,
     )
 
 

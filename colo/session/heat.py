@@ -80,14 +80,15 @@ class DirtyHeat:
         """For JSON, of bounded size: counts by place of the whole session (``places``) and of the last rows (``recent``);
         ``blocks`` as in :meth:`as_dict`, but of many only the largest, each with the page it begins at."""
         with self._lock:
-            begins, at = [], 0
+            begins: list[dict[str, Any]] = []
+            at = 0
             for name, pages in self.blocks:
                 begins.append({"idstr": name, "begin": at, "pages": pages})
                 at += pages
-            largest = sorted(begins, key=lambda block: -int(block["pages"]))[:NAMED_BLOCKS]
+            largest = sorted(begins, key=lambda block: -block["pages"])[:NAMED_BLOCKS]
             rows = self._rows or [array("I", bytes(4 * COLUMNS))]
             return {
-                "blocks": sorted(largest, key=lambda block: int(block["begin"])),
+                "blocks": sorted(largest, key=lambda block: block["begin"]),
                 "total_pages": at,
                 "bucket_pages": self.bucket_pages,
                 "checkpoints": max(0, len(self._rows) - 1) * self.per_row + self._in_last,
