@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             output.close()
         if recording is not None:
-            recording.verdict = proof(verdict)
+            recording.verdict = f"{'Proved: what the world heard is ' if verdict.proved else ''}{proof(verdict)}."
         print_summary(verdict, json_lines=arguments.json)
         return 0 if verdict.proved else 1
 

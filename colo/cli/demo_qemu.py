@@ -198,7 +198,7 @@ class Demo:
             else "FAILED: the guest did not go on, or found its memory torn"
         )
         if self.recording is not None:
-            self.recording.verdict = proof
+            self.recording.verdict = f"{'Proved: the guest went on, and ' if proved else ''}{proof}."
         if self.arguments.json:
             print(json.dumps({"event": "summary", "data": summary}))
             return

@@ -97,17 +97,26 @@ def lead(run: Mapping[str, Any]) -> str:
     name, side = paused(run)
     count = max(side["checkpoints"], told(run)["checkpoints"])
     if not count:
-        words = [f"In {run['duration_s']:.1f} s no checkpoint beyond the first copy was committed."]
+        first = "beyond the first copy " if run["full_copies"] else ""
+        words = [f"In {run['duration_s']:.1f} s no checkpoint {first}was committed."]
     else:
         still = "stood still" if name == "Pause" else "was held"
         words = [
-            f"{count:,} checkpoints in {run['duration_s']:.1f} s; for half of them the VM {still} for less than "
+            f"{count:,} checkpoints in {protected_s(run):.1f} s; for half of them the VM {still} for less than "
             f"{ms(side['pause_ms']['p50'])}, for all but one in a hundred for less than {ms(side['pause_ms']['p99'])}."]
     if run["takeover"]:
         words.append(f"It was taken over in {ms(run['takeover']['total_ms'])}.")
     if run["verdict"]:
         words.append(str(run["verdict"]))
+    elif run["ending"] and not run["takeover"]:
+        words.append(ending(run) + ".")
     return " ".join(words)
+
+
+def protected_s(run: Mapping[str, Any]) -> float:
+    """From the first checkpoint that is drawn to the last."""
+    _, side = paused(run)
+    return float(side["points"][-1]["until_s"] - side["points"][0]["t_s"]) if side["points"] else 0.0
 
 
 def ms(value: float | None) -> str:
@@ -119,7 +128,15 @@ def ms(value: float | None) -> str:
 
 def share(part: float, whole: float) -> str:
     """A part for people."""
-    return f"{part / whole:.0%}" if whole else "–"
+    if not whole:
+        return "–"
+    percent = 100 * part / whole
+    return f"{percent:.0f} %" if percent >= 0.95 or not part else f"{percent:.1f} %" if percent >= 0.05 else "< 0.1 %"
+
+
+def few(value: float) -> str:
+    """A count, or a mean of counts, in few digits."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
 
 
 def spread(figures: Mapping[str, Any]) -> str:
@@ -146,7 +163,7 @@ def summary(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         if means := part_means(side):
             rows.append(("made of", ", ".join(f"{part} {ms(value)}" for part, value in means.items()) + " (means)"))
     if name == "Pause" and run["secondary"]["checkpoints"]:
-        rows.append(("of it, held by the secondary", spread(run["secondary"]["pause_ms"])))
+        rows.append(("held by secondary", spread(run["secondary"]["pause_ms"])))
     n, dirty, stream = tells["checkpoints"], tells["dirty_pages"], tells["stream_bytes"]
     if n:
         kinds = ", ".join(f"{share(c, dirty)} {kind}" for kind, c in tells["pages"].items() if c)
@@ -161,10 +178,16 @@ def summary(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Takeover", f"{ms(t['total_ms'])} from the loss noticed to the VM running, from checkpoint "
                      f"{t['checkpoint']}, {ms(t['checkpoint_age_ms'])} old then; because: {t['reason']}"))
     if run["ending"]:
-        rows.append(("Ending", "; ".join(str(v) for k, v in run["ending"].items() if k in ("text", "reason") and v)))
+        rows.append(("Ending", ending(run)))
     if run["verdict"]:
         rows.append(("Proof", str(run["verdict"])))
     return rows
+
+
+def ending(run: Mapping[str, Any]) -> str:
+    """How it ended, in words."""
+    told = (str(run["ending"].get(key) or "") for key in ("text", "reason"))
+    return "; ".join(words for words in told if words)
 
 
 def part_means(side: Mapping[str, Any]) -> dict[str, float]:
@@ -216,7 +239,9 @@ def _until(run: Mapping[str, Any]) -> float:
     return float(max([*ends, kill or 0.0, 0.001])) * 1.01
 
 
-def _mark_kill(run: Mapping[str, Any], plot: svg.Plot) -> None:
+def _mark_moments(run: Mapping[str, Any], plot: svg.Plot) -> None:
+    if run["full_copies"]:
+        plot.moment(run["full_copies"][0]["t_s"], "first copy committed", "quiet")
     if run["kill_s"] is not None:
         plot.moment(run["kill_s"], "primary killed")
 
@@ -224,7 +249,7 @@ def _mark_kill(run: Mapping[str, Any], plot: svg.Plot) -> None:
 def _pauses(run: Mapping[str, Any]) -> str:
     name, side = paused(run)
     if not side["points"]:
-        return '<p class="about" id="nothing">No checkpoint beyond the first copy: there is nothing to draw.</p>'
+        return '<p class="about" id="nothing">There is nothing to draw.</p>'
     p50, p99, greatest = (side["pause_ms"][key] for key in ("p50", "p99", "max"))
     top = greatest if greatest <= OUTLIER * max(p99, 1e-9) else OUTLIER / 2 * p99
     title = "Pause of the VM" if name == "Pause" else "Held: what of the VM's pause passes between the two ends"
@@ -242,7 +267,7 @@ def _pauses(run: Mapping[str, Any]) -> str:
         about += f" Crosses lie beyond the chart; the greatest is {ms(greatest)}."
     plot.level(p99, f"p99 {ms(p99)}")
     plot.level(p50, f"p50 {ms(p50)}")
-    _mark_kill(run, plot)
+    _mark_moments(run, plot)
     return _figure("pause", title, plot.render(), about=about)
 
 
@@ -259,7 +284,7 @@ def _parts(run: Mapping[str, Any]) -> str:
     plot.stack(
         [(p["t_s"], p["until_s"]) for p in points],
         [(part, STYLE_OF[part], [p["parts_ms"].get(part, 0.0) for p in points]) for part in means])
-    _mark_kill(run, plot)
+    _mark_moments(run, plot)
     return _figure("parts", title, plot.render(), legend=[
         (STYLE_OF[part], f"{part} {ms(value)}") for part, value in means.items()], about="The legend gives means.")
 
@@ -278,7 +303,7 @@ def _stack(run: Mapping[str, Any], what: str, title: str) -> str:
     plot.stack(
         [(p["t_s"], p["until_s"]) for p in points],
         [(kind, STYLE_OF[kind], [value / divisor for value in values]) for kind, values in layers.items()])
-    _mark_kill(run, plot)
+    _mark_moments(run, plot)
     amount = (lambda count: f"{count:,}") if what == "pages" else size
     return _figure(what, f"{title}, per checkpoint", plot.render(), legend=[
         (STYLE_OF[kind], f"{kind} {amount(totals[kind])} ({share(totals[kind], whole)})") for kind in kinds])
@@ -300,7 +325,7 @@ def _ratio(run: Mapping[str, Any]) -> str:
     plot.line([((p["t_s"] + p["until_s"]) / 2, value) for p, value in zip(points, values, strict=True)], "c3")
     whole = told(run)["compression_ratio"]
     plot.level(whole, f"all in all {whole:.3f}")
-    _mark_kill(run, plot)
+    _mark_moments(run, plot)
     return _figure("ratio", "Compression ratio", plot.render(), about="Bytes of the stream per byte of dirty pages: 1 is no "
                    "gain; above 1, device state outweighs the few pages.")
 
@@ -314,7 +339,7 @@ def _interval(run: Mapping[str, Any]) -> str:
     plot = svg.Plot("Interval between checkpoints", "ms", _until(run), top, height=170)
     plot.line([(p["until_s"], p["interval_ms"] or None) for p in side["points"]], "c1")
     plot.level(figures["p50"], f"p50 {ms(figures['p50'])}")
-    _mark_kill(run, plot)
+    _mark_moments(run, plot)
     return _figure("interval", "Interval between checkpoints", plot.render())
 
 
@@ -347,7 +372,7 @@ def _heat(run: Mapping[str, Any]) -> str:
         "Dirty pages by place and time", [(b, e, row[:shown_places]) for b, e, row in rows], thresholds, blocks,
         places, marks)
     ordered = [*thresholds, max(value for _, _, row in rows for value in row)]
-    legend = [(f"h{n}", f"{low:.2g} to {high:.2g}") for n, (low, high) in enumerate(pairwise(ordered))]
+    legend = [(f"h{n}", f"{few(low)} to {few(high)}") for n, (low, high) in enumerate(pairwise(ordered))]
     names = ", ".join(f"{printable(b['idstr'])} {size(b['pages'] * TARGET_PAGE_BYTES)}" for b in heat["blocks"][:40])
     more = f" and {len(heat['blocks']) - 40} more" if len(heat["blocks"]) > 40 else ""
     return _figure(
@@ -385,5 +410,6 @@ def _notes(run: Mapping[str, Any]) -> str:
         left_out += len(notes) - SHOWN_NOTES
         notes = [*notes[: SHOWN_NOTES // 2], *notes[-SHOWN_NOTES // 2 :]]
     rows = "".join(f"<tr><th>{note['t_s']:.2f} s</th><td>{svg.escape(note['text'])}</td></tr>" for note in notes)
+    opened = "" if paused(run)[1]["points"] else ' open="open"'
     about = f'<p class="about">{left_out} of the middle are left out.</p>' if left_out else ""
-    return f'<details id="notes"><summary>What happened, in order</summary>{about}<table>{rows}</table></details>'
+    return f'<details id="notes"{opened}><summary>What happened, in order</summary>{about}<table>{rows}</table></details>'

@@ -38,6 +38,7 @@ text{font:12px system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:var(--s
 .grid,.axis,.border{stroke:var(--line);fill:none}.axis,.border{stroke:var(--soft);stroke-width:.8}
 .ground{fill:var(--ground)}
 .level{stroke:var(--fg);stroke-dasharray:5 4;stroke-width:1;fill:none}.level.warn{stroke:var(--warn);stroke-dasharray:none}
+.level.quiet{stroke:var(--soft);stroke-width:.8;stroke-dasharray:2 3}
 .line{fill:none;stroke-width:1.6;stroke-linejoin:round}.line.warn{stroke:var(--warn)}
 .dots{fill:none;stroke-width:4;stroke-linecap:round;opacity:.75}.range{fill:none;stroke-width:1.6;opacity:.45}
 .fill{stroke:none}

@@ -33,7 +33,9 @@ def reported(
     try:
         yield recording
     except BaseException as error:
-        recording.note(f"it ended: {str(error) or type(error).__name__} [{type(error).__name__}]")
+        if recording.ending is None:
+            recording.ending = {"text": f"It ended with {type(error).__name__}", "reason": str(error)}
+        recording.note(f"it ended: {error} [{type(error).__name__}]")
         raise
     finally:
         recording.ended()

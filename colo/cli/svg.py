@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from colo.cli.figures import printable
 
 WIDTH = 960
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 26, 34
+LEFT, RIGHT, TOP, BOTTOM = 64, 108, 26, 34
 LABEL_GAP = 14
 """Between the base lines of two texts."""
 
@@ -125,11 +125,12 @@ class Plot:
         self._parts.append(f'<path class="level {style}" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         self._labels.append((y, words))
 
-    def moment(self, t_s: float, words: str) -> None:
+    def moment(self, t_s: float, words: str, style: str = "warn") -> None:
         """A vertical line with a name."""
         x = self.x(t_s)
-        self._parts.append(f'<path class="level warn" d="M{x:.1f} {TOP - 6}V{self.height - BOTTOM}"/>')
-        self._corner.append(text(x - 4, TOP - 8, words, anchor="end", style="warn"))
+        self._parts.append(f'<path class="level {style}" d="M{x:.1f} {TOP - 6}V{self.height - BOTTOM}"/>')
+        anchor = "end" if x > WIDTH / 2 else "start"
+        self._corner.append(text(x, TOP - 10, words, anchor=anchor, style=style))
 
     def render(self) -> str:
         """The element."""
@@ -143,8 +144,8 @@ class Plot:
         parts += self._parts
         at = math.inf
         for y, words in sorted(self._labels, reverse=True):
-            at = min(y - 4, at - LABEL_GAP)
-            parts.append(text(WIDTH - RIGHT - 4, at, words, anchor="end", style="halo"))
+            at = min(y + 4, at - LABEL_GAP)
+            parts.append(text(WIDTH - RIGHT + 6, at, words, style="halo"))
         return "".join([*parts, *self._corner, "</svg>"])
 
 
@@ -162,20 +163,19 @@ def time_axis(until_s: float, place: object, y: float) -> list[str]:
 
 
 def bar(title: str, parts: Sequence[tuple[str, str, float]]) -> str:
-    """One bar of parts (name, style, milliseconds) that follow one another, each named where it has room."""
-    height = 64
+    """One bar of parts (name, style, milliseconds) that follow one another."""
     total = sum(value for _, _, value in parts) or 1.0
-    drawn, x = [open_svg(height, title)], 0.0
-    free = 0.0
+    scale = (WIDTH - 40) / total
+    drawn, at = [open_svg(58, title)], 0.0
     for name, style, value in parts:
-        width = value / total * WIDTH
-        words = f"{name} {value:.1f} ms"
-        shape = f"M{x:.1f} 6h{width:.1f}v26h-{width:.1f}z"
-        drawn.append(f'<path class="fill {style}" d="{shape}"><title>{escape(words)}</title></path>')
-        if width > 7 * len(words) and x >= free:
-            drawn.append(text(x + 4, 50, words))
-            free = x + 7.5 * len(words)
-        x += width
+        words = f"{name} {value:.2f} ms"
+        drawn.append(f'<path class="fill {style}" d="M{at * scale:.1f} 4h{value * scale:.1f}v26h-{value * scale:.1f}z">'
+                     f"<title>{escape(words)}</title></path>")
+        at += value
+    for mark in steps(total, 6):
+        if mark <= total * 1.0001:
+            drawn.append(f'<path class="axis" d="M{mark * scale:.1f} 30v4"/>')
+            drawn.append(text(mark * scale, 48, f"{shown(mark)} ms", anchor="middle" if mark else "start"))
     return "".join([*drawn, "</svg>"])
 
 
@@ -210,7 +210,7 @@ def heat(
                 paths[level].append(f"M{x(at):.1f} {y0:.1f}H{x(end):.1f}V{y1:.1f}H{x(at):.1f}z")
             at = end
     parts += [f'<path class="h{n}" d="{"".join(path)}"/>' for n, path in enumerate(paths) if path]
-    free = 0.0
+    free, unnamed = 0.0, 0
     for name, first, end_place in blocks:
         x0, x1 = x(first), x(end_place)
         parts.append(f'<path class="border" d="M{x0:.1f} {top - 18}V{bottom}"><title>{escape(name)}</title></path>')
@@ -219,10 +219,14 @@ def heat(
             words = name if 7 * len(printable(name)) <= room else printable(name)[: max(1, int(room / 7) - 1)] + "…"
             parts.append(text(x0 + 4, top - 8, words, style="name"))
             free = x0 + 7 * len(words)
+        else:
+            unnamed += 1
     parts.append(f'<path class="border" d="M{x(places):.1f} {top - 18}V{bottom}"/>')
+    if unnamed:
+        parts.append(text(x(places) + 6, top - 8, f"and {unnamed} small"))
     for at_place, words in marks:
         parts.append(f'<path class="axis" d="M{x(at_place):.1f} {bottom}v4"/>')
-        parts.append(text(x(at_place), bottom + 18, words, anchor="end" if x(at_place) > WIDTH - 40 else "middle"))
+        parts.append(text(x(at_place), bottom + 18, words, anchor="middle"))
     for mark in steps(begin + span, 6):
         if begin <= mark <= begin + span:
             parts.append(f'<path class="axis" d="M{left - 4} {y(mark):.1f}h4"/>')
