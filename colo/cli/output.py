@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -22,6 +23,24 @@ LINE_EVERY_S = 1.0
 """In a pipe, one line a second stands for all checkpoints of that second."""
 SHOWN = 10
 SPARK_WIDTH = 40
+
+COLUMNS = ("checkpoint", "every ms", "pause ms", "held ms", "raw", "xbzrle", "compr.", "zero", "unch.", "bytes", "ratio",
+           "rate", "link")
+KIND_COLUMNS = range(4, 9)
+SPARED = (3, 11, 9)
+"""These are left out, in this order, where the terminal is too narrow: after the kinds of which there are no pages."""
+
+
+def shown_columns(rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Which of :data:`COLUMNS` fit into ``width`` columns of a terminal."""
+    wide = [max(len(cells[n]) for cells in (COLUMNS, *rows)) + 2 for n in range(len(COLUMNS))]
+    shown = list(range(len(COLUMNS)))
+    empty = [n for n in KIND_COLUMNS if all(row[n] in ("0", "–") for row in rows)]
+    for n in (*empty, *SPARED):
+        if sum(wide[k] for k in shown) + 1 <= width:
+            break
+        shown.remove(n)
+    return shown
 
 
 class SessionOutput:
@@ -185,13 +204,14 @@ class SessionOutput:
     def _render(self) -> Group:
         if not self._recent:
             return Group(*(Text(line) for line in self._pause_lines()), *(Text(note) for note in self._notes))
-        table = Table(title=self._title, title_justify="left", expand=False, padding=(0, 0, 0, 1))
-        for heading in ("checkpoint", "every ms", "pause ms", "held ms", "raw", "xbzrle", "compr.", "zero", "unch.", "bytes",
-                        "ratio", "rate", "link"):
-            table.add_column(heading, justify="right", no_wrap=True)
         first = len(self.pauses_ms) - len(self._recent)
-        for index, report in enumerate(self._recent):
-            table.add_row(*self._row(report, first + index))
+        rows = [self._row(report, first + index) for index, report in enumerate(self._recent)]
+        table = Table(title=self._title, title_justify="left", expand=False, padding=(0, 0, 0, 1))
+        columns = shown_columns(rows, self.console.width)
+        for n in columns:
+            table.add_column(COLUMNS[n], justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[n] for n in columns))
         return Group(table, *(Text(line) for line in self._pause_lines()), *(Text(note) for note in self._notes))
 
     def _row(self, r: CheckpointReport, place: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from array import array
@@ -15,7 +16,8 @@ from colo.session.statistics import percentile
 SAMPLES = 400
 """Points of time: when there would be more, each two become one."""
 VALUES = 50_000
-"""Percentiles are exact up to so many values; beyond, over every second, fourth, … of them."""
+"""Percentiles are exact up to so many values; beyond, over a random sample of so many (every n-th would follow a rhythm of
+the VM's)."""
 NOTES = 200
 """Events told in words; of more the first half and the last are kept."""
 PARTS = ("stop", "save", "harvest", "copy", "rest")
@@ -29,17 +31,15 @@ class Values:
         self.count = 0
         self.greatest = 0.0
         self._values = array("d")
-        self._every = 1
+        self._random = random.Random(0)
 
     def add(self, value: float) -> None:
-        if self.count % self._every == 0:
-            if len(self._values) >= VALUES:
-                self._values = self._values[::2]
-                self._every *= 2
-            if self.count % self._every == 0:
-                self._values.append(value)
         self.count += 1
         self.greatest = max(self.greatest, value)
+        if len(self._values) < VALUES:
+            self._values.append(value)
+        elif (place := self._random.randrange(self.count)) < VALUES:
+            self._values[place] = value
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; None where there are no values."""

@@ -41,7 +41,7 @@ text{font:12px system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:var(--s
 .level.quiet{stroke:var(--soft);stroke-width:.8;stroke-dasharray:2 3}
 .line{fill:none;stroke-width:1.6;stroke-linejoin:round}.line.warn{stroke:var(--warn)}
 .dots{fill:none;stroke-width:4;stroke-linecap:round;opacity:.75}.range{fill:none;stroke-width:1.6;opacity:.45}
-.fill{stroke:none}
+.fill{stroke:none;shape-rendering:crispEdges}
 .c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}.c6{--c:var(--c6)}
 .line.c1,.line.c2,.line.c3,.dots.c1,.range.c1{stroke:var(--c)}.fill{fill:var(--c)}i{background:var(--c)}
 .h0{--c:var(--h0)}.h1{--c:var(--h1)}.h2{--c:var(--h2)}.h3{--c:var(--h3)}.h4{--c:var(--h4)}.h5{--c:var(--h5)}

@@ -169,7 +169,9 @@ class Watch:
             f"{_ms(s.pause_ms)}   p50 {_ms(s.pause_p50_ms)}   p99 {_ms(s.pause_p99_ms)}", [x.pause_ms for x in self.samples])
         row("interval", _ms(s.interval_ms))
         each = f" in {s.checkpoints} checkpoints" if s.checkpoints else ""
-        row("dirty pages", f"{s.dirty_pages:,}{each}", [float(x.dirty_pages) for x in self.samples])
+        row("dirty pages", f"{s.dirty_pages:,}{each}", [
+            # The first sample is all that was before the watch began.
+            float(x.dirty_pages) if x.bytes_per_s is not None else None for x in self.samples])
         kinds = Text()
         for kind, count in s.pages.items():
             kinds.append(f"{kind} {count:,}   ", style=KIND_STYLES[kind] if count else "dim")
