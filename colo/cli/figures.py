@@ -14,8 +14,9 @@ BYTE_KINDS = ("raw", "xbzrle", "compressed", "device state", "headers")
 KIND_OF = {
     "page": "raw", "normal": "raw", "zero": "zero", "xbzrle": "xbzrle", "compressed": "compressed",
     "lz4_delta": "compressed", "zstd_delta": "compressed", "lz4_page": "compressed", "zstd_page": "compressed",
-    "unchanged": "unchanged",
+    "mask_delta": "compressed", "unchanged": "unchanged",
 }
+"""By the names that the core and both sides' statistics use; ``compressed`` is all that needs two colo ends."""
 UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 BARS = "▁▂▃▄▅▆▇█"
 SHADES = " ·░▒▓█"
@@ -38,7 +39,7 @@ def pages_by_kind(pages: Mapping[str, int]) -> dict[str, int]:
     """Counts of either side's statistics, by :data:`PAGE_KINDS`."""
     found = dict.fromkeys(PAGE_KINDS, 0)
     for name, count in pages.items():
-        found[KIND_OF.get(name, "raw")] += count
+        found[KIND_OF.get(name, "compressed")] += count
     return found
 
 
@@ -54,7 +55,7 @@ def report_bytes(report: Mapping[str, Any]) -> dict[str, int]:
     found = dict.fromkeys(BYTE_KINDS, 0)
     if "record_bytes" in report:
         for name, count in report["record_bytes"].items():
-            kind = KIND_OF.get(name, "raw")
+            kind = KIND_OF.get(name, "compressed")
             if kind in found:
                 found[kind] += count
     else:

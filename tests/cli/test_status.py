@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from colo._fast.pageencoder import KINDS
 from colo.cli import main
-from colo.cli.figures import block_line, heat_strip, pages_by_kind, printable, sparkline
+from colo.cli.figures import KIND_OF, block_line, heat_strip, pages_by_kind, printable, sparkline
 from colo.cli.status import seconds
 from colo.cli.watch import Watch
 from colo.errors import ColoError, Interrupted
@@ -205,6 +206,12 @@ def test_names_from_a_peer_cannot_steer_the_terminal() -> None:
     assert printable(name) == "\\x1b[2J\\u202eram\\udc80"
     line = block_line([{"idstr": name, "begin": 0, "pages": 100}], 100, 60)
     assert "\x1b" not in line and len(line) == 60
+
+
+def test_every_kind_of_record_has_its_place_in_the_picture() -> None:
+    assert set(KINDS) <= set(KIND_OF)
+    found = pages_by_kind(dict.fromkeys(KINDS, 1))
+    assert sum(found.values()) == len(KINDS) and found["raw"] == found["zero"] == found["unchanged"] == 1
 
 
 def test_sparklines_and_strips_keep_their_width() -> None:
