@@ -109,7 +109,7 @@ def lead(run: Mapping[str, Any]) -> str:
     if run["verdict"]:
         words.append(str(run["verdict"]))
     elif run["ending"] and not run["takeover"]:
-        words.append(ending(run) + ".")
+        words.append(f"It ended: {ending(run)}.")
     return " ".join(words)
 
 

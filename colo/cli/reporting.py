@@ -34,7 +34,7 @@ def reported(
         yield recording
     except BaseException as error:
         if recording.ending is None:
-            recording.ending = {"text": f"It ended with {type(error).__name__}", "reason": str(error)}
+            recording.ending = {"text": type(error).__name__, "reason": str(error)}
         recording.note(f"it ended: {error} [{type(error).__name__}]")
         raise
     finally:

@@ -168,7 +168,7 @@ def test_a_secondary_s_report_is_written_when_it_is_stopped(tmp_path: Path) -> N
     assert {"pause", "parts", "pages", "bytes", "heat"} <= set(page.figures()) and "takeover" not in page.figures()
     assert "Held" in page.rows() and "Pause" not in page.rows()
     assert "rom/aux" in page.words("heat")
-    assert page.run["ending"]["text"] == "It ended with Interrupted"
+    assert page.run["ending"]["text"] == "Interrupted"
 
 
 def test_no_checkpoint_is_a_report_too(tmp_path: Path) -> None:
