@@ -18,6 +18,7 @@ from colo.cli.figures import compression_ratio, report_pages, size, sparkline
 from colo.cli.recording import Recording
 from colo.session.checkpoint import CheckpointReport
 from colo.session.statistics import CheckpointStatistics, percentile
+from colo.session.takeover import TakeoverReport
 
 LINE_EVERY_S = 1.0
 """In a pipe, one line a second stands for all checkpoints of that second."""
@@ -171,8 +172,8 @@ class SessionOutput:
         if kind == "taking-over":
             return f"taking over ({data})"
         if kind == "running":
-            vm = f"pid {data.pid}, QMP {data.qmp_path}"
-            return f"running from checkpoint {data.checkpoint} after {data.total_ms:.1f} ms ({vm})"
+            where = f" (pid {data.pid}, QMP {data.qmp_path})" if isinstance(data, TakeoverReport) else ""
+            return f"running from checkpoint {data.checkpoint} after {data.total_ms:.1f} ms{where}"
         return str(data)
 
     def _checkpoint(self, report: CheckpointReport) -> None:

@@ -206,7 +206,8 @@ def test_names_from_a_peer_stay_text(tmp_path: Path) -> None:
                 primary.start()
                 while primary.statistics.checkpoints < 10:
                     primary.checkpoint(20)
-            secondary.stop()
+                assert secondary.committed is not None
+                secondary.request_failover().result(20)
             thread.join(20)
             assert secondary.heat is not None
             recording.heat = secondary.heat.as_dict()
@@ -216,6 +217,7 @@ def test_names_from_a_peer_stay_text(tmp_path: Path) -> None:
     assert page.root.find(".//{*}h1").text == HOSTILE  # type: ignore[union-attr]
     assert HOSTILE in page.words("heat")
     assert page.rows()["Hottest place"].startswith((HOSTILE, "b at"))
+    assert page.run["takeover"]["reason"] == "request" and "because: request" in page.rows()["Takeover"]
 
 
 @pytest.mark.parametrize("name", ["\0\x1b[2J\x7f", "\ud800\udfff", "\u202e\ufffe\uffff", "a\nb\r\u2028c", "&#0;&lt;"])
