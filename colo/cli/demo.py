@@ -6,6 +6,8 @@ import argparse
 import importlib
 from typing import Any
 
+from colo.cli.reporting import add_report_argument
+
 MEMORY_MIB = {"embedded": 64, "qemu": 256}
 INTERVAL_MS = {"embedded": 50.0, "qemu": 100.0}
 
@@ -25,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--interval-ms", "--checkpoint-delay-ms", type=float,
                         help="between checkpoints (default 50, qemu 100)")
     parser.add_argument("--xbzrle", action="store_true", help="send changed pages as deltas")
+    add_report_argument(parser)
     parser.add_argument("--json", action="store_true", help="JSON lines")
     embedded = parser.add_argument_group("embedded")
     embedded.add_argument("--sending", choices=("copy", "direct"), default="copy",

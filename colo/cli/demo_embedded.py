@@ -23,8 +23,10 @@ from typing import Any
 
 import colo.errors
 from colo.cli.demo_side import KillPoint, SideSettings, final_state
-from colo.cli.demo_verdict import Verdict, judge, print_summary
+from colo.cli.demo_verdict import Verdict, judge, print_summary, proof
 from colo.cli.output import SessionOutput
+from colo.cli.recording import Recording
+from colo.cli.reporting import reported
 from colo.emulator import EmbeddedVm, Walk
 from colo.emulator.console_observer import ConsoleObserver
 from colo.emulator.engine import load_unicorn
@@ -112,12 +114,15 @@ def run(arguments: argparse.Namespace) -> int:
         KillPoint(arguments.kill_at)
     except ValueError as error:
         raise Unsupported(f"--kill-at: {error}") from error
-    with tempfile.TemporaryDirectory(prefix="colo-demo-") as work:
-        output = SessionOutput(json_lines=arguments.json, title="colo demo: an ARM64 VM in this package")
+    title = "colo demo: an ARM64 VM in this package"
+    with reported(arguments.report, title) as recording, tempfile.TemporaryDirectory(prefix="colo-demo-") as work:
+        output = SessionOutput(json_lines=arguments.json, title=title, recording=recording)
         try:
-            verdict = Demo(arguments, Path(work), output).run()
+            verdict = Demo(arguments, Path(work), output, recording).run()
         finally:
             output.close()
+        if recording is not None:
+            recording.verdict = f"{'Proved: what the world heard is ' if verdict.proved else ''}{proof(verdict)}."
         print_summary(verdict, json_lines=arguments.json)
         return 0 if verdict.proved else 1
 
@@ -125,7 +130,10 @@ def run(arguments: argparse.Namespace) -> int:
 class Demo:
     """One run."""
 
-    def __init__(self, arguments: argparse.Namespace, work: Path, output: SessionOutput) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, work: Path, output: SessionOutput, recording: Recording | None = None,
+    ) -> None:
+        self.recording = recording
         self.arguments = arguments
         self.work = work
         self.output = output
@@ -151,7 +159,7 @@ class Demo:
                 dataclasses.asdict(self.walk), self.ram_bytes, TICK_S, f"file:{arbiter}", str(self.work / "console"),
                 self.arguments.interval_ms, self.arguments.sending, self.arguments.tracker,
                 "shadow" if self.arguments.xbzrle else None, self.arguments.kill_at,
-                not self.arguments.no_output_commit)
+                not self.arguments.no_output_commit, self.recording is not None)
             secondary = Side("secondary", settings, self._secondary_event)
             sides.callback(secondary.kill)
             primary = Side("primary", settings, self._primary_event)
@@ -186,6 +194,8 @@ class Demo:
             self.output.say(f"SIGKILL to the primary, pid {primary.process.pid}, {time.monotonic() - begun_s:.3f} s "
                             f"{'after its start' if self.arguments.kill_after is not None else 'after its first checkpoint'}")
         self.killed_s = time.monotonic()
+        if self.recording is not None:
+            self.recording.killed()
         if (code := primary.kill()) != -9:
             raise primary.error or VmError(f"the primary was not killed: it ended by itself, with code {code}")
         if self.arguments.kill_at is not None:
@@ -222,8 +232,7 @@ class Demo:
     def _primary_event(self, side: Side, kind: str, data: Any) -> None:
         if kind == "checkpoint":
             self.checkpoints.append({**data, "at_s": time.monotonic()})
-            if not data["full_copy"]:
-                self.output.pause(data["pause_ms"])
+            self.output.primary_checkpoint(data)
             return
         sentences = {
             "started": "the primary's VM runs, pid {0[pid]}; dirty pages by {0[tracker]}",
@@ -237,6 +246,12 @@ class Demo:
         if kind == "checkpoint":
             self.output.event("checkpoint", CheckpointReport(**data))
             return
+        if kind == "heat":
+            if self.recording is not None:
+                self.recording.heat = data
+            return
+        if kind == "running" and self.recording is not None:
+            self.recording.takeover = data
         sentences = {
             "listening": "the secondary listens on {0}",
             "lost": "the secondary lost the primary: {0}",
@@ -259,7 +274,7 @@ class Demo:
         if self.arguments.json:
             self.output.event("console", {"generation": generation, "line": line.decode()})
         else:
-            self.output.say(f"  {'primary  ' if generation == 0 else 'secondary'} | {line.decode()}")
+            self.output.say(f"  {'primary  ' if generation == 0 else 'secondary'} | {line.decode()}", remember=False)
 
 
 class Undisturbed:

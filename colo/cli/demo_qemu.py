@@ -17,7 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from colo.cli.output import SessionOutput, size
+from colo.cli.figures import size
+from colo.cli.output import SessionOutput
+from colo.cli.recording import Recording
+from colo.cli.reporting import reported
 from colo.errors import ColoError, QemuError, Unsupported
 from colo.qemu.guest import STATE_ADDRESS, GuestParams, make_guest_rom
 from colo.qemu.primary import ColoSettings
@@ -59,11 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise Unsupported(
             "/dev/kvm cannot be opened, and QEMU before 11 deadlocks in COLO without it: see `colo doctor`")
     shared_memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="colo-demo-") as work, \
+    title = "colo demo: a QEMU VM, checkpoint after checkpoint"
+    with reported(arguments.report, title) as recording, tempfile.TemporaryDirectory(prefix="colo-demo-") as work, \
             tempfile.TemporaryDirectory(prefix="colo-demo-", dir=shared_memory) as ram:
-        output = SessionOutput(json_lines=arguments.json, title="colo demo: a QEMU VM, checkpoint after checkpoint")
+        output = SessionOutput(json_lines=arguments.json, title=title, recording=recording)
         try:
-            return Demo(arguments, Path(work), Path(ram), output).run()
+            return Demo(arguments, Path(work), Path(ram), output, recording).run()
         finally:
             output.close()
 
@@ -71,7 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
 class Demo:
     """One run: the primary's QEMU, its protector and the secondary all on this machine."""
 
-    def __init__(self, arguments: argparse.Namespace, work: Path, ram: Path, output: SessionOutput) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, work: Path, ram: Path, output: SessionOutput, recording: Recording | None = None,
+    ) -> None:
+        self.recording = recording
         self.arguments = arguments
         self.work = work
         self.ram = ram
@@ -98,7 +105,8 @@ class Demo:
         primary = QemuProcess.start(line, self.work / "primary")
         try:
             config = SecondaryConfig(
-                "tcp:127.0.0.1:0", self.ram / "image", standby=standby, arbiter=f"file:{arbiter}")
+                "tcp:127.0.0.1:0", self.ram / "image", standby=standby, arbiter=f"file:{arbiter}",
+                heat_map=self.recording is not None)
             with Secondary(config, on_event=self._event) as secondary:
                 thread = threading.Thread(target=self._follow, args=(secondary,), name="colo-secondary")
                 thread.start()
@@ -109,6 +117,8 @@ class Demo:
                         thread.join(60)  # the takeover
                     secondary.stop()
                     thread.join(10)
+                    if self.recording is not None and secondary.heat is not None:
+                        self.recording.heat = secondary.heat.as_dict()
                 return self._conclude(primary_log, standby_log)
         finally:
             primary.kill()
@@ -142,6 +152,8 @@ class Demo:
                 time.sleep(0.05)
             if self.outcome is None:
                 self.output.say(f"SIGKILL to the primary's QEMU, pid {primary.pid}, after checkpoint {self.last_checkpoint}")
+            if self.recording is not None:
+                self.recording.killed()
             primary.send_signal(signal.SIGKILL)
             self.killed = True
             watching.join(10)
@@ -181,13 +193,15 @@ class Demo:
             "resumed_counter": went_on,
             "proved": proved,
         }
-        if self.arguments.json:
-            print(json.dumps({"event": "summary", "data": summary}))
-            return
         proof = (
             "its memory and registers are of one instant: it checks every page it comes to" if proved
             else "FAILED: the guest did not go on, or found its memory torn"
         )
+        if self.recording is not None:
+            self.recording.verdict = f"{'Proved: the guest went on, and ' if proved else ''}{proof}."
+        if self.arguments.json:
+            print(json.dumps({"event": "summary", "data": summary}))
+            return
         parts = ", ".join(
             f"{name} {getattr(report, f'{name}_ms'):.1f}" for name in ("arbitration", "settle", "compose", "load", "running")
         )

@@ -45,6 +45,7 @@ class SideSettings:
     xbzrle: str | None = None
     kill_at: str | None = None
     output_commit: bool = True
+    heat_map: bool = False
 
 
 class KillPoint:
@@ -155,9 +156,11 @@ def follow(settings: SideSettings) -> None:
 
     vm = EmbeddedVm(settings.ram_bytes, tick_s=settings.tick_s, on_load=reach_the_world)
     with InProcessSecondary(
-        vm, InProcessConfig("tcp:127.0.0.1:0", settings.arbiter), on_event=tell
+        vm, InProcessConfig("tcp:127.0.0.1:0", settings.arbiter, heat_map=settings.heat_map), on_event=tell
     ) as secondary:
         secondary.run()
+        if secondary.heat is not None:
+            tell("heat", secondary.heat)
         while vm.failure is None and not (vm.off and not vm.running):
             time.sleep(0.01)
         if vm.failure is not None:
@@ -167,8 +170,6 @@ def follow(settings: SideSettings) -> None:
             time.sleep(0.001)
             vm.console.settle()
         tell("finished", {"unacknowledged_bytes": len(vm.console.tail), **final_state(vm)})
-
-
 
 
 def end_with_parent() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from colo.cli.output import size
+from colo.cli.figures import size
 from colo.emulator import Walk
 from colo.emulator.console_observer import ConsoleObserver
 from colo.session.statistics import percentile
@@ -97,6 +97,13 @@ def difference(said: bytes, wanted: bytes) -> str:
     return f"{len(ours) - 1} lines instead of {len(theirs) - 1}"
 
 
+def proof(verdict: Verdict) -> str:
+    """What was proved, or why not."""
+    if not verdict.proved:
+        return "FAILED: " + "; ".join(verdict.faults)
+    return "byte for byte what an undisturbed machine prints, and what Python computes; memory and registers at the end too"
+
+
 def print_summary(verdict: Verdict, *, json_lines: bool) -> None:
     """What came out of it."""
     if json_lines:
@@ -106,10 +113,6 @@ def print_summary(verdict: Verdict, *, json_lines: bool) -> None:
     parts = ", ".join(f"{name} {takeover[f'{name}_ms']:.1f}" for name in ("arbitration", "settle", "load"))
     pause_parts = ", ".join(f"{name} {value:.2f}" for name, value in verdict.pause_parts_ms.items())
     silence = "it had all of it before" if verdict.silence_ms is None else f"{verdict.silence_ms:.0f} ms after the kill"
-    proof = (
-        "byte for byte what an undisturbed machine prints, and what Python computes; memory and registers at the end too"
-        if verdict.proved else "FAILED: " + "; ".join(verdict.faults)
-    )
     print(f"""
 checkpoints   {verdict.checkpoints}, {verdict.checkpoints_per_s:.1f} a second, {verdict.dirty_pages:.0f} dirty pages each, \
 {size(verdict.stream_bytes)} in all
@@ -119,5 +122,5 @@ resumed       checkpoint {takeover['checkpoint']}, {takeover['checkpoint_age_ms'
 the world     heard {verdict.lines} lines, {verdict.lines_by_primary} of them from the primary; the next came from the \
 secondary: {silence}
               {verdict.repeated_bytes} bytes were said again, and recognised
-the proof     {proof}
+the proof     {proof(verdict)}
 seed          {verdict.seed}""", flush=True)

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,34 +14,51 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from colo.cli.figures import compression_ratio, report_pages, size, sparkline
+from colo.cli.recording import Recording
 from colo.session.checkpoint import CheckpointReport
 from colo.session.statistics import CheckpointStatistics, percentile
+from colo.session.takeover import TakeoverReport
 
 LINE_EVERY_S = 1.0
 """In a pipe, one line a second stands for all checkpoints of that second."""
 SHOWN = 10
-UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+SPARK_WIDTH = 40
+
+COLUMNS = ("checkpoint", "every ms", "pause ms", "held ms", "raw", "xbzrle", "compr.", "zero", "unch.", "bytes", "ratio",
+           "rate", "link")
+KIND_COLUMNS = range(4, 9)
+SPARED = (3, 11, 9)
+"""These are left out, in this order, where the terminal is too narrow: after the kinds of which there are no pages."""
 
 
-def size(value: float) -> str:
-    """Bytes for people: 1.5 MiB."""
-    for unit, name in UNITS:
-        if value >= unit:
-            return f"{value / unit:.1f} {name}"
-    return f"{value:.0f} B"
+def shown_columns(rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Which of :data:`COLUMNS` fit into ``width`` columns of a terminal."""
+    wide = [max(len(cells[n]) for cells in (COLUMNS, *rows)) + 2 for n in range(len(COLUMNS))]
+    shown = list(range(len(COLUMNS)))
+    empty = [n for n in KIND_COLUMNS if all(row[n] in ("0", "–") for row in rows)]
+    for n in (*empty, *SPARED):
+        if sum(wide[k] for k in shown) + 1 <= width:
+            break
+        shown.remove(n)
+    return shown
 
 
 class SessionOutput:
-    """Shows a session's events; :meth:`event` may be called from any thread. ``json_lines`` gives JSON."""
+    """Shows a session's events; :meth:`event` may be called from any thread. ``json_lines`` gives JSON, ``recording``
+    hears of all that is shown, for a report."""
 
-    def __init__(self, *, json_lines: bool = False, title: str = "colo") -> None:
+    def __init__(self, *, json_lines: bool = False, title: str = "colo", recording: Recording | None = None) -> None:
         self.console = Console(highlight=False)
         self.statistics = CheckpointStatistics()
         self.pauses_ms: list[float] = []
         self._json = json_lines
         self._title = title
         self._recent: list[CheckpointReport] = []
+        self._primary: dict[int, dict[str, Any]] = {}
+        """The primary's own reports of the last checkpoints, by number."""
         self._notes: list[str] = []
+        self._recording = recording
         self._last_line = 0.0
         self._live: Live | None = None
         self._lock = threading.RLock()
@@ -63,18 +81,35 @@ class SessionOutput:
     def _show(self, kind: str, data: Any) -> None:
         if kind == "settled":
             return
+        if self._recording is not None:
+            self._record(self._recording, kind, data)
         if kind == "checkpoint":
             self._checkpoint(data)
         elif kind == "pause":
-            self.pause(data)
+            self._show_pause(data)
         elif self._json:
             self._print_json(kind, data)
         else:
             self.say(self._sentence(kind, data))
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def _record(self, recording: Recording, kind: str, data: Any) -> None:
+        if kind == "checkpoint":
+            recording.secondary_checkpoint(data.as_dict())
+        elif kind == "pause":
+            recording.vm_pause(data)
+        else:
+            if kind == "running" and hasattr(data, "as_dict"):
+                recording.takeover = data.as_dict()
+            elif kind == "ended" and hasattr(data, "as_dict"):
+                recording.ending = data.as_dict()
+            if not isinstance(data, dict):  # what a demo's side told: it is said in words too
+                recording.note(self._sentence(kind, data))
+
+    def say(self, text: str, *, remember: bool = True) -> None:
+        """A line that stays, and, if to be remembered, is in the report."""
         with self._lock:
+            if remember and self._recording is not None:
+                self._recording.note(text)
             self._say(text)
 
     def _say(self, text: str) -> None:
@@ -87,9 +122,20 @@ class SessionOutput:
             print(text, flush=True)
 
     def pause(self, pause_ms: float) -> None:
-        """How long the primary's VM stood still for the last checkpoint, where that is known."""
+        """How long the primary's VM stood still for the last checkpoint, as seen from outside."""
+        self.event("pause", pause_ms)
+
+    def primary_checkpoint(self, report: dict[str, Any]) -> None:
+        """A checkpoint as its primary reports it (``PrimaryReport.as_dict()``)."""
         with self._lock:
-            self._show_pause(pause_ms)
+            if self._recording is not None:
+                self._recording.primary_checkpoint(report)
+            if report["full_copy"]:
+                return
+            self._primary[report["number"]] = report
+            for number in list(self._primary)[: -2 * SHOWN]:
+                del self._primary[number]
+            self._show_pause(report["pause_ms"])
 
     def _show_pause(self, pause_ms: float) -> None:
         self.pauses_ms.append(pause_ms)
@@ -126,8 +172,8 @@ class SessionOutput:
         if kind == "taking-over":
             return f"taking over ({data})"
         if kind == "running":
-            vm = f"pid {data.pid}, QMP {data.qmp_path}"
-            return f"running from checkpoint {data.checkpoint} after {data.total_ms:.1f} ms ({vm})"
+            where = f" (pid {data.pid}, QMP {data.qmp_path})" if isinstance(data, TakeoverReport) else ""
+            return f"running from checkpoint {data.checkpoint} after {data.total_ms:.1f} ms{where}"
         return str(data)
 
     def _checkpoint(self, report: CheckpointReport) -> None:
@@ -140,10 +186,12 @@ class SessionOutput:
             self._live.update(self._render())
             return
         if self._line_is_due():
+            ratio = compression_ratio(report.stream_bytes, report.dirty_pages)
             print(
                 f"checkpoint {report.number}: every {report.interval_ms:.0f} ms, held {report.held_ms:.2f} ms, "
                 f"{report.dirty_pages} pages ({report.normal_pages} raw, {report.xbzrle_pages} xbzrle, "
-                f"{report.zero_pages} zero), {size(report.stream_bytes)}",
+                f"{report.zero_pages} zero, {report.compressed_pages} compressed), {size(report.stream_bytes)}"
+                f"{'' if ratio is None else f', ratio {ratio:.2f}'}",
                 flush=True,
             )
 
@@ -157,26 +205,36 @@ class SessionOutput:
     def _render(self) -> Group:
         if not self._recent:
             return Group(*(Text(line) for line in self._pause_lines()), *(Text(note) for note in self._notes))
-        table = Table(title=self._title, title_justify="left", expand=False)
-        for heading in ("checkpoint", "interval ms", "pause ms", "held ms", "raw", "xbzrle", "zero", "bytes", "rate"):
-            table.add_column(heading, justify="right")
         first = len(self.pauses_ms) - len(self._recent)
-        for index, r in enumerate(self._recent):
-            place = first + index
-            pause = f"{self.pauses_ms[place]:.2f}" if 0 <= place < len(self.pauses_ms) else "–"
-            rate = f"{size(r.stream_bytes / r.interval_ms * 1000)}/s" if r.interval_ms else "–"
-            table.add_row(
-                str(r.number), f"{r.interval_ms:.0f}", pause, f"{r.held_ms:.2f}", str(r.normal_pages),
-                str(r.xbzrle_pages), str(r.zero_pages), size(r.stream_bytes), rate,
-            )
-        return Group(table, *(Text(note) for note in self._notes))
+        rows = [self._row(report, first + index) for index, report in enumerate(self._recent)]
+        table = Table(title=self._title, title_justify="left", expand=False, padding=(0, 0, 0, 1))
+        columns = shown_columns(rows, self.console.width)
+        for n in columns:
+            table.add_column(COLUMNS[n], justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[n] for n in columns))
+        return Group(table, *(Text(line) for line in self._pause_lines()), *(Text(note) for note in self._notes))
+
+    def _row(self, r: CheckpointReport, place: int) -> list[str]:
+        primary = self._primary.get(r.number)
+        pause = primary["pause_ms"] if primary else self.pauses_ms[place] if 0 <= place < len(self.pauses_ms) else None
+        pages = report_pages(primary or r.as_dict())
+        ratio = compression_ratio(r.stream_bytes, sum(pages.values()))
+        link_ms = primary["transfer_ms"] if primary else None
+        return [
+            str(r.number), f"{r.interval_ms:.0f}", "–" if pause is None else f"{pause:.2f}", f"{r.held_ms:.2f}",
+            str(pages["raw"]), str(pages["xbzrle"]), str(pages["compressed"]), str(pages["zero"]),
+            str(pages["unchanged"]) if primary else "–", size(r.stream_bytes), "–" if ratio is None else f"{ratio:.2f}",
+            f"{size(r.stream_bytes / r.interval_ms * 1000)}/s" if r.interval_ms else "–",
+            f"{size(r.stream_bytes / link_ms * 1000)}/s" if link_ms else "–",
+        ]
 
     def _pause_lines(self) -> list[str]:
         if not self.pauses_ms:
             return []
         last = self.pauses_ms[-1000:]
-        return [f"{self._title}: {len(self.pauses_ms)} checkpoints, pause {last[-1]:.2f} ms "
-                f"(p50 {percentile(last, 50):.2f}, p99 {percentile(last, 99):.2f})"]
+        return [f"{len(self.pauses_ms)} checkpoints, pause {last[-1]:.2f} ms (p50 {percentile(last, 50):.2f}, "
+                f"p99 {percentile(last, 99):.2f})  {sparkline(last, SPARK_WIDTH)}"]
 
 
 def print_mapping(data: dict[str, Any], *, json_output: bool) -> None:

@@ -7,6 +7,7 @@ import signal
 from typing import Any
 
 from colo.cli.output import SessionOutput
+from colo.cli.reporting import add_report_argument, reported
 from colo.cli.secondary import byte_size
 from colo.qemu.primary import ColoSettings
 from colo.session.protector import Ending, Protector, ProtectorConfig
@@ -37,13 +38,13 @@ def add_parser(subparsers: Any) -> None:
                         help="most that the VM may stand still (default %(default)s)")
     parser.add_argument("--set-up-s", type=float, default=60.0, metavar="S", help="most that the first copy may take")
     parser.add_argument("--insecure", action="store_true", help="allow plaintext TCP beyond loopback")
+    add_report_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Protect until it ends; the exit code says how."""
-    output = SessionOutput(json_lines=arguments.json, title="colo protect")
     config = ProtectorConfig(
         qmp=arguments.qmp, to=arguments.to, arbiter=arguments.arbiter, deadline_ms=arguments.deadline_ms,
         set_up_s=arguments.set_up_s, insecure=arguments.insecure,
@@ -52,13 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
             xbzrle_cache_bytes=arguments.xbzrle_cache, compress=arguments.compress,
         ),
     )
-    try:
-        with Protector(config, on_event=output.event) as protector:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: protector.stop())
-            report = protector.run()
-    finally:
-        output.close()
+    with reported(arguments.report, f"colo protect {arguments.qmp}") as recording:
+        output = SessionOutput(json_lines=arguments.json, title="colo protect", recording=recording)
+        try:
+            with Protector(config, on_event=output.event) as protector:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, lambda *_: protector.stop())
+                report = protector.run()
+        finally:
+            output.close()
     if not arguments.json:
         p50, p99 = (percentile(output.pauses_ms, p) for p in (50, 99))
         print(f"{report.ending.value} ({report.reason}); {report.checkpoints} checkpoints, pause p50 {p50:.2f} ms, "

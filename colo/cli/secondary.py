@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from colo.cli.output import SessionOutput
+from colo.cli.reporting import add_report_argument, reported
 from colo.protocol import Mode
 from colo.session.deadlines import Deadlines
 from colo.session.secondary import Secondary, SecondaryConfig
@@ -61,6 +62,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-device-state", type=byte_size, default=64 << 20, metavar="SIZE",
                         help="most device state of a checkpoint (default 64M)")
     parser.add_argument("--insecure", action="store_true", help="allow plaintext TCP beyond loopback")
+    parser.add_argument("--heat-map", action="store_true",
+                        help="count dirty pages by place, for `colo status --watch` (on with --report)")
+    add_report_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.set_defaults(run=run)
 
@@ -83,19 +87,25 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
         max_ram_bytes=arguments.max_ram,
         mode=Mode.STRICT if arguments.strict else Mode.EARLY,
         insecure=arguments.insecure,
+        heat_map=arguments.heat_map or arguments.report is not None,
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the session until the VM runs here (0), or an error."""
     keep_out_of_core_dumps()
-    output = SessionOutput(json_lines=arguments.json, title="colo secondary")
-    try:
-        with Secondary(config_from(arguments), on_event=output.event) as session:
-            stop_on_signals(session)
-            session.run()
-    finally:
-        output.close()
+    with reported(arguments.report, f"colo secondary {arguments.listen}") as recording:
+        output = SessionOutput(json_lines=arguments.json, title="colo secondary", recording=recording)
+        try:
+            with Secondary(config_from(arguments), on_event=output.event) as session:
+                stop_on_signals(session)
+                try:
+                    session.run()
+                finally:
+                    if recording is not None and session.heat is not None:
+                        recording.heat = session.heat.as_dict()
+        finally:
+            output.close()
     return 0
 
 

@@ -1,31 +1,181 @@
-"""``colo status``: what a running secondary has."""
+"""``colo status``: what a running session has, once or watched."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.live import Live
+
+from colo.cli.figures import printable
 from colo.cli.output import print_mapping
-from colo.session.control import SOCKET_NAME, ask
+from colo.cli.watch import Watch
+from colo.errors import ChannelLost, ColoError
+from colo.session.control import SOCKET_NAME, ControlClient, ask
+
+ENDED_WELL = {"running": 0, "alone": 0, "stopped": 4}
+"""Exit code by the state that a session ended in; any other is 1."""
+DIED = 7
+OVER_STATES = ("running", "failed")
+"""In these a secondary's session is over, whether or not it is closed."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Register the command."""
-    parser = subparsers.add_parser("status", help="last checkpoint, its age, sizes and pauses of a running secondary")
-    parser.add_argument("--ram-dir", required=True, metavar="DIR", help="the secondary's --ram-dir")
-    parser.add_argument("--watch", type=float, metavar="S", help="again every S seconds")
-    parser.add_argument("--json", action="store_true", help="JSON")
+    parser = subparsers.add_parser(
+        "status", help="state, checkpoint, pauses, pages and rates of a running session",
+        description="Asks a running session. Watched, it ends with the session: exit code 0 when the VM runs (taken over, or "
+        "alone at the primary), 4 when the other side runs it, 7 when the session's process died, 1 otherwise; 0 on Ctrl-C.")
+    add_session_arguments(parser)
+    parser.add_argument("--watch", type=seconds, nargs="?", const=1.0, metavar="S",
+                        help="go on, every S seconds (default 1): a live picture on a terminal, lines in a pipe")
+    parser.add_argument("--json", action="store_true", help="JSON; watched, one object a line")
     parser.set_defaults(run=run)
 
 
+def add_session_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which session: one of these."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--ram-dir", metavar="DIR", help="a secondary's --ram-dir")
+    which.add_argument("--socket", metavar="PATH", help="any session's control socket: `control` in its configuration")
+
+
+def session_socket(arguments: argparse.Namespace) -> Path:
+    """Where the session meant by :func:`add_session_arguments` answers."""
+    return Path(arguments.socket) if arguments.socket is not None else Path(arguments.ram_dir) / SOCKET_NAME
+
+
+def seconds(text: str) -> float:
+    """A time between samples."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.05 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0.05 to 86400 seconds")
+    return value
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Ask and print."""
-    path = Path(arguments.ram_dir) / SOCKET_NAME
-    while True:
+    """Ask and print; watched, until the session ends or Ctrl-C."""
+    path = session_socket(arguments)
+    if arguments.watch is None:
         print_mapping(ask(path, "status"), json_output=arguments.json)
-        if arguments.watch is None:
-            return 0
-        print(flush=True)
-        time.sleep(arguments.watch)
+        return 0
+    with contextlib.suppress(KeyboardInterrupt):
+        return _Watcher(path, arguments.watch, json_lines=arguments.json).run()
+    return 0
+
+
+class _Watcher:
+    def __init__(self, path: Path, every_s: float, *, json_lines: bool) -> None:
+        self.path = path
+        self.every_s = every_s
+        self.json = json_lines
+        self.watch = Watch("colo status")
+        self.console = Console(highlight=False)
+        self.client = ControlClient(path)
+        self.has_heat = True
+
+    def run(self) -> int:
+        live = None
+        if self.console.is_terminal and not self.json:
+            live = Live(self.watch, console=self.console, auto_refresh=False)
+            live.start()
+        try:
+            with contextlib.closing(self.client):
+                last = self._follow(live)
+        finally:
+            if live is not None:
+                live.stop()
+        return self._conclude(last)
+
+    def _follow(self, live: Live | None) -> dict[str, Any] | None:
+        """Sample until the session is over; returns its last status, None if it went without one."""
+        while True:
+            try:
+                status, heat = self._ask()
+            except ChannelLost:
+                return self.client.last_words if isinstance(self.client.last_words, dict) else None
+            self.watch.add(status, heat)
+            self._show(live)
+            if is_over(status):
+                return status
+            self.client.wait(self.every_s)
+
+    def _ask(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        try:
+            return self._status_and_heat()
+        except ChannelLost:
+            if self.client.last_words is not None:
+                raise
+        # It lets clients go that were silent for long, and some of many: only if nobody answers any more is it gone.
+        self.client.close()
+        try:
+            self.client = ControlClient(self.path)
+        except ColoError as error:
+            raise ChannelLost(str(error)) from error
+        return self._status_and_heat()
+
+    def _status_and_heat(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        status = self.client.ask("status")
+        if not isinstance(status, dict) or "statistics" not in status:
+            raise ColoError(f"what answers at {self.path} is no session of this version")
+        heat = None
+        if self.has_heat:
+            try:
+                heat = self.client.ask("heat")
+            except ChannelLost:
+                raise
+            except ColoError:  # a primary has none
+                heat = None
+            self.has_heat = heat is not None
+        return status, heat
+
+    def _show(self, live: Live | None) -> None:
+        if self.json:
+            print(json.dumps(self.watch.as_dict()), flush=True)
+        elif live is not None:
+            live.refresh()
+        else:
+            print(f"{time.strftime('%H:%M:%S')} {self.watch.line()}", flush=True)
+
+    def _conclude(self, last: dict[str, Any] | None) -> int:
+        code = DIED if last is None else ENDED_WELL.get(last["state"], 1)
+        text = farewell(last, self.watch.status)
+        if self.json:
+            print(json.dumps({
+                "time": round(time.time(), 3), "ended": {"text": text, "exit_code": code, "status": last}}), flush=True)
+        else:
+            print(printable(text), flush=True)
+        return code
+
+
+def is_over(status: dict[str, Any]) -> bool:
+    """Whether a session of this status is over."""
+    return bool(status["over"]) if "over" in status else status["state"] in OVER_STATES
+
+
+def farewell(last: dict[str, Any] | None, seen: dict[str, Any] | None) -> str:
+    """How a session ended, in a sentence. ``seen`` is what it answered before."""
+    known = last or seen or {}
+    number = known.get("checkpoint")
+    if number is None:  # of a session that was closed, the last that was seen
+        number = (seen or {}).get("checkpoint")
+    of = "before its first checkpoint" if number is None else f"its last known checkpoint is {number}"
+    if last is None:
+        return f"the session's process died, or was killed ({of})"
+    state = last["state"]
+    if state == "running" and (takeover := last.get("takeover")):
+        return (f"the session ended: the VM was taken over from checkpoint {takeover['checkpoint']} in "
+                f"{takeover['total_ms']:.1f} ms ({takeover['reason']})")
+    how = {
+        "alone": "the VM runs on at the primary, unprotected", "stopped": "the other side runs the VM",
+        "failed": "it failed, or was stopped",
+    }.get(state, f"closed while {state}")
+    return f"the session ended: {how} ({of})"

@@ -1,7 +1,8 @@
 """The control socket of a running session: one JSON object a line, asked and answered.
 
-Requests: ``{"command": "status"}``, ``{"command": "failover"}``. Answers: ``{"return": …}`` or ``{"error": "…"}``. The
-socket has mode 0600 in a directory of mode 0700: whoever can open it may command the session.
+Requests: ``{"command": "status"}``, ``{"command": "failover"}``. Answers: ``{"return": …}`` or ``{"error": "…"}``. Who is
+still connected when the session closes gets a last line, ``{"ended": …}`` with its last status. The socket has mode 0600:
+whoever can open it may command the session.
 """
 
 from __future__ import annotations
@@ -9,21 +10,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
+import stat
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from colo import errors
-from colo.errors import ColoError, Interrupted, Unsupported
+from colo.errors import ChannelLost, ColoError, Interrupted, Unsupported
 
 SOCKET_NAME = "control.sock"
 LINE_LIMIT_BYTES = 4096
 ANSWER_LIMIT_BYTES = 1 << 20
 CLIENT_LIMIT = 16
+IDLE_S = 30.0
+"""A client that asks nothing for so long is let go."""
+FAREWELL_S = 1.0
+"""Answers under way when the session closes may take so long."""
 
 
 class ControlServer:
@@ -33,15 +41,19 @@ class ControlServer:
         self.path = path
         self._commands = commands
         self._slots = threading.BoundedSemaphore(CLIENT_LIMIT)
+        self._clients: dict[socket.socket, threading.Lock] = {}
+        """Each with what is held while it is answered."""
+        self._clients_lock = threading.Lock()
+        _make_way(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path.unlink(missing_ok=True)  # the session's lock says that nobody else's is live
         try:
+            os.fchmod(self._socket.fileno(), 0o600)  # what bind() makes takes it over: at no moment can others open it
             self._socket.bind(os.fspath(path))
+            path.chmod(0o600)
+            self._socket.listen(4)
         except OSError as error:
             self._socket.close()
-            raise Unsupported(f"control socket {path}: {error}; a shorter --ram-dir may help") from error
-        path.chmod(0o600)
-        self._socket.listen(4)
+            raise Unsupported(f"control socket {path}: {error}; a shorter path in a directory of yours may help") from error
         threading.Thread(target=self._serve, name="colo-control", daemon=True).start()
 
     def _serve(self) -> None:
@@ -56,15 +68,26 @@ class ControlServer:
             threading.Thread(target=self._answer, args=(client,), name="colo-control-client", daemon=True).start()
 
     def _answer(self, client: socket.socket) -> None:
+        busy = threading.Lock()
+        with self._clients_lock:
+            self._clients[client] = busy
         try:
             with client, contextlib.suppress(OSError, ValueError):
-                client.settimeout(30)
-                stream = client.makefile("rwb")
+                client.settimeout(IDLE_S)
+                stream = client.makefile("rb")
                 while line := stream.readline(LINE_LIMIT_BYTES):
-                    stream.write(json.dumps(self._run(line)).encode() + b"\n")
-                    stream.flush()
+                    with busy:
+                        client.sendall(self._answer_line(line))
         finally:
+            with self._clients_lock:
+                del self._clients[client]
             self._slots.release()
+
+    def _answer_line(self, line: bytes) -> bytes:
+        answer = json.dumps(self._run(line)).encode() + b"\n"
+        if len(answer) > ANSWER_LIMIT_BYTES:
+            return json.dumps({"error": f"the answer has {len(answer)} bytes, {ANSWER_LIMIT_BYTES} fit"}).encode() + b"\n"
+        return answer
 
     def _run(self, line: bytes) -> dict[str, Any]:
         try:
@@ -84,33 +107,116 @@ class ControlServer:
             return {"error": f"the session failed at it: {type(error).__name__}: {error}"}
 
     def close(self) -> None:
-        """Stop answering and remove the socket."""
+        """Tell those who are connected how it ended, stop answering, and remove the socket."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self.path.unlink(missing_ok=True)
+        with self._clients_lock:
+            clients = list(self._clients.items())
+        if not clients:
+            return
+        farewell = b""
+        with contextlib.suppress(Exception):
+            farewell = json.dumps({"ended": self._commands["status"]()}).encode() + b"\n"
+        until = time.monotonic() + FAREWELL_S
+        for client, busy in clients:
+            free = busy.acquire(timeout=max(0.0, until - time.monotonic()))
+            try:
+                with contextlib.suppress(OSError):
+                    if free:
+                        client.send(farewell, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    client.shutdown(socket.SHUT_RDWR)
+            finally:
+                if free:
+                    busy.release()
+
+
+def _make_way(path: Path) -> None:
+    """Remove what a session that died left at ``path``. Raises Unsupported if it is anything else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Unsupported(f"control socket {path}: {error}") from error
+    if not stat.S_ISSOCK(mode):
+        raise Unsupported(f"control socket {path}: there is a file that is no socket; name another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            pass  # nobody listens
+        except OSError as error:
+            raise Unsupported(f"control socket {path}: {error}; name another path") from error
+        else:
+            raise Unsupported(f"control socket {path}: another session answers there; each needs a path of its own")
+    path.unlink(missing_ok=True)
+
+
+class ControlClient:
+    """A connection to the session whose control socket is ``path``, for any number of questions.
+
+    Raises ColoError when no session listens there.
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float = 10.0) -> None:
+        self.path = path
+        self.last_words: Any = None
+        """Its last status, when the session closed while this was connected."""
+        self._timeout_s = timeout_s
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.connect(os.fspath(path))
+        except OSError as error:
+            self._socket.close()
+            raise ColoError(f"no session answers at {path} ({error}); is the path right, and is it running?") from error
+        self._stream = self._socket.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._stream.close()
+        self._socket.close()
+
+    def ask(self, command: str) -> Any:
+        """The session's answer. Raises the session's own error (its class and message), ChannelLost when it closed the
+        connection (see :attr:`last_words`), ColoError when it is silent for ``timeout_s``."""
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its last words may still be there to read
+                self._socket.sendall(json.dumps({"command": command}).encode() + b"\n")
+            answer = json.loads(self._stream.readline(ANSWER_LIMIT_BYTES) or b"null")
+        except TimeoutError:
+            raise ColoError(f"the session at {self.path} did not answer within {self._timeout_s:g} s") from None
+        except ConnectionError:
+            answer = None
+        except (OSError, ValueError) as error:
+            raise ColoError(f"no session answers at {self.path} ({error}); is the path right, and is it running?") from error
+        if isinstance(answer, dict) and "ended" in answer:
+            self.last_words = answer["ended"]
+            raise ChannelLost(f"the session at {self.path} ended")
+        if not isinstance(answer, dict) or ("return" not in answer and "error" not in answer):
+            raise ChannelLost(f"the session at {self.path} closed the connection without an answer")
+        if "error" in answer:
+            kind = getattr(errors, str(answer.get("kind")), None)
+            if not (isinstance(kind, type) and issubclass(kind, ColoError)):
+                kind = ColoError
+            raise kind(str(answer["error"]))
+        return answer["return"]
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long, or until the session has something to say: that is, its end."""
+        select.select([self._socket], [], [], seconds)
 
 
 def ask(path: Path, command: str, *, timeout_s: float = 10.0) -> Any:
-    """Send ``command`` to the session whose control socket is ``path`` and return its answer.
-
-    Raises the session's own error (its class and message), or ColoError saying that no session listens there.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(timeout_s)
-        try:
-            client.connect(os.fspath(path))
-            client.sendall(json.dumps({"command": command}).encode() + b"\n")
-            answer = json.loads(client.makefile("rb").readline(ANSWER_LIMIT_BYTES) or b"null")
-        except TimeoutError:
-            raise ColoError(f"the session at {path} did not answer within {timeout_s:g} s") from None
-        except (OSError, ValueError) as error:
-            raise ColoError(f"no session answers at {path} ({error}); is its --ram-dir right, and is it running?") from error
-    if not isinstance(answer, dict) or ("return" not in answer and "error" not in answer):
-        raise ColoError(f"the session at {path} closed the connection without an answer")
-    if "error" in answer:
-        kind = getattr(errors, str(answer.get("kind")), None)
-        if not (isinstance(kind, type) and issubclass(kind, ColoError)):
-            kind = ColoError
-        raise kind(str(answer["error"]))
-    return answer["return"]
+    """Ask once; raises as :class:`ControlClient` does."""
+    with ControlClient(path, timeout_s=timeout_s) as client:
+        return client.ask(command)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from colo._fast.ramblock import RamBlock
@@ -26,6 +27,7 @@ from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.arbiter import arbiter_from_uri
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.claim import claim
+from colo.session.control import ControlServer
 from colo.session.deadlines import Deadlines
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
@@ -87,6 +89,10 @@ class InProcessConfig:
     insecure: bool = False
     heat_map: bool = False
     """Count the pages of each checkpoint by place (:attr:`InProcessSecondary.heat`)."""
+    control: str | None = None
+    """Path of a control socket (mode 0600) that answers ``status``, ``heat`` and ``failover``; see `colo status`."""
+    takeover_s: float = 30.0
+    """Most that a takeover asked for there may take before it is said to be late; it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,8 @@ class InProcessSecondary:
         self.statistics = CheckpointStatistics()
         self.heat = DirtyHeat() if config.heat_map else None
         self.failover = Failover()
+        self.state = "starting"
+        self.report: InProcessTakeover | None = None
         self._on_event = on_event
         self._own = tuple(vm.memory.blocks)
         self._spare: tuple[GuestBlock, ...] | None = None
@@ -150,6 +158,13 @@ class InProcessSecondary:
             self._listener = self._cleanup.enter_context(
                 listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
             self.address = self._listener.address
+            if config.control is not None:
+                control = ControlServer(Path(config.control), {
+                    "status": self.status, "failover": self._failover_command,
+                    "heat": lambda: self.heat.summary() if self.heat else None,
+                })
+                self._cleanup.callback(control.close)
+            self.state = "listening"
         except BaseException:
             self._cleanup.close()
             raise
@@ -175,6 +190,29 @@ class InProcessSecondary:
         self._ask(reason)
         return self._result
 
+    def _failover_command(self) -> dict[str, Any]:
+        return self.request_failover().result(self.config.takeover_s).as_dict()
+
+    def status(self) -> dict[str, Any]:
+        """What ``colo status`` shows; keys are stable, and those of :meth:`colo.session.secondary.Secondary.status`
+        as far as they mean something here."""
+        following = self._following
+        committed = self.committed
+        return {
+            "state": self.state,
+            "failover": self.failover.status.value,
+            "listen": self.address,
+            "protocol_state": following[0].machine.state.value if following else None,
+            "checkpoint": committed.number if committed else None,
+            "checkpoint_age_ms": round((time.monotonic_ns() - committed.at_ns) / 1e6, 1) if committed else None,
+            "machine": committed.configuration.machine if committed else None,
+            "ram_bytes": sum(block.length_bytes for block in self._own),
+            "staged_high_water_bytes": following[0].staged_high_water_bytes if following else 0,
+            "generation": self.generation,
+            "statistics": self.statistics.as_dict(),
+            "takeover": self.report.as_dict() if self.report else None,
+        }
+
     def stop(self) -> None:
         """End :meth:`run` with Interrupted."""
         self._stopping = True
@@ -182,6 +220,8 @@ class InProcessSecondary:
 
     def close(self) -> None:
         """Let go of sockets and arbiter; :meth:`run` must have ended."""
+        if not self._result.done():
+            self._result.cancel()
         self._cleanup.close()
 
     def _ask(self, reason: str) -> None:
@@ -199,6 +239,7 @@ class InProcessSecondary:
         try:
             report = self._run()
         except BaseException as error:
+            self.state = "failed"
             if not self._result.done():
                 self._result.set_exception(
                     error if isinstance(error, ColoError) else Interrupted(f"the session ended: {explain(error)}"))
@@ -263,10 +304,12 @@ class InProcessSecondary:
         return self._spare
 
     def _follow(self, sock: socket.socket) -> tuple[str, int]:
+        self.state = "connected"
         self._tell("connected")
         image = GuestImage(self._free_blocks())
 
         def on_commit(committed: Committed, report: CheckpointReport) -> None:
+            self.state = "protecting"
             self.statistics.add(report)
             self._tell("checkpoint", report)
 
@@ -298,11 +341,13 @@ class InProcessSecondary:
         if committed is not None:  # also one whose acknowledgement did not leave any more
             self._held = _Held(committed, image)
         self._following = None
+        self.state = "waiting"
         return reason, noticed_ns
 
     def _take_over(self, reason: str, noticed_ns: int) -> InProcessTakeover:
         held = self._held
         assert held is not None
+        self.state = "taking-over"
         self._tell("taking-over", reason)
         if self.failover.status is FailoverStatus.NONE:
             self._arbitrate(reason)
@@ -330,6 +375,8 @@ class InProcessSecondary:
             total_ms=(done_ns - noticed_ns) / 1e6,
             checkpoint_age_ms=(noticed_ns - held.committed.at_ns) / 1e6,
         )
+        self.report = report
+        self.state = "running"
         self._tell("running", report)
         return report
 

@@ -30,6 +30,7 @@ from colo.session.claim import claim
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace
 from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
+from colo.session.primary_control import serve
 from colo.session.primary_link import LinkSettings, PrimaryLink, event_of
 from colo.session.primary_pages import PrimaryPages
 from colo.session.primary_report import PrimaryReport, PrimaryStatistics
@@ -115,6 +116,7 @@ class Primary:
         self._began_s = 0.0
         if outbox is not None:
             outbox.on_pressure = self._due.set
+        self._control = serve(self, config.control) if config.control is not None else None
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +168,8 @@ class Primary:
             if self._thread.is_alive():
                 return  # it hangs in one of the VM's methods, and uses what would be closed here
         self._over.set()
+        if self._control is not None:
+            self._control.close()
         self._pages.stop()
         self._arbiter.close()
         self._wake.close()
@@ -176,6 +180,7 @@ class Primary:
         link = self._link
         return {
             "state": self.state,
+            "over": self._result.done(),
             "protocol_state": link.machine.state.value if link else None,
             "checkpoint": link.acknowledged if link else None,
             "extensions": [extension.name for extension in link.agreed] if link else None,

@@ -60,6 +60,8 @@ class PrimaryConfig:
     """Running alone, go on trying to reach a (new) secondary."""
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    control: str | None = None
+    """Path of a control socket (mode 0600) that answers ``status``, ``checkpoint`` and ``stop``; see `colo status`."""
 
     def __post_init__(self) -> None:
         if self.sending not in ("copy", "direct"):

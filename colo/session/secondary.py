@@ -146,7 +146,10 @@ class Secondary:
             listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
         self.address = self._listener.address
         control = ControlServer(
-            Path(config.ram_dir) / SOCKET_NAME, {"status": self.status, "failover": self._failover_command})
+            Path(config.ram_dir) / SOCKET_NAME, {
+                "status": self.status, "failover": self._failover_command,
+                "heat": lambda: self.heat.summary() if self.heat else None,
+            })
         self._cleanup.callback(control.close)
         self.state = "listening"
 

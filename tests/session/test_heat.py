@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -12,7 +13,8 @@ from colo._fast.pagedecoder import PageDecoder
 from colo._fast.pageencoder import PageEncoder
 from colo._fast.ramblock import RamBlock
 from colo._fast.staging import Staging
-from colo.session.heat import COLUMNS, ROWS, DirtyHeat
+from colo.session.control import ANSWER_LIMIT_BYTES
+from colo.session.heat import COLUMNS, NAMED_BLOCKS, ROWS, DirtyHeat
 
 PAGE = 4096
 
@@ -72,6 +74,34 @@ def test_a_long_session_keeps_its_shape_and_a_short_table() -> None:
     assert sum(map(sum, told["rows"])) == total
     hottest = [row.index(max(row)) for row in told["rows"]]
     assert hottest == sorted(hottest)
+
+
+def test_a_summary_has_all_that_was_counted_by_place() -> None:
+    checkpoints, heat = Checkpoints(COLUMNS, COLUMNS), DirtyHeat()
+    assert heat.summary()["places"] == [0] * COLUMNS and heat.summary()["checkpoints"] == 0
+    for n in range(ROWS + 7):
+        checkpoints.add(heat, n % 4, 2 * COLUMNS - 1)
+    told = heat.summary()
+    assert sum(told["places"]) == 2 * (ROWS + 7) == sum(map(sum, heat.as_dict()["rows"]))
+    assert told["places"][COLUMNS - 1] == ROWS + 7 == told["checkpoints"]
+    assert told["blocks"] == [
+        {"idstr": "a", "begin": 0, "pages": COLUMNS}, {"idstr": "b", "begin": COLUMNS, "pages": COLUMNS}]
+    assert 0 < sum(told["recent"]) <= sum(told["places"])
+    times = heat.as_dict()["times_s"]
+    assert len(times) == len(heat.as_dict()["rows"]) and times == sorted(times)
+
+
+def test_a_summary_of_very_many_blocks_fits_an_answer() -> None:
+    """The control socket bounds its answers; a primary may announce 4096 blocks with names of 255 bytes."""
+    heat = DirtyHeat()
+    blocks = [RamBlock(chr(0x80) * 120 + f"{n:05d}", (1 + n % 9) * PAGE, memory=bytearray((1 + n % 9) * PAGE)) for n in range(4096)]
+    heat.add(blocks, Checkpoints(1, 1).staging)
+    told = heat.summary()
+    assert len(json.dumps(told)) < ANSWER_LIMIT_BYTES // 8
+    assert len(told["blocks"]) == NAMED_BLOCKS and all(block["pages"] == 9 for block in told["blocks"])
+    assert told["total_pages"] == sum(block.pages for block in blocks)
+    begins = [block["begin"] for block in told["blocks"]]
+    assert begins == sorted(begins)
 
 
 def test_a_table_without_places_is_refused() -> None:

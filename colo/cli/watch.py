@@ -1,0 +1,206 @@
+"""A session watched through its control socket: samples, and the picture, line or JSON object made of each."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from colo.cli.figures import (
+    block_line,
+    compression_ratio,
+    heat_strip,
+    pages_by_kind,
+    printable,
+    size,
+    sparkline,
+)
+
+SAMPLES = 120
+SPARK_WIDTH = 30
+STRIP_WIDTH = 64
+KIND_STYLES = {"raw": "red", "xbzrle": "yellow", "compressed": "cyan", "zero": "green", "unchanged": "dim"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a session did since the sample before, and how it stands. None: this side does not know, or there was
+    nothing. Times in milliseconds."""
+
+    state: str
+    checkpoint: int | None
+    checkpoint_age_ms: float | None
+    checkpoints: int
+    """Committed since the sample before; pages and bytes are of these."""
+    checkpoints_per_s: float | None
+    pause_name: str
+    """``pause``: the VM stood still; ``held``: what of that passes between the two ends (all that a secondary sees)."""
+    pause_ms: float | None
+    """Of the last checkpoint."""
+    pause_p50_ms: float | None
+    pause_p99_ms: float | None
+    interval_ms: float | None
+    pages: dict[str, int]
+    dirty_pages: int
+    stream_bytes: int
+    total_bytes: int
+    compression_ratio: float | None
+    """Bytes of the stream per byte of dirty pages."""
+    bytes_per_s: float | None
+    """What was streamed."""
+    link_bytes_per_s: float | None
+    """What the link can, as measured."""
+
+
+def take_sample(status: Mapping[str, Any], before: Mapping[str, Any] | None, seconds: float | None) -> Sample:
+    """From a status and the one ``seconds`` before it; without that, from the session's beginning."""
+    statistics = status["statistics"]
+    earlier = before["statistics"] if before else None
+    primary = "pause_ms" in statistics
+    series = statistics["pause_ms" if primary else "held_ms"]
+    last = statistics["last"] or {}
+
+    def since(name: str) -> int:
+        return int(statistics[name]) - (int(earlier[name]) if earlier else 0)
+
+    now = pages_by_kind(statistics["pages"])
+    then = pages_by_kind(earlier["pages"]) if earlier else {}
+    pages = {kind: count - then.get(kind, 0) for kind, count in now.items()}
+    # A primary counts the pages of full copies in their reports only.
+    copied = since("full_copies") if primary else 0
+    dirty = since("dirty_pages") if primary else sum(pages.values())
+    interval = status.get("interval_ms") if primary else last.get("interval_ms")
+    count, stream = since("checkpoints"), since("stream_bytes")
+    known = seconds is not None and seconds > 0
+    return Sample(
+        state=status["state"],
+        checkpoint=status.get("checkpoint"),
+        checkpoint_age_ms=status.get("checkpoint_age_ms"),
+        checkpoints=count,
+        checkpoints_per_s=round(count / seconds, 2) if known and seconds else None,
+        pause_name="pause" if primary else "held",
+        pause_ms=last.get("pause_ms" if primary else "held_ms") if series["count"] else None,
+        pause_p50_ms=series["p50"] if series["count"] else None,
+        pause_p99_ms=series["p99"] if series["count"] else None,
+        interval_ms=interval,
+        pages=pages,
+        dirty_pages=dirty,
+        stream_bytes=stream,
+        total_bytes=int(statistics["stream_bytes"]),
+        compression_ratio=None if copied else _rounded(compression_ratio(stream, dirty)),
+        bytes_per_s=round(stream / seconds) if known and seconds else None,
+        link_bytes_per_s=status.get("link_bytes_per_s") or None,
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+class Watch:
+    """The samples of a session, the last :data:`SAMPLES` kept; renders as the live picture."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self.status: dict[str, Any] | None = None
+        self.heat: dict[str, Any] | None = None
+        self._at_s = 0.0
+
+    def add(self, status: dict[str, Any], heat: dict[str, Any] | None) -> Sample:
+        """Take in what the session answered just now."""
+        now = time.monotonic()
+        sample = take_sample(status, self.status, now - self._at_s if self.status is not None else None)
+        self.samples.append(sample)
+        self.status, self.heat, self._at_s = status, heat, now
+        return sample
+
+    def line(self) -> str:
+        """The last sample for a pipe."""
+        s = self.samples[-1]
+        parts = [s.state]
+        if s.checkpoint is not None:
+            age = f" ({_ms(s.checkpoint_age_ms)} old)" if s.checkpoint_age_ms is not None else ""
+            parts.append(f"checkpoint {s.checkpoint}{age}")
+        if s.pause_ms is not None:
+            parts.append(f"{s.pause_name} {_ms(s.pause_ms)} (p50 {_ms(s.pause_p50_ms)}, p99 {_ms(s.pause_p99_ms)})")
+        if s.interval_ms is not None:
+            parts.append(f"every {_ms(s.interval_ms)}")
+        parts.append(f"{s.checkpoints} new: {s.dirty_pages} pages ({_kinds(s)}), {size(s.stream_bytes)}")
+        if s.compression_ratio is not None:
+            parts.append(f"ratio {s.compression_ratio:.2f}")
+        if s.bytes_per_s is not None:
+            parts.append(f"{size(s.bytes_per_s)}/s")
+        if s.link_bytes_per_s is not None:
+            parts.append(f"link {size(s.link_bytes_per_s)}/s")
+        parts.append(f"{size(s.total_bytes)} in all")
+        return printable("; ".join(parts))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The last sample for JSON, with the whole status it was made of."""
+        return {"time": round(time.time(), 3), "sample": asdict(self.samples[-1]), "status": self.status}
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not self.samples:
+            return
+        s = self.samples[-1]
+        wide = options.max_width >= 90
+        table = Table.grid(padding=(0, 2))
+        for _ in range(2 + wide):
+            table.add_column(no_wrap=True, overflow="ellipsis")
+
+        def row(name: str, text: str | Text, values: list[float | None] | None = None) -> None:
+            cells: list[str | Text] = [Text(name, style="bold"), text if isinstance(text, Text) else Text(text)]
+            if wide:
+                cells.append(Text(sparkline(values, SPARK_WIDTH) if values else "", style="cyan"))
+            table.add_row(*cells)
+
+        age = f", {_ms(s.checkpoint_age_ms)} old" if s.checkpoint_age_ms is not None else ""
+        rate = f", {s.checkpoints_per_s:.1f} a second" if s.checkpoints_per_s is not None else ""
+        row("checkpoint", "none yet" if s.checkpoint is None else f"{s.checkpoint}{age}{rate}")
+        row(s.pause_name, "–" if s.pause_ms is None else
+            f"{_ms(s.pause_ms)}   p50 {_ms(s.pause_p50_ms)}   p99 {_ms(s.pause_p99_ms)}", [x.pause_ms for x in self.samples])
+        row("interval", _ms(s.interval_ms))
+        each = f" in {s.checkpoints} checkpoints" if s.checkpoints else ""
+        row("dirty pages", f"{s.dirty_pages:,}{each}", [
+            # The first sample is all that was before the watch began.
+            float(x.dirty_pages) if x.bytes_per_s is not None else None for x in self.samples])
+        kinds = Text()
+        for kind, count in s.pages.items():
+            kinds.append(f"{kind} {count:,}   ", style=KIND_STYLES[kind] if count else "dim")
+        row("", kinds)
+        row("ratio", "–" if s.compression_ratio is None else
+            f"{s.compression_ratio:.3f} bytes sent per byte of dirty pages", [x.compression_ratio for x in self.samples])
+        link = f" of {size(s.link_bytes_per_s)}/s that the link gives" if s.link_bytes_per_s else ""
+        row("rate", "–" if s.bytes_per_s is None else f"{size(s.bytes_per_s)}/s{link}",
+            [x.bytes_per_s for x in self.samples])
+        row("streamed", f"{size(s.total_bytes)} in all")
+        strip = min(STRIP_WIDTH, max(16, options.max_width - 22))
+        if self.heat is not None and self.heat["blocks"]:
+            row("heat", Text(heat_strip(self.heat["recent"], strip), style="bright_red on grey11"))
+            row("", block_line(self.heat["blocks"], self._drawn_pages(), strip))
+        yield Panel(
+            table, title=Text(printable(f"{self.title}: {s.state}")), title_align="left", expand=False,
+            border_style="green" if s.state in ("protecting", "running") else "yellow")
+
+    def _drawn_pages(self) -> int:
+        """Pages that the strip stands for: its last places may have none."""
+        assert self.heat is not None
+        return int(self.heat["bucket_pages"]) * len(self.heat["recent"])
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f} ms" if value < 10 else f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.0f} s"
+
+
+def _kinds(sample: Sample) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sample.pages.items() if count) or "none"
