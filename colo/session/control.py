@@ -44,6 +44,7 @@ class ControlServer:
         self._clients: dict[socket.socket, threading.Lock] = {}
         """Each with what is held while it is answered."""
         self._clients_lock = threading.Lock()
+        self._closed = False
         _make_way(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -70,6 +71,10 @@ class ControlServer:
     def _answer(self, client: socket.socket) -> None:
         busy = threading.Lock()
         with self._clients_lock:
+            if self._closed:  # it came while the session closed: nobody would end it any more
+                client.close()
+                self._slots.release()
+                return
             self._clients[client] = busy
         try:
             with client, contextlib.suppress(OSError, ValueError):
@@ -113,6 +118,7 @@ class ControlServer:
         self._socket.close()
         self.path.unlink(missing_ok=True)
         with self._clients_lock:
+            self._closed = True
             clients = list(self._clients.items())
         if not clients:
             return
