@@ -183,6 +183,7 @@ COLO_AVX2_INLINE int colo_encode_avx2_of(const uint8_t *old_page, const uint8_t 
         const uint8_t *a = old_page + 64 * w, *b = new_page + 64 * w;
         colo_equal_bytes_avx2(equal + w, colo_load256(a), colo_load256(b), colo_load256(a + 32), colo_load256(b + 32));
     }
+    colo_prefetch_next(old_page + page_bytes, new_page + page_bytes);
     return colo_encode_words_avx2(equal, new_page, page_bytes, dst, dlen);
 }
 

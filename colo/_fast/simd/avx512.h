@@ -196,6 +196,7 @@ COLO_AVX512_INLINE int colo_encode_avx512_of(const uint8_t *old_page, const uint
         __m512i a = _mm512_loadu_si512(old_page + 64 * w), b = _mm512_loadu_si512(new_page + 64 * w);
         _store_mask64((__mmask64 *)(differs + w), _mm512_cmpneq_epi8_mask(a, b));
     }
+    colo_prefetch_next(old_page + page_bytes, new_page + page_bytes);
     return colo_encode_words_avx512(differs, new_page, page_bytes, dst, dlen);
 }
 

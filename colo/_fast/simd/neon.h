@@ -57,6 +57,7 @@ static int colo_xbzrle_encode_neon(const uint8_t *old_page, const uint8_t *new_p
             b[k] = vld1q_u8(new_page + 64 * w + 16 * k);
         colo_store_unequal_neon(differs + w, old_page + 64 * w, b);
     }
+    colo_prefetch_next(old_page + page_bytes, new_page + page_bytes);
     return colo_encode_words_neon(differs, new_page, page_bytes, dst, dlen);
 }
 

@@ -4,7 +4,7 @@
 #include "../xbzrle.h"
 #include "runs.h"
 
-#define COLO_PREFETCH_LINES 4
+#define COLO_PREFETCH_LINES 8
 
 COLO_INLINE uint64_t colo_load64(const void *p)
 {
@@ -80,7 +80,9 @@ COLO_INLINE void colo_refresh(uint8_t *shadow, const uint8_t *snapshot, const ui
     }
 }
 
-/* Start the next pair on its way while this one is encoded: what follows these lines the CPU fetches by itself. */
+/* Start the next pair on its way while this one is encoded: what follows these lines the CPU fetches by itself. Between
+ * looking at a page and writing down its runs, memory would stand idle. An encoder that is not told which pair is next
+ * takes it to be the one behind this in memory, as it is in a batch; a line fetched in vain does no harm. */
 COLO_INLINE void colo_prefetch_next(const uint8_t *next_shadow, const uint8_t *next_live)
 {
     if (next_live)
@@ -97,6 +99,7 @@ static int colo_xbzrle_encode_portable(const uint8_t *old_page, const uint8_t *n
 
     for (int w = 0; w < page_bytes / 64; w++)
         differs[w] = colo_differs_portable(old_page + 64 * w, new_page + 64 * w);
+    colo_prefetch_next(old_page + page_bytes, new_page + page_bytes);
     return colo_encode_words(differs, new_page, page_bytes, dst, dlen);
 }
 

@@ -28,6 +28,7 @@ COLO_INLINE int colo_encode_sse2_of(const uint8_t *old_page, const uint8_t *new_
             b[k] = colo_load128(new_page + 64 * w + 16 * k);
         differs[w] = colo_unequal_sse2(old_page + 64 * w, b);
     }
+    colo_prefetch_next(old_page + page_bytes, new_page + page_bytes);
     return colo_encode_words(differs, new_page, page_bytes, dst, dlen);
 }
 
