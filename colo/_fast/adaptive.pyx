@@ -467,7 +467,7 @@ cdef class AdaptiveDecoder:
         cdef bint delta = encoding == WIRE_ENCODING_LZ4_DELTA or encoding == WIRE_ENCODING_ZSTD_DELTA
         cdef uint8_t *frame = self.work + size
         cdef size_t made
-        if length <= 0 or length > size:
+        if length < 0 or length > size:  # an empty XBZRLE changes nothing, as in QEMU
             return DECODE_MALFORMED
         if encoding == WIRE_ENCODING_XBZRLE:
             if active().xbzrle_check(src, length, size) < 0:

@@ -380,3 +380,11 @@ def test_a_bitmap_limits_it_as_any_encoder() -> None:
     encoder = PageEncoder(codec=AdaptiveCodec(SLOW_LINK))
     encoder.begin_block("b", new, bitmap, shadow)
     assert encoder.encode()[0] == 1
+
+
+def test_an_empty_xbzrle_changes_nothing() -> None:
+    """As in QEMU, and as the decoder of sessions takes it."""
+    memory = bytearray(b"\x5a" * 4096)
+    record = (0x60).to_bytes(8, "big") + b"\1\0\0"
+    assert AdaptiveDecoder().apply(record, memory) == (len(record), 1)
+    assert memory == b"\x5a" * 4096
