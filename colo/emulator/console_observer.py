@@ -109,6 +109,8 @@ class ConsoleObserver:
     def _begins(self, generation: int, start: int, written: int) -> bool:
         with self._changed:
             here = len(self.transcript)
+            if any(later > generation for later in self._limits):
+                return False  # it died, and was taken over, before its first word was read here: it has no say any more
             if start > here:
                 return self._fault(f"generation {generation} begins at byte {start}: {start - here} bytes before it are lost")
             if written < here:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import struct
@@ -100,6 +101,24 @@ def test_machines_killed_at_random_give_one_transcript(world):
             line = link(world, console, generation)
     assert bytes(world.transcript) == text and world.faults == []
     assert generation > 10
+    line.close()
+
+
+def test_who_is_heard_only_after_its_successor_is_no_fault_and_has_no_say(world):
+    console = Console()
+    line = link(world, console, 2)
+    say(console, b"one\ntwo\n")
+    console.flush()
+    until(lambda: world.position == 8)
+    late = Console()
+    old = link(world, late, 1)
+    say(late, b"one\nTWO\n")
+    with contextlib.suppress(ChannelLost):
+        late.flush()
+    old._reader.join(10)
+    assert not old._reader.is_alive(), "the world hangs up"
+    assert (bytes(world.transcript), world.faults) == (b"one\ntwo\n", [])
+    old.close()
     line.close()
 
 
