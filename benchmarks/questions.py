@@ -120,9 +120,9 @@ def adaptive_figures(saved: Mapping[str, Any]) -> list[Figure]:
 
 def primary_figures(saved: Mapping[str, Any]) -> list[Figure]:
     name, figures = "primary", []
-    for sending in ("copy", "direct"):
+    for sending in ("copy", "copy without precopy", "direct"):
         few, many = saved[f"1,000 pages, {sending}"], saved[f"25,000 pages, {sending}"]
-        ours = sending == "copy"  # the way that is for short pauses; the other one is for more checkpoints
+        ours = sending == "copy"  # the way that is for short pauses, and the default
         parts = {part: few[f"{part}_p50_ms"] for part in ("stop", "save", "harvest", "copy")}
         figures += [
             Figure(name, f"pause, 1,000 pages of 1 GiB, {sending}, p50", few["pause_p50_ms"], "ms", bar=2.0 if ours else None, parts=parts),
@@ -130,7 +130,15 @@ def primary_figures(saved: Mapping[str, Any]) -> list[Figure]:
             Figure(name, f"checkpoints, 1,000 pages, {sending}", few["checkpoints_per_s"], "/s", "higher", bar=100.0),
             Figure(name, f"pause, 25,000 pages of 1 GiB, {sending}, p50", many["pause_p50_ms"], "ms", bar=30.0 if ours else None),
         ]
-    for kind, bar in (("incompressible", 0.7), ("half zero", None)):
+    few, many = saved["running, 1,000 pages"], saved["running, 25,000 pages"]
+    figures += [
+        Figure(name, "pause, about 1,000 pages, written all the time, p50", few["pause_p50_ms"], "ms", bar=2.0,
+               parts={part: few[f"{part}_p50_ms"] for part in ("stop", "save", "harvest", "copy")}),
+        Figure(name, "pause, about 1,000 pages, written all the time, p99", few["pause_p99_ms"], "ms", bar=5.0),
+        Figure(name, "checkpoints, about 1,000 pages, written all the time (10 ms apart)", few["checkpoints_per_s"], "/s", "higher"),
+        Figure(name, "pause, about 25,000 pages, written all the time, p50", many["pause_p50_ms"], "ms", bar=30.0),
+    ]
+    for kind, bar in (("incompressible", 0.7), ("incompressible, into new memory", 0.7), ("half zero", None)):
         copy = saved[f"first copy, {kind}"]
         figures.append(Figure(
             name, f"first copy of 1 GiB, {kind}", 1 / copy["first_copy_s"], "GiB/s", "higher",

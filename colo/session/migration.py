@@ -287,7 +287,8 @@ class Migration:
         self._set_status(_S.DEVICE)
         devices = self._form.encode(self._source.save())
         # What saving the state wrote, though it should not, is among them.
-        self.progress.begin_round(self._pages.harvest_more())
+        self._pages.harvest_more()
+        self.progress.begin_round(self._pages.owned_pages())
         self.progress.syncs += 1
         return devices
 

@@ -97,7 +97,8 @@ class Primary:
         self._arbiter = arbiter_from_uri(config.arbiter, role="primary", create=True)
         self.generation = self._arbiter.current()
         self._settings = LinkSettings(
-            config.machine, config.spoken, config.mode, config.sending == "copy", config.deadlines, config.extensions)
+            config.machine, config.spoken, config.mode, config.sending == "copy", config.deadlines, config.extensions,
+            config.precopy)
         self._pages = PrimaryPages(vm.memory, tracker=config.tracker, xbzrle=config.xbzrle)
         self._form = StateForm(config.limits, sections=config.sections)
         self._hold = VmHold(vm)
@@ -294,11 +295,14 @@ class Primary:
         self.state = "protecting"
         self._tell("protecting", self.generation)
         while True:
-            due_s = self._began_s + self._pace.interval_ms / 1000
-            link.wait(due_s - time.monotonic())
+            interval_s = self._pace.interval_ms / 1000
+            due_s = self._began_s + interval_s
+            asked = link.wait(due_s - time.monotonic())
             self._due.clear()  # who asks joins the waiting first, so nobody is forgotten
             self._requests.begin()
-            self._began_s = time.monotonic()
+            now_s = time.monotonic()
+            # A wait ends up to a millisecond late: what is late is not added up.
+            self._began_s = now_s if asked or now_s - due_s > interval_s else due_s
             try:
                 link.checkpoint()
             except BaseException as error:

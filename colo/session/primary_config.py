@@ -31,6 +31,10 @@ class PrimaryConfig:
     else uses the link keeps the rest."""
     sending: str = "copy"
     """``copy``: the VM runs on as soon as its dirty pages are copied; ``direct``: when the secondary has loaded them."""
+    precopy: bool = True
+    """With ``copy``: copy dirty pages before the pause too, so that only those written again meanwhile are copied in it.
+    It needs a tracker that finds writes of a running VM (``pagemap``, ``explicit``); with others it is left out, and so
+    it is for a while when it spared the pause little."""
     tracker: str | DirtyTracker = "auto"
     xbzrle: str | int | None = None
     """Send changed pages as deltas: ``"shadow"`` (a copy of all memory), or the bytes of a cache as QEMU's."""

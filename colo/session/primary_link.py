@@ -34,10 +34,12 @@ from colo.protocol import (
     return_path_missing_bytes,
 )
 from colo.protocol.states import NOTHING_SENT_WHOLE
+from colo.session.checkpoint_times import CheckpointTimes, RecordCounts
 from colo.session.deadlines import Deadlines
 from colo.session.messages import read_message
 from colo.session.outbox import Outbox
 from colo.session.pace import LinkRate
+from colo.session.precopy import Precopy
 from colo.session.primary_pages import PrimaryPages
 from colo.session.primary_report import PrimaryReport
 from colo.session.vm_handle import VmHandle
@@ -84,24 +86,12 @@ class LinkSettings:
     deadlines: Deadlines
     extensions: Extension = NO_EXTENSION
     """What is offered beyond QEMU's protocol, if the dialect has it (:attr:`Dialect.extended`)."""
+    precopy: bool = True
+    """With ``copy``: copy dirty pages also before the pause (:mod:`colo.session.precopy`)."""
     initial_rounds: int = 5
     """Most rounds over RAM while the VM runs, before it is paused for the rest."""
     initial_rest_pages: int = 2000
     """So few dirty pages are sent with the VM paused."""
-
-
-@dataclass(slots=True)
-class _Times:
-    """When, in monotonic nanoseconds, the parts of the checkpoint under way happened."""
-
-    begin: int = 0
-    stopped: int = 0
-    saved: int = 0
-    harvested: int = 0
-    copied: int = 0
-    resumed: int = 0
-    sending: int = 0
-    sent: int = 0
 
 
 class PrimaryLink:
@@ -149,12 +139,14 @@ class PrimaryLink:
         """What the secondary took of the extensions offered."""
         self.rate = LinkRate()
         self._codec: AdaptiveCodec | None = None
-        self._counted: dict[PageEncoder, tuple[dict[str, int], dict[str, int]]] = {}
+        self._records = RecordCounts()
         self._digest = StreamDigest()
         self._state = b""
-        self._times = _Times()
+        self._times = CheckpointTimes()
         self._pause_ms = 0.0
-        self._dirty_pages = 0
+        self._dirty_pages = self._paused_pages = 0
+        ahead = settings.copy and settings.precopy and not pages.needs_pause
+        self._precopy = Precopy() if ahead else None
         self._stream_start = 0
         self._copied_bytes = 0
         self._epoch_end_ns = 0
@@ -223,7 +215,7 @@ class PrimaryLink:
     # -- events in, actions out
 
     def _start_epoch(self) -> None:
-        self._times = _Times(begin=time.monotonic_ns())
+        self._times = CheckpointTimes(begin=time.monotonic_ns())
         self._pause_ms = 0.0
         self._copied_bytes = 0
         self._stream_start = self._encoder.stats.sent_bytes
@@ -381,8 +373,12 @@ class PrimaryLink:
     # -- one checkpoint
 
     def _suspend(self) -> Event:
+        if self._precopy is not None and self.machine.state is State.STOPPING:
+            self._times.ahead = time.monotonic_ns()
+            self._precopy.copy(self._pages, self.machine.epoch)
         if not self._handle.paused:
             self._handle.pause()
+        self._times.paused = self._handle.paused_ns
         if self._outbox is not None:
             # From the first checkpoint on there is one who could take over.
             self._outbox.bypass(False)
@@ -394,15 +390,11 @@ class PrimaryLink:
         """The state first: what saving it writes to memory, though it should not, is then harvested with the rest."""
         self._state = self._form.encode(self._handle.save())
         self._times.saved = time.monotonic_ns()
-        initial = self.machine.state is State.INITIAL_SAVING
-        if initial:
-            # What is owned from the last round and what was written since belong together.
-            self._pages.harvest_more()
-        else:
-            self._dirty_pages = self._pages.harvest()
+        # What is owned from before the pause and what was written since belong together.
+        self._paused_pages = self._pages.harvest_more()
         self._times.harvested = time.monotonic_ns()
-        if self.settings.copy and not initial:
-            self._copied_bytes = self._pages.stable.fill(self._pages, self.machine.epoch)
+        if self.settings.copy and self.machine.state is State.SAVING:
+            self._copied_bytes = self._pages.stable.add(self._pages, self.machine.epoch)
         self._times.copied = time.monotonic_ns()
         return Event.STATE_SAVED
 
@@ -415,6 +407,7 @@ class PrimaryLink:
 
     def _send_ram(self) -> Event:
         self._times.sending = time.monotonic_ns()
+        self._dirty_pages = self._pages.owned_pages()
         head = ram_start_section(RAM_SECTION_ID, self._pages.infos) + section_end(RAM_SECTION_ID)
         self._digest.reset()
         if self.settings.copy:
@@ -434,42 +427,27 @@ class PrimaryLink:
         return Event.RAM_SENT
 
     def _report(self, *, full_copy: bool) -> None:
-        t, now = self._times, time.monotonic_ns()
-        number = self.machine.committed or 0
+        times = self._times.parts_ms(time.monotonic_ns())
         stream_bytes = self._encoder.stats.sent_bytes - self._stream_start + self._copied_bytes
-        transfer_ms = (now - (t.sending or t.begin)) / 1e6
         if not full_copy:
-            self.rate.took(stream_bytes, transfer_ms)
-        pages, record_bytes = self._records_made()
+            self.rate.took(stream_bytes, times["transfer_ms"])
+            if self._precopy is not None:
+                self._precopy.took(self._paused_pages, self._dirty_pages)
+        pages, record_bytes = self._records.since(self._pages.stable.encoders if self._by_copy else [self._encoder])
         self._on_checkpoint(PrimaryReport(
             connection=self.connection,
-            number=number,
+            number=self.machine.committed or 0,
             full_copy=full_copy,
             pause_ms=self._pause_ms,
-            stop_ms=(t.stopped - self._handle.paused_ns) / 1e6,
-            save_ms=(t.saved - t.stopped) / 1e6,
-            harvest_ms=(t.harvested - t.saved) / 1e6,
-            copy_ms=(t.copied - t.harvested) / 1e6,
-            send_ms=(t.sent - (t.sending or t.begin)) / 1e6,
-            acknowledged_ms=(now - t.sent) / 1e6,
             dirty_pages=self._dirty_pages,
+            precopied_pages=self._precopy.pages if self._precopy is not None and not full_copy else 0,
+            paused_pages=self._paused_pages,
             stream_bytes=stream_bytes,
             device_bytes=len(self._state),
-            transfer_ms=transfer_ms,
             pages=pages,
             record_bytes=record_bytes,
+            **times,
         ))
-
-    def _records_made(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Pages and bytes of the records made for this checkpoint, by kind."""
-        encoder = self._pages.stable.encoder if self._by_copy else self._encoder
-        stats = encoder.stats
-        old_pages, old_bytes = self._counted.get(encoder, ({}, {}))
-        self._counted[encoder] = stats.pages, stats.bytes
-        return (
-            {kind: n - old_pages.get(kind, 0) for kind, n in stats.pages.items()},
-            {kind: n - old_bytes.get(kind, 0) for kind, n in stats.bytes.items()},
-        )
 
     @property
     def _by_copy(self) -> bool:

@@ -7,6 +7,7 @@ failure in between gives them back.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from colo._fast.adaptive import AdaptiveCodec
 from colo._fast.bitmap import DirtyBitmap
@@ -37,6 +38,10 @@ class PrimaryPages:
         self._counts = [info.used_length // TARGET_PAGE_BYTES for info in self.infos]
         self._bitmaps = [DirtyBitmap(pages) for pages in self._counts]
         """Harvested and not committed."""
+        self.fresh = [DirtyBitmap(pages) for pages in self._counts]
+        """Found by the last harvest, and not owned before it."""
+        self.again = [DirtyBitmap(pages) for pages in self._counts]
+        """Found by the last harvest, and owned before it: written after they were taken."""
         self._owed = False
         self._started = False
         self._addresses: list[int] = []
@@ -80,18 +85,24 @@ class PrimaryPages:
         """Move the dirty bits out; they are owned here until :meth:`commit` or :meth:`give_back`."""
         if self._owed:
             raise RuntimeError("the harvest before this one was neither committed nor given back")
-        for bitmap in self._bitmaps:
-            bitmap.clear()
-        pages = self.tracker.harvest(self._bitmaps)
-        self._owed = True
-        return pages
+        return self.harvest_more()
 
     def harvest_more(self) -> int:
-        """Move the dirty bits out, beside those owned already; returns how many pages are owned."""
+        """Move the dirty bits out, beside those owned already; returns how many were found this time."""
         if not self._owed:
-            return self.harvest()
-        self.tracker.harvest(self._bitmaps)
-        return self.owned_pages()
+            for bitmap in self._bitmaps:
+                bitmap.clear()
+        for again in self.again:
+            again.clear()
+        found = self.tracker.harvest(self.again)
+        for owned, fresh, again in zip(self._bitmaps, self.fresh, self.again, strict=True):
+            fresh.clear()
+            fresh.union(again)
+            fresh.subtract(owned)
+            again.subtract(fresh)
+            owned.union(fresh)
+        self._owed = True
+        return found
 
     def take_all(self) -> None:
         """Own every page: those dirty in the tracker are part of them."""
@@ -119,13 +130,16 @@ class PrimaryPages:
 
     # -- sending
 
-    def encode(self, encoder: PageEncoder, *, epoch: int, deadline_ns: int | None) -> None:
-        """Write the owned pages of all blocks as records, from memory as it is now."""
-        for n, block in enumerate(self.blocks):
-            if not self._bitmaps[n].any():
+    def encode(
+        self, encoder: PageEncoder, bitmaps: Sequence[DirtyBitmap] | None = None, *, epoch: int, deadline_ns: int | None
+    ) -> None:
+        """Write pages of all blocks as records, from memory as it is now: those in ``bitmaps``, or all that are owned."""
+        for n, bitmap in enumerate(self._bitmaps if bitmaps is None else bitmaps):
+            if not bitmap.any():
                 continue
+            block = self.blocks[n]
             encoder.begin_block(
-                block.idstr, block.buffer, self._bitmaps[n], self._caches[n], address=self._addresses[n], age=epoch)
+                block.idstr, block.buffer, bitmap, self._caches[n], address=self._addresses[n], age=epoch)
             encoder.encode(deadline_ns=deadline_ns, flush=False)
 
     @property

@@ -32,8 +32,15 @@ class PrimaryReport:
     acknowledged_ms: float
     """From all sent to acknowledged."""
     dirty_pages: int
+    """Each counted once."""
     stream_bytes: int
     device_bytes: int
+    precopy_ms: float = 0.0
+    """Before the pause, while the VM ran: dirty pages were copied ahead."""
+    precopied_pages: int = 0
+    """Copied then; one that was copied twice counts twice."""
+    paused_pages: int = 0
+    """Found dirty in the pause."""
     transfer_ms: float = 0.0
     """From the first byte sent to the last acknowledgement."""
     pages: dict[str, int] = field(default_factory=dict)

@@ -28,18 +28,30 @@ class StableCopy:
 
     def __init__(self, codec: AdaptiveCodec | None = None) -> None:
         self._arena = RecordArena()
-        self.encoder = PageEncoder(arena=self._arena, codec=codec)
+        self._encoder = PageEncoder(arena=self._arena, codec=codec)
+        # A compressed delta is made against the receiver's committed page: not for a page's second record.
+        self._again = PageEncoder(arena=self._arena) if codec is not None else self._encoder
 
     def __len__(self) -> int:
         return len(self._arena)
 
-    def fill(self, pages: PrimaryPages, epoch: int) -> int:
-        """Make the records of what ``pages`` owns; returns their length in bytes."""
+    def begin(self) -> None:
+        """Another checkpoint: forget the records of the last."""
         self._arena.clear()
-        pages.encode(self.encoder, epoch=epoch, deadline_ns=None)
-        self.encoder.flush()
-        self.encoder.close()
+
+    def add(self, pages: PrimaryPages, epoch: int) -> int:
+        """Make the records of what ``pages`` harvested last, behind those that are here; returns the length of all in
+        bytes."""
+        for encoder, bitmaps in ((self._encoder, pages.fresh), (self._again, pages.again)):
+            pages.encode(encoder, bitmaps, epoch=epoch, deadline_ns=None)
+            encoder.flush()
+            encoder.close()
         return len(self._arena)
+
+    @property
+    def encoders(self) -> set[PageEncoder]:
+        """What made the records, for their figures."""
+        return {self._encoder, self._again}
 
     def make_ready(self, total_bytes: int) -> None:
         """While nobody waits: have memory at hand for a checkpoint somewhat larger than this one, of at most
@@ -76,6 +88,3 @@ class StableCopy:
                 if any(ready == wake_fd for ready, _ in poller.poll(left_ms + 1)):
                     raise Interrupted("sending of pages was ended from this side")
 
-    def close(self) -> None:
-        """Let go of the memory that is being encoded."""
-        self.encoder.close()

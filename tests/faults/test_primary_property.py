@@ -49,7 +49,8 @@ TRACKERS = [result.name for result in probe() if result.available and result.nam
 
 
 class TurnVm:
-    """Writes when it is told to, and at once when it is resumed: while a copied checkpoint is still being sent."""
+    """Writes when it is told to, and at once when it is resumed: while a copied checkpoint is still being sent. Running on,
+    it writes just before it is paused: after pages were copied ahead."""
 
     def __init__(self) -> None:
         self.memory = BlockMemory.allocate({"ram": PAGES[0] * PAGE, "rom/aux": PAGES[1] * PAGE})
@@ -57,6 +58,7 @@ class TurnVm:
         self.turn = 0
         self.outbox: Outbox | None = None
         self.standing = True
+        self.restless = False
 
     def advance(self) -> None:
         assert not self.standing
@@ -66,6 +68,8 @@ class TurnVm:
             self.outbox.put(self.turn)
 
     def pause(self) -> None:
+        if self.restless and not self.standing:
+            self.advance()
         self.standing = True
 
     def resume(self) -> None:
@@ -114,6 +118,7 @@ class Run:
     tracker: str
     xbzrle: Any
     extended: bool
+    precopy: bool
     delivered: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -122,6 +127,8 @@ class Run:
         self.tracker_object = open_tracker(self.tracker, self.vm.memory)
         self.pages = PrimaryPages(self.vm.memory, tracker=self.tracker_object, xbzrle=self.xbzrle)
         self.pages.start()
+        if self.precopy:
+            self.write_after_each_harvest()
         self.form = StateForm(LIMITS)
         self.handle = VmHandle(self.vm)
         self.turns: list[int] = []
@@ -143,6 +150,19 @@ class Run:
 
         self.vm.save_state = noted  # type: ignore[method-assign]
 
+    def write_after_each_harvest(self) -> None:
+        """While the VM runs: between finding a page dirty and copying it, it is written again."""
+        self.vm.restless = True
+        harvest = self.pages.harvest_more
+
+        def harvest_and_write() -> int:
+            found = harvest()
+            if not self.vm.standing:
+                self.vm.advance()
+            return found
+
+        self.pages.harvest_more = harvest_and_write  # type: ignore[method-assign]
+
     def connection(self, checkpoints: int, budgets: list[int | None], draw: random.Random) -> State:
         """One connection, cut when a direction has carried its budget. Returns where the primary then stood."""
         ours, near = socket.socketpair()
@@ -158,7 +178,7 @@ class Run:
             ours, self.handle, self.pages, self.form,
             LinkSettings(
                 "colo", Dialect(enable_colo=True, extended=self.extended), self.mode, self.copy, DEADLINES,
-                extensions=Extension.DIGEST),
+                extensions=Extension.DIGEST, precopy=self.precopy),
             outbox=self.outbox, committed=self.may_hold,
         )
         stood = ended = State.RUNNING
@@ -228,6 +248,7 @@ def schedule(seed: int) -> set[State]:
     run = Run(
         copy=draw.random() < 0.5, mode=draw.choice([Mode.EARLY, Mode.STRICT]), tracker=draw.choice(TRACKERS),
         xbzrle=draw.choice([None, "shadow", 64 << 10]), extended=draw.random() < 0.7,
+        precopy=draw.random() < 0.7,
     )
     try:
         for _ in range(draw.randrange(1, 4)):

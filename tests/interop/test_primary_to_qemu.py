@@ -37,6 +37,11 @@ pytestmark = [
 ]
 CHECKPOINTS = 100
 MEMORY_MIB = 32
+PAGE = 4096
+DISTURBED_AT, DISTURBED_PAGES = 24 << 20, 300
+WRITTEN_AT, WRITTEN_PAGES = 26 << 20, 1000
+"""Of the guest's RAM, what it does not use itself."""
+INVERTED = bytes(255 - n for n in range(256))
 DIALECTS = {
     "7.2": Dialect(enable_colo=True),
     "10.0": Dialect(enable_colo=True, switchover_start=True),
@@ -45,13 +50,34 @@ DIALECTS = {
 
 
 class RelayedVm:
-    """What has been committed of another primary's VM. It stands still while it is looked at, by construction."""
+    """What has been committed of another primary's VM. It stands still while it is looked at, by construction.
+
+    It seems to run nevertheless: what is copied ahead of a pause differs from what the pause finds (:meth:`disturb`).
+    """
 
     def __init__(self, committed: Any) -> None:
         self.state = committed.device_state
         self.memory = Blocks(tuple(GuestBlock(b.idstr, b.memory_buffer) for b in committed.blocks))
+        self.ram = next(block.buffer for block in self.memory.blocks if block.idstr == "pc.ram")
+        self.disturbed = False
+        self.written = 0
 
-    def pause(self) -> None: ...
+    def disturb(self) -> None:
+        """Until the next pause, some pages have other contents: of a byte, and of all bytes. Others are written once."""
+        self.disturbed = not self.disturbed
+        if self.disturbed:
+            self.written = self.written % 255 + 1
+            for page in range(WRITTEN_PAGES):
+                self.ram[WRITTEN_AT + page * PAGE] = self.written
+        for page in range(DISTURBED_PAGES):
+            at = DISTURBED_AT + page * PAGE
+            end = at + (PAGE if page % 2 else 1)
+            self.ram[at:end] = bytes(self.ram[at:end]).translate(INVERTED)
+
+    def pause(self) -> None:
+        if self.disturbed:
+            self.disturb()
+
     def resume(self) -> None: ...
 
     def save_state(self) -> bytes:
@@ -76,6 +102,7 @@ class Relay:
         self.vm: RelayedVm | None = None
         self.follower: Follower | None = None
         self.relayed = 0
+        self.copied_twice = 0
         self.counters: list[int] = []
         self.error: BaseException | None = None
         self.done = threading.Event()
@@ -108,7 +135,11 @@ class Relay:
             self.primary.start()
         assert self.vm is not None
         self.vm.state = committed.device_state
-        self.primary.checkpoint(30)
+        if self.relayed:  # from then on there is a checkpoint to differ from
+            self.vm.disturb()
+        report = self.primary.checkpoint(30)
+        if self.options["sending"] == "copy" and self.relayed:
+            self.copied_twice += report.precopied_pages + report.paused_pages - report.dirty_pages
         memory = next(b.memory_buffer for b in committed.blocks if b.idstr == "pc.ram")
         self.counters.append(check_guest_memory(memory).counter if self.relayed else 0)
         self.relayed += 1
@@ -121,7 +152,8 @@ def work() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("options", [{"sending": "direct"}, {"sending": "copy", "xbzrle": 16 << 20}], ids=["direct", "copy-xbzrle"])
+@pytest.mark.parametrize("options", [{"sending": "direct"}, {"sending": "copy"}, {"sending": "copy", "xbzrle": 16 << 20}],
+                         ids=["direct", "copy", "copy-xbzrle"])
 @pytest.mark.parametrize("version", DIALECTS)
 def test_qemu_takes_a_hundred_checkpoints_and_takes_over(work: Path, version: str, options: dict[str, Any]) -> None:
     qemu = binary(version)
@@ -155,7 +187,8 @@ def test_qemu_takes_a_hundred_checkpoints_and_takes_over(work: Path, version: st
                 leading.set_up(f"tcp:127.0.0.1:{listener.getsockname()[1]}", ColoSettings(checkpoint_delay_ms=20))
                 assert relay.done.wait(120)
                 assert relay.relayed >= CHECKPOINTS, relay.error
-            assert relay.primary is not None
+            assert relay.primary is not None and relay.vm is not None
+            assert relay.copied_twice > 0 or options["sending"] == "direct"
             first.kill()
             following.join(30)
             relay.primary.close()
@@ -169,8 +202,11 @@ def test_qemu_takes_a_hundred_checkpoints_and_takes_over(work: Path, version: st
             dump = work / "ram"
             second.qmp.execute("pmemsave", {"val": 0, "size": MEMORY_MIB << 20, "filename": str(dump)})
             # The guest has run on; every page still is of one instant, at or after the last checkpoint's.
-            state = check_guest_memory(dump.read_bytes(), params)
+            memory = dump.read_bytes()
+            state = check_guest_memory(memory, params)
             assert state.counter >= relay.counters[-1] > relay.counters[1]
+            assert not any(memory[DISTURBED_AT : DISTURBED_AT + DISTURBED_PAGES * PAGE])
+            assert set(memory[WRITTEN_AT : WRITTEN_AT + WRITTEN_PAGES * PAGE : PAGE]) == {relay.vm.written}
     finally:
         for qemu in (first, second):
             with contextlib.suppress(ColoError):
