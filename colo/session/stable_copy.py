@@ -35,10 +35,6 @@ class StableCopy:
     def __len__(self) -> int:
         return len(self._arena)
 
-    def begin(self) -> None:
-        """Another checkpoint: forget the records of the last."""
-        self._arena.clear()
-
     def add(self, pages: PrimaryPages, epoch: int) -> int:
         """Make the records of what ``pages`` harvested last, behind those that are here; returns the length of all in
         bytes."""
@@ -54,7 +50,7 @@ class StableCopy:
         return {self._encoder, self._again}
 
     def make_ready(self, total_bytes: int) -> None:
-        """While nobody waits: have memory at hand for a checkpoint somewhat larger than this one, of at most
+        """While nobody waits: forget this checkpoint's records, and have memory at hand for a somewhat larger one, of at most
         ``total_bytes``."""
         wanted = max(FIRST_BYTES, 2 * len(self._arena))
         self._arena.clear(KEPT_BYTES)

@@ -211,7 +211,7 @@ def checkpoint(pages: PrimaryPages, precopy: Precopy, running: int, paused: int)
     precopy.copy(pages, 1)
     tracker["ram"].report(0, max(1, paused * PAGE))
     found = pages.harvest_more()
-    pages.stable.begin()
+    pages.stable.make_ready(pages.total_bytes)
     precopy.took(found, pages.owned_pages())
     pages.commit()
     return precopy.pages > 0

@@ -26,7 +26,7 @@ DIRTY_PAGES = 1000
 def secondary() -> Iterator[tuple[str, int]]:
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    child = context.Process(target=secondary_main, args=(MEMORY_BYTES, theirs))
+    child = context.Process(target=secondary_main, args=(MEMORY_BYTES, True, theirs))
     child.start()
     assert child.pid is not None
     yield pipe.recv(), child.pid
