@@ -7,23 +7,41 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from colo.session.destination import DestinationConfig, MigrationDestination
+    from colo.session.in_process import InProcessConfig, InProcessSecondary
+    from colo.session.migration import Migration
+    from colo.session.migration_config import MigrationConfig
+    from colo.session.outbox import Outbox
+    from colo.session.primary import Primary, PrimaryConfig
     from colo.session.protector import Protector, ProtectorConfig
     from colo.session.secondary import Secondary, SecondaryConfig
 
-__all__ = ["Protector", "ProtectorConfig", "Secondary", "SecondaryConfig", "__version__"]
+__all__ = [
+    "DestinationConfig", "InProcessConfig", "InProcessSecondary", "Migration", "MigrationConfig", "MigrationDestination",
+    "Outbox", "Primary", "PrimaryConfig", "Protector", "ProtectorConfig", "Secondary", "SecondaryConfig", "__version__",
+]
 
 _HOMES = {
-    "Secondary": "colo.session.secondary",
-    "SecondaryConfig": "colo.session.secondary",
-    "Protector": "colo.session.protector",
-    "ProtectorConfig": "colo.session.protector",
+    "destination": ("DestinationConfig", "MigrationDestination"),
+    "in_process": ("InProcessConfig", "InProcessSecondary"),
+    "migration": ("Migration",),
+    "migration_config": ("MigrationConfig",),
+    "outbox": ("Outbox",),
+    "primary": ("Primary", "PrimaryConfig"),
+    "protector": ("Protector", "ProtectorConfig"),
+    "secondary": ("Secondary", "SecondaryConfig"),
 }
+_MODULES = {name: f"colo.session.{module}" for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
     """The sessions, imported when first used: floors below do not need them."""
-    if name in _HOMES:
+    if name in _MODULES:
         import importlib
 
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'colo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

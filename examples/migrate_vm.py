@@ -8,9 +8,7 @@ import time
 
 from tiny_vm import Counter
 
-from colo.session.destination import DestinationConfig, MigrationDestination
-from colo.session.migration import Migration
-from colo.session.migration_config import MigrationConfig
+from colo import DestinationConfig, Migration, MigrationConfig, MigrationDestination
 
 
 def say(kind: str, data: object) -> None:

@@ -10,9 +10,7 @@ import time
 
 from tiny_vm import Counter
 
-from colo.session.in_process import InProcessConfig, InProcessSecondary
-from colo.session.outbox import Outbox
-from colo.session.primary import Primary, PrimaryConfig
+from colo import InProcessConfig, InProcessSecondary, Outbox, Primary, PrimaryConfig
 
 
 class Speaker(Counter):

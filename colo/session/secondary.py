@@ -7,9 +7,9 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ from colo.errors import (
     StreamError,
 )
 from colo.memory import RamImage
-from colo.protocol import Failover, FailoverEvent, Mode
+from colo.protocol import Failover, FailoverEvent
 from colo.qemu.standby import Standby
 from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.arbiter import Arbiter, arbiter_from_uri
@@ -33,14 +33,16 @@ from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.claim import claim
 from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
-from colo.session.deadlines import Deadlines
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
 from colo.session.keeper import StandbyKeeper
+from colo.session.secondary_config import SecondaryConfig
 from colo.session.statistics import CheckpointStatistics
 from colo.session.takeover import TakeoverReport
-from colo.stream import Configuration, RamBlockInfo, StreamLimits
+from colo.stream import Configuration, RamBlockInfo
 from colo.transport import abort, listen, tune
+
+__all__ = ["Secondary", "SecondaryConfig"]
 
 HOLD_LOOK_S = 0.2
 """How often a session that holds its checkpoint looks whether the other side runs."""
@@ -55,35 +57,6 @@ class Loss:
     reason: str
     noticed_ns: int
     ours: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SecondaryConfig:
-    """What a secondary needs to know. Only ``listen`` and ``ram_dir`` have no default."""
-
-    listen: str
-    """``tcp:HOST:PORT`` or ``unix:PATH``."""
-    ram_dir: str | os.PathLike[str]
-    """Directory of the RAM image and of the control socket; on tmpfs, for speed (mode 0700, made if missing)."""
-    standby: Sequence[str] | None = None
-    """QEMU command line (the primary's will do) of the VM that takes over. None: checkpoints are kept, no takeover."""
-    arbiter: str = ""
-    """``file:DIR``, ``exec:COMMAND`` or ``none``; a takeover needs one."""
-    share_ram: bool = True
-    """Let the stand-by map the RAM image; False sends all pages at takeover."""
-    on_loss: str = "takeover"
-    """``takeover``, or ``hold``: wait for a request."""
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    limits: StreamLimits = field(default_factory=StreamLimits)
-    max_ram_bytes: int | None = None
-    """Most RAM a primary may announce; default: this machine's physical memory."""
-    mode: Mode = Mode.EARLY
-    insecure: bool = False
-    """Allow plaintext TCP beyond loopback."""
-    takeover_s: float = 30.0
-    """Most a stand-by may take to load the checkpoint and run."""
-    heat_map: bool = False
-    """Count the pages of each checkpoint by place (:attr:`Secondary.heat`)."""
 
 
 class Secondary:
