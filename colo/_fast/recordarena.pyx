@@ -13,17 +13,17 @@ cdef extern from *:
     #define _GNU_SOURCE
     #endif
     #include <sys/mman.h>
-    #ifndef MADV_POPULATE_WRITE
-    #define MADV_POPULATE_WRITE 23
-    #endif
     """
     void *mmap(void *address, size_t length, int prot, int flags, int fd, long offset) noexcept nogil
     int munmap(void *address, size_t length) noexcept nogil
     void *mremap(void *old, size_t old_length, size_t length, int flags) noexcept nogil
     int madvise(void *address, size_t length, int advice) noexcept nogil
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MREMAP_MAYMOVE
-    int MADV_HUGEPAGE, MADV_DONTDUMP, MADV_DONTNEED, MADV_POPULATE_WRITE
+    int MADV_HUGEPAGE, MADV_DONTDUMP, MADV_DONTNEED
     void *MAP_FAILED
+
+cdef extern from "populate.h" nogil:
+    void colo_populate(uint8_t *start, size_t n)
 
 cdef size_t HUGE_PAGE_BYTES = 2 << 20
 
@@ -93,8 +93,7 @@ cdef class RecordArena:
                 code = self.make_room(length_bytes - self.used)
             if code == 0:
                 end = min(end, self.room)
-                # Before Linux 5.14 it fails: the memory then comes at its first use.
-                madvise(self.data + self.touched, end - self.touched, MADV_POPULATE_WRITE)
+                colo_populate(self.data + self.touched, end - self.touched)
                 self.touched = end
         if code:
             refuse(code, length_bytes)

@@ -31,16 +31,15 @@ cdef extern from "pagecopy.h":
 cdef extern from *:
     """
     #include <sys/mman.h>
-    #ifndef MADV_POPULATE_WRITE
-    #define MADV_POPULATE_WRITE 23
-    #endif
     """
     void *mmap(void *address, size_t length, int prot, int flags, int fd, long offset) noexcept nogil
     int munmap(void *address, size_t length) noexcept nogil
     int madvise(void *address, size_t length, int advice) noexcept nogil
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_HUGEPAGE, MADV_DONTDUMP, MADV_DONTNEED
-    int MADV_POPULATE_WRITE
     void *MAP_FAILED
+
+cdef extern from "populate.h" nogil:
+    void colo_populate(uint8_t *start, size_t n)
 
 cdef extern from *:
     """
@@ -181,11 +180,11 @@ cdef class Staging:
 
     def prepare(self, size_t length_bytes):
         """Have memory at hand for that many stream bytes, so that receiving them takes no page fault; after :meth:`begin`,
-        while nobody waits. Without the kernel's help (Linux before 5.14), or memory, it comes at its first use."""
+        while nobody waits. Without the kernel's help, or memory, it comes at its first use."""
         cdef size_t n = min((length_bytes + 4095) & ~<size_t>4095, self.arena_bytes & ~<size_t>4095)
         if self.arena != NULL and n:
             with nogil:
-                madvise(self.arena, n, MADV_POPULATE_WRITE)
+                colo_populate(self.arena, n)
 
     def shrink(self, size_t keep_bytes):
         """Return the arena's memory above ``keep_bytes`` to the system; only between checkpoints."""
