@@ -46,6 +46,22 @@ class Pace:
         self._share = link_share
         self._paced_ms = interval_ms
         self._link_ms = 0.0
+        self._began_s = 0.0
+
+    def begin(self, now_s: float, *, asked: bool = False) -> None:
+        """A checkpoint begins; ``asked``: it was asked for, and is not what is due.
+
+        A wait ends a little late: that is not added up, so that as many come as there are intervals, unless they take
+        longer than that.
+        """
+        due_s = self.due_s
+        late_s = now_s - due_s
+        self._began_s = due_s if not asked and 0 <= late_s < self.interval_ms / 1000 else now_s
+
+    @property
+    def due_s(self) -> float:
+        """When the next one is due, on the clock of :meth:`begin`."""
+        return self._began_s + self.interval_ms / 1000
 
     @property
     def interval_ms(self) -> float:

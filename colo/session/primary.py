@@ -114,7 +114,6 @@ class Primary:
         self._link: PrimaryLink | None = None
         self._links = 0
         self._over = threading.Event()
-        self._began_s = 0.0
         if outbox is not None:
             outbox.on_pressure = self._due.set
         self._control = serve(self, config.control) if config.control is not None else None
@@ -291,18 +290,14 @@ class Primary:
         """Never returns: raises what ended the connection."""
         self.state = "synchronising"
         link.synchronise()
-        self._began_s = time.monotonic()
+        self._pace.begin(time.monotonic(), asked=True)
         self.state = "protecting"
         self._tell("protecting", self.generation)
         while True:
-            interval_s = self._pace.interval_ms / 1000
-            due_s = self._began_s + interval_s
-            asked = link.wait(due_s - time.monotonic())
+            asked = link.wait(self._pace.due_s - time.monotonic())
             self._due.clear()  # who asks joins the waiting first, so nobody is forgotten
             self._requests.begin()
-            now_s = time.monotonic()
-            # A wait ends up to a millisecond late: what is late is not added up.
-            self._began_s = now_s if asked or now_s - due_s > interval_s else due_s
+            self._pace.begin(time.monotonic(), asked=asked)
             try:
                 link.checkpoint()
             except BaseException as error:

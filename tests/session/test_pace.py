@@ -61,3 +61,35 @@ def test_the_rate_is_that_of_checkpoints_long_enough_to_show_it() -> None:
     for _ in range(40):
         rate.took(1_000_000, 100.0)
     assert rate.bytes_per_s == pytest.approx(10e6, rel=0.01)
+
+
+def test_what_a_wait_ends_late_is_not_added_up() -> None:
+    pace = Pace(50.0)
+    pace.begin(1000.0, asked=True)
+    assert pace.due_s == pytest.approx(1000.050)
+    for n in range(1, 100):  # each a millisecond late
+        pace.begin(1000.0 + 0.050 * n + 0.001)
+        assert pace.due_s == pytest.approx(1000.0 + 0.050 * (n + 1))
+
+
+def test_what_was_missed_is_not_caught_up_with() -> None:
+    pace = Pace(50.0)
+    pace.begin(1000.0, asked=True)
+    pace.begin(1000.300)  # the one before took six intervals
+    assert pace.due_s == pytest.approx(1000.350)
+
+
+def test_one_that_was_asked_for_begins_the_interval_anew() -> None:
+    pace = Pace(50.0)
+    pace.begin(1000.0, asked=True)
+    pace.begin(1000.020, asked=True)
+    assert pace.due_s == pytest.approx(1000.070)
+    pace.begin(1000.080, asked=True)  # asked for as the other was due
+    assert pace.due_s == pytest.approx(1000.130)
+
+
+def test_without_an_interval_each_is_due_at_once() -> None:
+    pace = Pace(0.0)
+    pace.begin(1000.0, asked=True)
+    pace.begin(1000.010)
+    assert pace.due_s == 1000.010
