@@ -20,7 +20,9 @@ import corpus
 import numpy as np
 from numpy.typing import NDArray
 
-from colo._fast.adaptive import AdaptiveCodec, AdaptiveDecoder, probe
+from colo._fast.adaptive import AdaptiveCodec
+from colo._fast.adaptive_decoder import AdaptiveDecoder
+from colo._fast.codec_libraries import probe
 from colo._fast.pagecache import ShadowCache
 from colo._fast.pageencoder import PageEncoder
 

@@ -1,4 +1,4 @@
-# Compression of single pages between two colo ends, as the page encoder and decoders use it.
+# Compression of single pages between two colo ends, as the page encoder uses it.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from .pageencoder cimport colo_page_codec
@@ -9,12 +9,6 @@ cdef enum:
     ADAPTIVE_MASK = 2
     ADAPTIVE_METHODS = 3
     ADAPTIVE_CLASSES = 5
-
-cdef enum:
-    DECODED = 0
-    DECODE_MALFORMED = -1
-    DECODE_UNKNOWN = -2
-    DECODE_MISSING = -3
 
 ctypedef struct Estimate:
     double saved_bytes          # against the better of XBZRLE and raw; a running average
@@ -50,14 +44,3 @@ cdef class AdaptiveCodec:
 
     cdef int bind(self, Py_ssize_t page_bytes, int threads) except -1
     cdef colo_page_codec for_thread(self, int thread) noexcept
-
-
-cdef class AdaptiveDecoder:
-    cdef uint8_t *work
-    cdef void *zstd_context
-    cdef readonly Py_ssize_t page_bytes
-
-    cdef int decode(self, int encoding, const uint8_t *src, int length, const uint8_t *old_page,
-                    uint8_t *new_page) noexcept nogil
-    cdef int apply_all(self, const uint8_t *src, size_t length, uint8_t *memory, size_t memory_bytes,
-                       size_t *at, uint64_t *pages) noexcept nogil

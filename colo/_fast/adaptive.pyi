@@ -3,16 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from typing_extensions import Buffer
-
-METHODS: tuple[str, ...]
 CLASSES: tuple[str, ...]
-
-def probe() -> dict[str, str]:
-    """Method -> the library and its version, or "not usable: " and the reasons."""
-
-def usable_methods() -> tuple[str, ...]:
-    """The methods that work here, of ``("lz4", "zstd")``."""
 
 class AdaptiveStats(NamedTuple):
     """``pages`` sent by each method, ``tried`` and ``declined`` pages, ``cpu_ns`` spent, and for each class
@@ -45,13 +36,3 @@ class AdaptiveCodec:
     def methods(self) -> tuple[str, ...]: ...
     @property
     def stats(self) -> AdaptiveStats: ...
-
-class AdaptiveDecoder:
-    """Decodes what AdaptiveCodec and XBZRLE made; safe on any input."""
-
-    @property
-    def page_bytes(self) -> int: ...
-    def __init__(self, page_bytes: int = 4096) -> None: ...
-    def apply(self, records: Buffer, memory: Buffer) -> tuple[int, int]:
-        """Apply RAM records of one block to ``memory`` up to EOS or the end; returns (bytes used, pages).
-        Raises Truncated, StreamError or Unsupported; pages before the bad record are then applied."""

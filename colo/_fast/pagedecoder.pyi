@@ -1,4 +1,4 @@
-from colo._fast.adaptive import AdaptiveDecoder
+from colo._fast.adaptive_decoder import AdaptiveDecoder
 from colo._fast.buffers import ReadBuffer
 from colo._fast.digest import StreamDigest
 from colo._fast.ramblock import RamBlock

@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from colo._fast.adaptive cimport DECODE_MISSING, DECODED, AdaptiveDecoder
+from colo._fast.adaptive_decoder cimport DECODE_MISSING, DECODED, AdaptiveDecoder
 from colo._fast.buffers cimport ReadBuffer
 from colo._fast.digest cimport StreamDigest, colo_digest_update
 from colo._fast.kernels cimport active

@@ -392,8 +392,8 @@ def probe_python() -> Iterator[Finding]:
             yield Finding("python", package, state, f"missing ({purpose}): {error}", advice, needed)
         else:
             yield Finding("python", package, OK, f"{version} ({purpose})")
-    adaptive = importlib.import_module("colo._fast.adaptive")
-    for method, text in adaptive.probe().items():
+    libraries = importlib.import_module("colo._fast.codec_libraries")
+    for method, text in libraries.probe().items():
         usable = not text.startswith("not usable")
         advice = "" if usable else "pip install colo-vm[compress]"
         yield Finding(

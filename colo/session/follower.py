@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from colo._fast.adaptive import AdaptiveDecoder, usable_methods
+from colo._fast.adaptive_decoder import AdaptiveDecoder
 from colo._fast.buffers import ReadBuffer
+from colo._fast.codec_libraries import usable_methods
 from colo._fast.digest import StreamDigest
 from colo._fast.pagedecoder import EOS, PageDecoder
 from colo._fast.staging import Staging

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from colo._fast.adaptive import METHODS, probe, usable_methods
+from colo._fast.codec_libraries import METHODS, probe, usable_methods
 from colo.abc import DirtyTracker
 from colo.errors import ArbitrationError, Unsupported
 from colo.protocol import Dialect, Mode

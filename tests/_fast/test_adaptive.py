@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+import subprocess
+import sys
 
 import lz4.block
 import pytest
@@ -12,8 +14,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo._fast.adaptive import AdaptiveCodec, AdaptiveDecoder, probe, usable_methods
+from colo._fast.adaptive import AdaptiveCodec
+from colo._fast.adaptive_decoder import AdaptiveDecoder
 from colo._fast.bitmap import DirtyBitmap
+from colo._fast.codec_libraries import probe, usable_methods
 from colo._fast.pagecache import PageCache, ShadowCache
 from colo._fast.pageencoder import PageEncoder
 from colo.errors import ColoError, StreamError, Truncated, Unsupported
@@ -388,3 +392,19 @@ def test_an_empty_xbzrle_changes_nothing() -> None:
     record = (0x60).to_bytes(8, "big") + b"\1\0\0"
     assert AdaptiveDecoder().apply(record, memory) == (len(record), 1)
     assert memory == b"\x5a" * 4096
+
+
+def test_a_decoder_alone_opens_the_libraries_when_it_is_made() -> None:
+    """Records are read in a process that neither compresses nor asked what works."""
+    page = bytes(range(256)) * 16
+    payload = lz4.block.compress(page, store_size=False)
+    record = struct.pack(">QBBBH", RamFlag.XBZRLE, 1, 97, PageEncoding.LZ4_PAGE, len(payload)) + payload
+    program = f"""
+import sys
+from colo._fast.adaptive_decoder import AdaptiveDecoder
+memory = bytearray({PAGE})
+AdaptiveDecoder({PAGE}).apply({record!r}, memory)
+assert memory == {page!r}
+assert "colo._fast.adaptive" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

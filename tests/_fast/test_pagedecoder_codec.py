@@ -7,9 +7,11 @@ import random
 
 import pytest
 
-from colo._fast.adaptive import AdaptiveCodec, AdaptiveDecoder, usable_methods
+from colo._fast.adaptive import AdaptiveCodec
+from colo._fast.adaptive_decoder import AdaptiveDecoder
 from colo._fast.bitmap import DirtyBitmap
 from colo._fast.buffers import ReadBuffer
+from colo._fast.codec_libraries import usable_methods
 from colo._fast.pagecache import ShadowCache
 from colo._fast.pagedecoder import EOS, PageDecoder
 from colo._fast.pageencoder import PageEncoder

@@ -15,7 +15,8 @@ import time
 import pytest
 
 from colo._fast import pageencoder
-from colo._fast.adaptive import AdaptiveCodec, AdaptiveDecoder
+from colo._fast.adaptive import AdaptiveCodec
+from colo._fast.adaptive_decoder import AdaptiveDecoder
 from colo._fast.bitmap import DirtyBitmap
 from colo._fast.pagecache import PageCache, ShadowCache
 from colo._fast.pageencoder import PageEncoder

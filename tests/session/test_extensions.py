@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from colo._fast.adaptive import usable_methods
+from colo._fast.codec_libraries import usable_methods
 from colo.errors import ColoError
 from colo.protocol import Mode
 from colo.session.in_process import InProcessTakeover

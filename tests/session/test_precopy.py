@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colo._fast.adaptive import usable_methods
+from colo._fast.codec_libraries import usable_methods
 from colo.abc import BlockMemory
 from colo.memory.trackers import open_tracker, probe
 from colo.session import primary_link

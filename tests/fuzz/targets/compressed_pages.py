@@ -6,8 +6,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from colo._fast.adaptive import AdaptiveCodec, AdaptiveDecoder, usable_methods
+from colo._fast.adaptive import AdaptiveCodec
+from colo._fast.adaptive_decoder import AdaptiveDecoder
 from colo._fast.buffers import ReadBuffer
+from colo._fast.codec_libraries import usable_methods
 from colo._fast.pagecache import ShadowCache
 from colo._fast.pagedecoder import EOS, PageDecoder
 from colo._fast.pageencoder import PageEncoder
