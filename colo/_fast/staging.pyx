@@ -1,4 +1,3 @@
-# link: z
 """The staged checkpoint: pages that have arrived but are not yet part of the committed image.
 
 It is a redo log. The stream's own bytes are read straight into the arena and stay there; an entry a page says what to
@@ -54,8 +53,6 @@ cdef extern from *:
     ssize_t pwrite(int fd, const void *data, size_t n, long offset) noexcept nogil
 
 cdef enum:
-    NO_ROOM = 1         # more entries than the blocks can call for
-    NO_MEMORY = 2
     MAX_BLOCKS = 4096
     SLACK_BYTES = 16 << 20
 
@@ -221,6 +218,25 @@ cdef class Staging:
         e.block = <uint16_t>block
         e.kind = <uint16_t>kind
         return 0
+
+    cdef int room_for_page(self, uint8_t **room) noexcept nogil:
+        cdef void *p
+        if self.inflated == NULL:
+            p = mmap(NULL, self.arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+            if p == MAP_FAILED:
+                return NO_MEMORY
+            self.inflated = <uint8_t *>p
+        if self.no_room_for_page():
+            return NO_ROOM
+        room[0] = self.inflated + self.inflated_used
+        return 0
+
+    cdef bint no_room_for_page(self) noexcept nogil:
+        return self.inflated_used + WIRE_PAGE_BYTES > self.arena_bytes
+
+    cdef int add_made_page(self, int block, uint64_t page_offset) noexcept nogil:
+        self.inflated_used += WIRE_PAGE_BYTES
+        return self.add(STAGED_INFLATED, block, page_offset, self.inflated_used - WIRE_PAGE_BYTES, <uint32_t>WIRE_PAGE_BYTES)
 
     cdef int reserve_storage(self, int *bad_block, uint64_t *bad_offset) noexcept nogil:
         cdef size_t i
