@@ -155,3 +155,19 @@ def test_more_pages_than_the_block_has_are_refused(method: str) -> None:
     records = ends.records()
     with pytest.raises(LimitExceeded, match="more RAM records"):
         ends.stage(records[:-8] * 6000 + records[-8:])
+
+
+@pytest.mark.parametrize("method", usable_methods())
+def test_the_codec_of_a_checkpoint_stays_to_its_end(method: str) -> None:
+    ends = Ends(method)
+    ends.stage(ends.records())
+    ends.staging.apply()
+    change(method, ends.memory, 3)
+    ends.decoder.set_blocks([ends.block])
+    ends.decoder.set_codec(None)
+    assert ends.decoder.decode(ReadBuffer.from_bytes(ends.records())) == EOS
+    ends.staging.apply()
+    assert ends.received == ends.memory
+    change(method, ends.memory, 4)
+    with pytest.raises(StreamError, match="XBZRLE encoding"):
+        ends.stage(ends.records())
