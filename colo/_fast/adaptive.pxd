@@ -1,7 +1,7 @@
 # Compression of single pages between two colo ends, as the page encoder uses it.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from .pageencoder cimport colo_page_codec
+from .ramrecords cimport colo_page_codec
 
 cdef enum:
     ADAPTIVE_LZ4 = 0

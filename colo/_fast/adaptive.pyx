@@ -27,7 +27,7 @@ from colo._fast.codec_libraries import METHODS, probe, usable_methods
 from colo.errors import Unsupported
 
 from .codec_libraries cimport PAGE_BYTES_MAX, ZSTD_MAGIC_BYTES, lz4, zstd
-from .pageencoder cimport colo_page_codec
+from .ramrecords cimport colo_page_codec
 
 
 cdef extern from "<time.h>" nogil:

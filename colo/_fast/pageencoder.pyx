@@ -1,7 +1,7 @@
 """Sends dirty pages as records of the ``ram`` section: dirty bitmap + RAM block + remembered pages -> file
 descriptor.
 
-The work is done in C, in batches, without the GIL (``ramrecords.h`` makes the records, ``gather.h`` sends
+The work is done in C, in batches, without the GIL (``ramrecords.h`` makes the records, the outlet sends
 them). Raw pages are gathered from where they lie, never copied in this process.
 
 What is remembered and what is sent must be the same bytes even while the guest writes:
@@ -19,26 +19,22 @@ from typing import NamedTuple
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport (
-    EBUSY, ECONNABORTED, ECONNRESET, EDQUOT, EFAULT, EFBIG, EHOSTUNREACH, EIO, ENETDOWN, ENETUNREACH, ENOMEM, ENOSPC,
-    ENOTCONN, EPIPE, ETIMEDOUT,
-)
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
-import fcntl
-import os
-import stat
-
-from colo.errors import ChannelError, ChannelLost, DeadlineExceeded, Interrupted, StorageError
+from colo.errors import ChannelError
 
 from .adaptive cimport AdaptiveCodec
 from .bitmap cimport DirtyBitmap, colo_bitmap_count_range
 from .digest cimport StreamDigest, colo_digest_update
 from .kernels cimport for_level
+from .outlet cimport COLO_GATHER_MAX, COLO_NO_DEADLINE, COLO_OUTLET_MEMORY, COLO_SENT_ALL, Outlet
 from .pagecache cimport PageCache, ShadowCache, check_page_bytes, colo_cache_counts_move
+from .ramrecords cimport (
+    WIRE_RAM_EOS, colo_encode_pages, colo_put_u64, colo_record_counts, colo_record_worst_bytes, colo_records,
+    colo_records_point, colo_records_reset, colo_records_wrote, iovec,
+)
 from .recordarena cimport RecordArena
 
 cdef size_t ARENA_BYTES = 256 << 10
@@ -66,25 +62,7 @@ class EncoderStats(NamedTuple):
 cdef int send_batch(void *encoder, colo_records *r) noexcept nogil:
     if (<PageEncoder>encoder).digested:
         (<PageEncoder>encoder).digest_records(r, r.first, 0)
-    return (<PageEncoder>encoder).send(r)
-
-
-cdef object channel_error(int error):
-    message = os.strerror(error)
-    if error in (EPIPE, ECONNRESET, ENOTCONN, ECONNABORTED):
-        made = ChannelLost(f"the peer closed the connection while pages were sent ({message})")
-    elif error in (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, ENETDOWN):
-        made = ChannelLost(f"the network lost the peer while pages were sent ({message})")
-    elif error in (ENOSPC, EDQUOT, EFBIG, EIO):
-        made = StorageError(f"the file that pages are written to took no more ({message}): free space, or "
-                            "choose another")
-    elif error == EFAULT:
-        made = ChannelError("guest memory could not be read while it was sent (bad address): is it still "
-                            "mapped?")
-    else:
-        made = ChannelError(f"pages could not be sent ({message})")
-    made.__cause__ = OSError(error, message)
-    return made
+    return (<PageEncoder>encoder).outlet.send(r)
 
 
 @cython.no_gc_clear  # clearing would drop the buffer's owner without releasing the buffer
@@ -107,7 +85,7 @@ cdef class PageEncoder:
     """
 
     def __cinit__(self, *args, **kwargs):
-        self.outlet.wake_fd = -1
+        self.outlet = Outlet()
 
     def __init__(self, fd=None, *, Py_ssize_t page_bytes=4096, int wake_fd=-1, simd=None,
                  AdaptiveCodec codec=None, int threads=1, RecordArena arena=None):
@@ -119,16 +97,8 @@ cdef class PageEncoder:
             raise ValueError(f"a page encoder works with 1 to {COLO_CREW_MAX} threads, not {threads}")
         self.block.kernels = for_level(simd)
         self.page_bytes = page_bytes
-        self.outlet.fd = -1
-        self.outlet.kind = COLO_OUTLET_MEMORY
-        self.outlet.wake_fd = wake_fd
-        self.outlet.deadline_ns = COLO_NO_DEADLINE
-        if fd is not None and arena is not None:
-            raise ValueError("records are sent to a file descriptor or collected in an arena, not both")
-        self.arena = arena if arena is not None else RecordArena()
-        if fd is not None:
-            self.outlet.fd = fd if isinstance(fd, int) else fd.fileno()
-            self.look_at_fd()
+        self.outlet.to.wake_fd = wake_fd
+        self.outlet.open(fd, arena)
         self.records.room = max(ARENA_BYTES, 8 * colo_record_worst_bytes(page_bytes))
         self.records.max = COLO_GATHER_MAX
         self.records.arena = <uint8_t *>malloc(self.records.room)
@@ -147,23 +117,6 @@ cdef class PageEncoder:
             for i in range(threads if codec is not None else 0):
                 self.crew.codecs[i] = codec.for_thread(i)
 
-    def look_at_fd(self):
-        try:
-            mode = os.fstat(self.outlet.fd).st_mode
-            flags = fcntl.fcntl(self.outlet.fd, fcntl.F_GETFL)
-        except OSError as error:
-            raise ValueError(f"file descriptor {self.outlet.fd} cannot be used to send pages: "
-                             f"{error.strerror}") from error
-        if flags & os.O_ACCMODE == os.O_RDONLY:
-            raise ValueError(f"file descriptor {self.outlet.fd} is not open for writing")
-        self.outlet.nonblocking = bool(flags & os.O_NONBLOCK)
-        if stat.S_ISSOCK(mode):
-            self.outlet.kind = COLO_OUTLET_SOCKET
-        elif stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-            self.outlet.kind = COLO_OUTLET_FILE
-        else:
-            self.outlet.kind = COLO_OUTLET_PIPE
-
     def __dealloc__(self):
         if self.memory_held:
             PyBuffer_Release(&self.memory)
@@ -173,25 +126,6 @@ cdef class PageEncoder:
         colo_crew_free(self.crew)
 
     # -- the engine, without the GIL
-
-    cdef int run_handlers(self) noexcept with gil:
-        try:
-            PyErr_CheckSignals()
-        except BaseException as error:
-            self.raised = error
-            return -1
-        return 0
-
-    cdef int collect(self, colo_records *r) noexcept nogil:
-        cdef size_t i, more = 0
-        for i in range(r.count):
-            more += r.iov[i].iov_len
-        self.error = EBUSY if self.arena.exports else self.arena.make_room(more)
-        if self.error:
-            return COLO_SENT_ERROR
-        colo_collect(self.arena.data + self.arena.used, r.iov, r.count)
-        self.arena.used += more
-        return COLO_SENT_ALL
 
     cdef void digest_records(self, colo_records *r, size_t start, size_t skip) noexcept nogil:
         """Add the records in iov[start...) to the digest, without the first ``skip`` bytes."""
@@ -211,21 +145,6 @@ cdef class PageEncoder:
         self.next_page = colo_encode_pages(r, &self.block, self.next_page, self.block.pages, budget_bytes, &self.seen)
         if digested:
             self.digest_records(r, last, skip)
-
-    cdef int send(self, colo_records *r) noexcept nogil:
-        """Send what is pending in ``r``. COLO_SENT_SIGNAL: a Python signal handler raised ``self.raised``."""
-        cdef int status
-        self.sends += 1
-        if self.outlet.kind == COLO_OUTLET_MEMORY:
-            status = self.collect(r)
-        else:
-            while True:
-                status = colo_gather_send(&self.outlet, r.iov, &r.first, r.count, &self.error)
-                if status != COLO_SENT_SIGNAL or self.run_handlers() < 0:
-                    break
-        if status == COLO_SENT_ALL:
-            colo_records_reset(r)
-        return status
 
     cdef bint worth_a_crew(self, uint64_t budget_bytes) noexcept nogil:
         cdef size_t left
@@ -249,7 +168,7 @@ cdef class PageEncoder:
         cdef int status
         if self.worth_a_crew(budget_bytes):
             if r.count > 0:
-                status = self.send(r)
+                status = self.outlet.send(r)
                 if status != COLO_SENT_ALL:
                     return status
             status = colo_crew_run(self.crew, r, &self.block, &self.next_page, budget_bytes, &self.seen,
@@ -261,7 +180,7 @@ cdef class PageEncoder:
                 self.encode_more(r, budget_bytes)
             more = self.next_page < self.block.pages and r.bytes < budget_bytes
             if r.count > 0 and (more or flush or r.outside):
-                status = self.send(r)
+                status = self.outlet.send(r)
                 if status != COLO_SENT_ALL:
                     return status
             if not more:
@@ -275,7 +194,7 @@ cdef class PageEncoder:
         if self.failed:
             raise ChannelError("an earlier call of this PageEncoder failed in the middle of the stream: make "
                                "a new one")
-        self.outlet.deadline_ns = COLO_NO_DEADLINE if deadline_ns is None else <int64_t>deadline_ns
+        self.outlet.to.deadline_ns = COLO_NO_DEADLINE if deadline_ns is None else <int64_t>deadline_ns
         self.busy = True
         return 0
 
@@ -284,24 +203,13 @@ cdef class PageEncoder:
         if status == COLO_SENT_ALL:
             return 0
         self.failed = True
-        if status == COLO_SENT_DEADLINE:
-            raise DeadlineExceeded("the peer did not take the pages in time", phase="send pages")
-        if status == COLO_SENT_SIGNAL:
-            error, self.raised = self.raised, None
-            raise error
-        if status == COLO_SENT_WOKEN:
-            raise Interrupted("sending of pages was ended from this side")
-        if self.error == ENOMEM:
-            raise MemoryError(f"no memory for more than the {self.arena.used} bytes encoded so far")
-        if self.error == EBUSY:
-            raise BufferError("the collected records are in use: release the memoryview of them first")
-        raise channel_error(self.error)
+        raise self.outlet.failure(status)
 
     cdef int flush_now(self) except -1:
         cdef int status = COLO_SENT_ALL
         if self.records.count > 0:
             with nogil:
-                status = self.send(&self.records)
+                status = self.outlet.send(&self.records)
         self.leave(status)
         return 0
 
@@ -472,12 +380,12 @@ cdef class PageEncoder:
     def take(self):
         """The bytes collected so far, when there is no file descriptor; they are let go. ValueError when
         there is one."""
-        if self.outlet.kind != COLO_OUTLET_MEMORY:
+        if self.outlet.to.kind != COLO_OUTLET_MEMORY:
             raise ValueError("this PageEncoder writes to a file descriptor")
         if self.busy:
             raise RuntimeError("this PageEncoder is in use by another thread")
-        made = PyBytes_FromStringAndSize(<char *>self.arena.data, self.arena.used)
-        self.arena.clear()
+        made = PyBytes_FromStringAndSize(<char *>self.outlet.arena.data, self.outlet.arena.used)
+        self.outlet.arena.clear()
         return made
 
     @property
@@ -493,4 +401,4 @@ cdef class PageEncoder:
         """An :class:`EncoderStats`."""
         cdef colo_record_counts *c = &self.records.counts
         return EncoderStats({kind: c.pages[i] for i, kind in enumerate(KINDS)},
-                            {kind: c.bytes[i] for i, kind in enumerate(KINDS)}, self.sent_bytes, self.sends)
+                            {kind: c.bytes[i] for i, kind in enumerate(KINDS)}, self.sent_bytes, self.outlet.sends)
