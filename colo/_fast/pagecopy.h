@@ -23,7 +23,8 @@ static inline void colo_stream_line(uint8_t *to, const uint8_t *from)
 }
 #endif
 
-/* Copy four regions of n bytes; the targets are 64-byte aligned and disjoint, n is a multiple of 64. */
+/* Copy four regions of n bytes; the targets are 64-byte aligned (anything less is slow, below 16 a fault) and disjoint, n is
+ * a multiple of 64. */
 static inline void colo_copy_four(uint8_t *const to[4], const uint8_t *const from[4], size_t n)
 {
 #if defined(__x86_64__)
@@ -74,11 +75,14 @@ static inline void colo_copy_stream(uint8_t *to, const uint8_t *from, size_t n)
     memcpy(to, from, n);
 }
 
-static inline void colo_zero_stream(uint8_t *to, size_t n) /* to: 16-byte aligned, n: a multiple of 64 */
+static inline void colo_zero_stream(uint8_t *to, size_t n) /* anywhere, n at least 64 */
 {
 #if defined(__x86_64__)
     __m128i zero = _mm_setzero_si128();
-    for (; n; n -= 64, to += 64) {
+    size_t head = (size_t)(-(uintptr_t)to & 63), tail = (n - head) & 63;
+    memset(to, 0, head);
+    memset(to + n - tail, 0, tail);
+    for (to += head, n -= head + tail; n; n -= 64, to += 64) {
         _mm_stream_si128((__m128i *)to, zero);
         _mm_stream_si128((__m128i *)(to + 16), zero);
         _mm_stream_si128((__m128i *)(to + 32), zero);

@@ -7,7 +7,7 @@ in the order they came. Replaying is idempotent (XBZRLE replaces bytes, it does 
 repeated from the start: the committed state is image plus log at every instant.
 """
 from libc.errno cimport ENOSYS, EOPNOTSUPP, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
@@ -24,6 +24,7 @@ cdef extern from "wire_numbers.h":
 
 cdef extern from "pagecopy.h":
     void colo_copy_four(uint8_t **to, const uint8_t **source, size_t n) noexcept nogil
+    void colo_copy_four_anywhere(uint8_t **to, const uint8_t **source, size_t n) noexcept nogil
     void colo_zero_stream(uint8_t *to, size_t n) noexcept nogil
     void colo_stream_fence() noexcept nogil
 
@@ -225,6 +226,7 @@ cdef class Staging:
             p = mmap(NULL, self.arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
             if p == MAP_FAILED:
                 return NO_MEMORY
+            madvise(p, self.arena_bytes, MADV_DONTDUMP)   # guest memory is secret
             self.inflated = <uint8_t *>p
         if self.no_room_for_page():
             return NO_ROOM
@@ -309,7 +311,10 @@ cdef class Staging:
             to[k] = b.memory + e[k].page_offset
             source[k] = self.log + e[k].data
             clear_bit(b.zero, e[k].page_offset >> WIRE_PAGE_BITS)
-        colo_copy_four(to, source, WIRE_PAGE_BYTES)
+        if <uintptr_t>b.memory & 63:
+            colo_copy_four_anywhere(to, source, WIRE_PAGE_BYTES)
+        else:
+            colo_copy_four(to, source, WIRE_PAGE_BYTES)
 
     cdef void forget(self) noexcept nogil:
         if self.used + self.inflated_used > self.high_bytes:

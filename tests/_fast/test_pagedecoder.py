@@ -272,9 +272,11 @@ def test_any_bytes_end_in_an_error_or_a_body(data, immediate):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(
     st.sampled_from(["page", "zero", "xbzrle", "compressed"]), st.integers(0, PAGES - 1), st.integers(0, 2**32)),
-    max_size=60), st.integers(1, 9000), st.booleans())
-def test_any_mix_of_records_gives_what_a_model_gives(plan, chunk, immediate):
-    ram, = rams = blocks()
+    max_size=60), st.integers(1, 9000), st.booleans(), st.integers(0, 70))
+def test_any_mix_of_records_gives_what_a_model_gives(plan, chunk, immediate, begin):
+    room = bytearray(b"\xa5" * (PAGES * PAGE + 200))
+    ram, = rams = [RamBlock("pc.ram", PAGES * PAGE, memory=memoryview(room)[begin : begin + PAGES * PAGE])]
+    room[begin : begin + PAGES * PAGE] = bytes(PAGES * PAGE)
     model = bytearray(PAGES * PAGE)
     stream, first = b"", True
     seen: set[int] = set()
@@ -326,6 +328,8 @@ def test_any_mix_of_records_gives_what_a_model_gives(plan, chunk, immediate):
     staging.apply()
     assert memory(ram, 0, PAGES * PAGE) == bytes(model)
     assert ram.received_pages == len(seen)
+    around = room[:begin] + room[begin + PAGES * PAGE :]
+    assert around == b"\xa5" * 200
 
 
 def test_replaying_twice_is_the_same_as_once():
