@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.compare import show_comparison
 from benchmarks.figures import Run, number, show
-from benchmarks.machine import condition, machine, warnings
+from benchmarks.machine import StolenTime, condition, machine, stolen_warning, warnings
 from benchmarks.questions import QUESTIONS
 
 DEFAULT_FOLDER = Path("bench-report")
@@ -56,9 +56,9 @@ def run(quick: bool, only: list[str] | None, out: Path, strict: bool) -> int:
         if (only and question.name not in only) or (quick and not question.in_quick and not only):
             continue
         console.print(f"\n[bold]{question.name}[/]: {question.about}")
-        begun = time.monotonic()
+        begun, stolen = time.monotonic(), StolenTime()
         answer = question.ask(folder, quick)
-        result.conditions[question.name] = condition()
+        result.conditions[question.name] = {**condition(), "stolen_percent": stolen.percent()}
         (folder / f"{question.name}.txt").write_text(answer.output)
         result.figures += answer.figures
         if answer.figures:
@@ -71,6 +71,8 @@ def run(quick: bool, only: list[str] | None, out: Path, strict: bool) -> int:
             result.skipped[question.name] = f"failed, see {folder / question.name}.txt"
             console.print(f"[bold red]failed[/]; its output:\n{answer.output[-3000:]}", markup=False)
         console.print(f"({time.monotonic() - begun:.0f} s)")
+        if (doubt := stolen_warning(result.conditions[question.name]["stolen_percent"])) is not None:
+            console.print(f"[yellow]warning: {doubt}[/]")
     result.machine["throttled_after"] = condition()["throttled"]
     result.save(folder / "run.json")
     write(result, folder)

@@ -16,6 +16,7 @@ THROTTLED_BITS = {
     19: "soft temperature limit has occurred",
 }
 """Of ``vcgencmd get_throttled`` on a Raspberry Pi."""
+STOLEN_PERCENT_MAX = 3.0
 
 
 def machine() -> dict[str, Any]:
@@ -47,12 +48,42 @@ def condition() -> dict[str, Any]:
     }
 
 
+class StolenTime:
+    """How much of the processors' time a hypervisor gave to others while they had work here, since this was made."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._begin = self._jiffies()
+
+    def percent(self) -> float | None:
+        """Of the time that the processors were wanted; None where it is not told."""
+        if self._begin is None or (now := self._jiffies()) is None:
+            return None
+        stolen, wanted = now[0] - self._begin[0], now[1] - self._begin[1]
+        return round(100 * stolen / wanted, 1) if wanted > 0 else 0.0
+
+    def _jiffies(self) -> tuple[int, int] | None:
+        """(stolen, all but idle)."""
+        fields = _text(self._stat).partition("\n")[0].split()
+        if len(fields) < 9 or fields[0] != "cpu":
+            return None
+        user, nice, system, _idle, _waiting, irq, softirq, stolen = map(int, fields[1:9])
+        return stolen, user + nice + system + irq + softirq + stolen
+
+
 def throttled(answer: str) -> str:
     """``throttled=0x50000`` in words; ``no``; or ``not shown`` where there is no ``vcgencmd``."""
     if not answer.startswith("throttled="):
         return "not shown"
     bits = int(answer.partition("=")[2], 16)
     return ", ".join(text for bit, text in THROTTLED_BITS.items() if bits >> bit & 1) or "no"
+
+
+def stolen_warning(percent: float | None) -> str | None:
+    """What speaks against figures during which so much time was stolen."""
+    if percent is None or percent <= STOLEN_PERCENT_MAX:
+        return None
+    return f"{percent} % of the processors' time went to other machines of the host meanwhile: measure again"
 
 
 def warnings(state: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from benchmarks.compare import change, show_comparison
 from benchmarks.figures import Figure, Run
-from benchmarks.machine import machine, throttled, warnings
+from benchmarks.machine import StolenTime, machine, stolen_warning, throttled, warnings
 from benchmarks.paired import paired, rate_ratio
 from benchmarks.questions import HERE, QUESTIONS
 
@@ -107,3 +107,15 @@ def test_without_bars_and_samples_there_is_still_a_report(tmp_path: Path) -> Non
     from benchmarks.report import write_report
 
     assert "0 of 0" in write_report(Run({}, [pause(1)]), tmp_path).read_text()
+
+
+def test_time_stolen_by_the_host_is_told(tmp_path):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 50 1000 7 0 0 10 3 3\ncpu0 1 1 1 1 1 1 1 1\n")
+    stolen = StolenTime(stat)
+    assert stolen.percent() == 0.0
+    stat.write_text("cpu  150 0 70 9000 99 0 0 40 3 3\ncpu0 1 1 1 1 1 1 1 1\n")
+    assert stolen.percent() == 30.0  # 30 of the 100 that were wanted
+    assert "30.0 %" in (stolen_warning(stolen.percent()) or "")
+    assert stolen_warning(0.4) is None
+    assert StolenTime(tmp_path / "nothing").percent() is None and stolen_warning(None) is None
