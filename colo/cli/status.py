@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,19 +84,37 @@ class _Watcher:
         self.console = Console(highlight=False)
         self.client = ControlClient(path)
         self.has_heat = True
+        self.interrupted = False
+
+    def interrupt(self, *_: object) -> None:
+        """Ctrl-C. It can come where Python ignores exceptions (a finaliser): so it is noted, too."""
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def run(self) -> int:
-        live = None
-        if self.console.is_terminal and not self.json:
-            live = Live(self.watch, console=self.console, auto_refresh=False)
-            live.start()
-        try:
-            with contextlib.closing(self.client):
-                last = self._follow(live)
-        finally:
-            if live is not None:
-                live.stop()
+        with self._hearing_interrupts():
+            live = None
+            if self.console.is_terminal and not self.json:
+                live = Live(self.watch, console=self.console, auto_refresh=False)
+                live.start()
+            try:
+                with contextlib.closing(self.client):
+                    last = self._follow(live)
+            finally:
+                if live is not None:
+                    live.stop()
         return self._conclude(last)
+
+    @contextlib.contextmanager
+    def _hearing_interrupts(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # it hears none
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self.interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _follow(self, live: Live | None) -> dict[str, Any] | None:
         """Sample until the session is over; returns its last status, None if it went without one."""
@@ -104,6 +125,8 @@ class _Watcher:
                 return self.client.last_words if isinstance(self.client.last_words, dict) else None
             self.watch.add(status, heat)
             self._show(live)
+            if self.interrupted:
+                raise KeyboardInterrupt
             if is_over(status):
                 return status
             self.client.wait(self.every_s)

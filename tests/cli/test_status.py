@@ -131,6 +131,30 @@ def test_the_picture_on_a_terminal_ends_cleanly_with_ctrl_c(tmp_path: Path, vm: 
             terminal.close()
 
 
+def test_ctrl_c_that_comes_where_exceptions_are_ignored_ends_the_watch_too(
+    tmp_path: Path, vm: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in a finaliser: Python prints what is raised there, and goes on."""
+    shown = []
+
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def show(self: Any, live: Any) -> None:
+        shown.append(self.watch.line())
+        if len(shown) == 2:
+            Interrupted()
+
+    monkeypatch.setattr("colo.cli.status._Watcher._show", show)
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: shown.append(repr(args.exc_type)))
+    before = signal.getsignal(signal.SIGINT)
+    with in_process(tmp_path) as second, leading(vm, second.address):
+        assert main(["status", "--socket", str(tmp_path / "second.sock"), "--watch", "0.05"]) == 0
+    assert len(shown) == 3 and "KeyboardInterrupt" in shown[2], shown
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_takeover_ends_the_watch_well(tmp_path: Path, vm: Any) -> None:
     with in_process(tmp_path) as second:
         with leading(vm, second.address):
