@@ -62,6 +62,8 @@ class PrimaryStatistics:
         self.full_copies = 0
         self.losses = 0
         self.dirty_pages = 0
+        self.precopied_pages = 0
+        self.paused_pages = 0
         self.stream_bytes = 0
         self.pages: Counter[str] = Counter()
         self.record_bytes: Counter[str] = Counter()
@@ -78,6 +80,8 @@ class PrimaryStatistics:
             return
         self.checkpoints += 1
         self.dirty_pages += report.dirty_pages
+        self.precopied_pages += report.precopied_pages
+        self.paused_pages += report.paused_pages
         self.pages.update(report.pages)
         self.record_bytes.update(report.record_bytes)
         self.pause_ms.add(report.pause_ms)
@@ -96,6 +100,8 @@ class PrimaryStatistics:
             "full_copies": self.full_copies,
             "losses": self.losses,
             "dirty_pages": self.dirty_pages,
+            "precopied_pages": self.precopied_pages,
+            "paused_pages": self.paused_pages,
             "stream_bytes": self.stream_bytes,
             "pages": dict(self.pages),
             "record_bytes": dict(self.record_bytes),
