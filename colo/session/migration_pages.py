@@ -45,7 +45,7 @@ class MigrationPages(PrimaryPages):
         for n, block in enumerate(self.blocks):
             if self._bitmaps[n].any():
                 encoder.begin_block(
-                    block.idstr, block.buffer, self._bitmaps[n], self._caches[n] if remember else None,
+                    block.idstr, block.view(), self._bitmaps[n], self._caches[n] if remember else None,
                     address=self._addresses[n], age=round_number)
                 yield
 

@@ -15,6 +15,7 @@ from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
     ChannelError,
+    ChannelLost,
     ColoError,
     Interrupted,
     LimitExceeded,
@@ -212,7 +213,8 @@ class Primary:
                 self._result.set_result(how)
             elif first and isinstance(how, BaseException):
                 self._result.set_exception(how)
-        error = how if isinstance(how, BaseException) else Interrupted(f"the session ended: {how.ending.value}")
+        error = how if isinstance(how, BaseException) else Interrupted(
+            f"the session ended, {how.ending.value}: {how.reason}")
         self._requests.end(error)
         self._over.set()
         if first:
@@ -320,6 +322,8 @@ class Primary:
             raise self._watch.hung
         self.statistics.losses += 1
         reason = f"{error} [{type(error).__name__}]"
+        if link.acknowledged is None and isinstance(error, ChannelLost):
+            reason += "; nothing was committed yet: what the secondary says itself tells why it went"
         self._tell("lost", reason)
         state = link.end(event_of(error))
         if state is State.LOST and self.config.resync_s > 0 and not isinstance(error, ProtocolError | StreamError):

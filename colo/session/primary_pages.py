@@ -139,7 +139,7 @@ class PrimaryPages:
                 continue
             block = self.blocks[n]
             encoder.begin_block(
-                block.idstr, block.buffer, bitmap, self._caches[n], address=self._addresses[n], age=epoch)
+                block.idstr, block.view(), bitmap, self._caches[n], address=self._addresses[n], age=epoch)
             encoder.encode(deadline_ns=deadline_ns, flush=False)
 
     @property

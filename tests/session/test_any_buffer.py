@@ -1,7 +1,8 @@
-"""A RAM block is any writable buffer, wherever it begins: the core must not count on more."""
+"""A RAM block is any writable buffer, of any items, wherever it begins: the core must not count on more."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import random
@@ -44,6 +45,9 @@ BUFFERS: dict[str, Callable[[], Any]] = {
     "bytearray": lambda: bytearray(PAGES * PAGE),
     "mmap": lambda: mmap.mmap(-1, PAGES * PAGE),
     "memfd": memfd,
+    "words": lambda: np.zeros(PAGES * PAGE // 8, dtype="u8"),
+    "rows": lambda: np.zeros((PAGES, PAGE // 4), dtype=">i4"),
+    "ctypes": lambda: (ctypes.c_uint64 * (PAGES * PAGE // 8))(),
     **{f"array+{offset}": array_at(offset) for offset in (0, 1, 8, 16, 33)},
 }
 
