@@ -387,7 +387,7 @@ def test_a_secondary_of_other_memory_is_told_apart_on_both_sides(arbiter: Path) 
     vm, standby = PageVm(8), Standby(PageVm(16), arbiter)
     with Primary(vm, config(standby, arbiter)) as primary:
         primary.start()
-        with pytest.raises(ColoError, match="runs on alone, unprotected: .*what the secondary says itself tells why"):
+        with pytest.raises(ColoError, match=r"runs on alone, unprotected: .*what the secondary says itself tells why"):
             primary.checkpoint(10)
         assert "ChannelLost" in primary.wait(10).reason
     assert "RAM blocks {'ram': 32768, 'rom/aux': 8192} are not those of the VM here" in str(standby.join())
