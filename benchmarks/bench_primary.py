@@ -79,7 +79,7 @@ class WritingVm(SteppedMachine):
         self.began = time.perf_counter()
 
     def step(self) -> None:
-        time.sleep(0.0005)
+        time.sleep(0.0002)  # a real machine stops within tens of microseconds
         now = time.perf_counter()
         due, self.began = int((now - self.began) * self.pages_per_s), now
         # Paused for long, it does not catch up: a machine that stood still did nothing.
