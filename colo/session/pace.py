@@ -7,6 +7,7 @@ from colo.session.primary_report import PrimaryReport
 MEASURED_BYTES = 64 << 10
 """Shorter checkpoints tell of the round trip, not of the link's rate."""
 NEW_SHARE = 0.25
+ABOVE_FIXED = 1.3
 
 
 class LinkRate:
@@ -28,8 +29,9 @@ class Pace:
     """The interval between the begins of two checkpoints.
 
     With ``target_pause_ms`` it follows the pauses: shorter, as fewer pages are then dirty, when one was longer than that,
-    longer when they are well below; between ``interval_min_ms`` and ``interval_ms``. With ``link_share`` it is never so
-    short that sending checkpoints would take more than that part of the time.
+    longer when they are well below; between ``interval_min_ms`` and ``interval_ms``. What a shorter interval does not
+    make shorter (standing still, saving, finding dirty pages) raises a target that it exceeds. With
+    ``link_share`` it is never so short that sending checkpoints would take more than that part of the time.
     """
 
     def __init__(
@@ -76,8 +78,11 @@ class Pace:
             self._link_ms += (needed_ms - self._link_ms) * (NEW_SHARE if self._link_ms else 1.0)
         if self._target_ms is None:
             return
-        if report.pause_ms > self._target_ms:
-            factor = max(0.5, self._target_ms / report.pause_ms)
+        # What no shorter interval makes shorter: a target below it is not to be had, however many checkpoints are made.
+        fixed_ms = report.stop_ms + report.save_ms + report.harvest_ms
+        target_ms = max(self._target_ms, ABOVE_FIXED * fixed_ms)
+        if report.pause_ms > target_ms:
+            factor = max(0.5, target_ms / report.pause_ms)
         else:
-            factor = 1.1 if report.pause_ms < 0.8 * self._target_ms else 1.0
+            factor = 1.1 if report.pause_ms < 0.8 * target_ms else 1.0
         self._paced_ms = min(self._most_ms, max(self._least_ms, self._paced_ms * factor))

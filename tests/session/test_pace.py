@@ -32,6 +32,14 @@ def test_it_follows_the_pauses_between_its_bounds() -> None:
     assert after(pace, pause_ms=1.0) == 100.0
 
 
+def test_a_target_that_cannot_be_had_does_not_shorten_it_for_nothing() -> None:
+    """Finding the dirty pages alone takes twice the target."""
+    pace = Pace(100.0, target_pause_ms=1.0)
+    assert after(pace, pause_ms=2.1, harvest_ms=1.5, stop_ms=0.3, save_ms=0.2) == 100.0
+    assert after(pace, pause_ms=9.0, harvest_ms=1.5, stop_ms=0.3, save_ms=0.2, copy_ms=7.0) == 1.0, "the copy can be shorter"
+    assert after(pace, pause_ms=2.0, harvest_ms=1.5, stop_ms=0.3, save_ms=0.2) == 100.0
+
+
 def test_the_link_keeps_its_share_free() -> None:
     pace = Pace(10.0, link_share=0.25)
     assert after(pace, transfer_ms=20.0) == pytest.approx(80.0, rel=0.01)

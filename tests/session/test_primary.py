@@ -19,6 +19,7 @@ from colo.memory.trackers import open_tracker, probe
 from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
 from colo.session.outbox import Outbox
 from colo.session.primary import Primary, PrimaryConfig, PrimaryEnding
+from colo.session.stable_copy import StableCopy
 
 _spec = importlib.util.spec_from_file_location("primary_vm", Path(__file__).with_name("primary_vm.py"))
 assert _spec is not None and _spec.loader is not None
@@ -368,17 +369,34 @@ def test_while_it_is_undecided_who_may_run_output_stays_held(arbiter: Path, tmp_
     vm.close()
 
 
-def test_the_interval_follows_the_pauses(pair: Any, arbiter: Path) -> None:
-    """With pauses far over the target it becomes the least there is; with short ones it grows to what was asked for."""
+def test_the_interval_follows_the_pauses(pair: Any, arbiter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With copies far over the target it becomes the least there is; with short ones it grows to what was asked for."""
     vm, standby = pair
     slow = True
-    vm.on_save = lambda: time.sleep(0.02) if slow else None
-    with Primary(vm, config(standby, arbiter, interval_ms=40.0, target_pause_ms=5.0)) as primary:
+    copy = StableCopy.add
+
+    def copy_slowly(*arguments: Any) -> int:
+        time.sleep(0.02 if slow else 0.0)
+        return copy(*arguments)
+
+    monkeypatch.setattr(StableCopy, "add", copy_slowly)
+    with Primary(vm, config(standby, arbiter, interval_ms=40.0, target_pause_ms=5.0, precopy=False)) as primary:
         primary.start()
         while primary.status()["interval_ms"] > 5.0 or primary.statistics.checkpoints < 8:
             time.sleep(0.01)
         slow = False
         while primary.status()["interval_ms"] < 40.0:
+            time.sleep(0.01)
+        primary.stop()
+
+
+def test_a_save_longer_than_the_target_does_not_make_the_vm_do_nothing_else(pair: Any, arbiter: Path) -> None:
+    vm, standby = pair
+    vm.on_save = lambda: time.sleep(0.02)
+    with Primary(vm, config(standby, arbiter, interval_ms=40.0, target_pause_ms=5.0)) as primary:
+        primary.start()
+        while primary.statistics.checkpoints < 12:
+            assert primary.status()["interval_ms"] >= 20.0
             time.sleep(0.01)
         primary.stop()
 
