@@ -323,7 +323,7 @@ class Primary:
         self.statistics.losses += 1
         reason = f"{error} [{type(error).__name__}]"
         if link.acknowledged is None and isinstance(error, ChannelLost):
-            reason += "; nothing was committed yet: what the secondary says itself tells why it went"
+            reason += "; nothing was committed over this connection: what the secondary says itself tells why"
         self._tell("lost", reason)
         state = link.end(event_of(error))
         if state is State.LOST and self.config.resync_s > 0 and not isinstance(error, ProtocolError | StreamError):

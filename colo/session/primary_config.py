@@ -25,7 +25,7 @@ class PrimaryConfig:
     interval_ms: float = 100.0
     """From the begin of one checkpoint to that of the next; 0: one after the other. With a target pause, the most."""
     target_pause_ms: float | None = None
-    """Adapt the interval so that pauses stay near this."""
+    """Adapt the interval so that pauses stay near this, as far as fewer dirty pages make them shorter."""
     link_share: float | None = None
     """Adapt the interval so that checkpoints take no more than this part of the link's measured rate, above 0 to 1: what
     else uses the link keeps the rest."""
