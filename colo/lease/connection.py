@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import time
 
-from colo.errors import ChannelError, ChannelLost, DeadlineExceeded, ProtocolError
+from colo.errors import ChannelLost, DeadlineExceeded, ProtocolError
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.meeting import Meeting, Welcome, refusal
-from colo.transport import connect
+from colo.transport import UnixUri, connect, parse_uri
 from colo.wire import LeaseMessage
 
 MEET_S = 5.0
@@ -23,9 +24,10 @@ class Refused(ProtocolError):
 class LeaseConnection:
     """A connection to a secondary, met: :attr:`welcome` is what it said."""
 
-    def __init__(self, sock: socket.socket, meeting: Meeting, timeout_s: float = MEET_S) -> None:
+    def __init__(self, sock: socket.socket, meeting: Meeting, timeout_s: float = MEET_S, *, unix_path: str = "") -> None:
         """Raises :class:`Refused`, ChannelLost, DeadlineExceeded, StreamError, ProtocolError; the socket is then closed."""
         self._sock = sock
+        self._unix_path = unix_path
         self._reader = FrameReader()
         self._waiting: list[Frame] = []
         sock.settimeout(timeout_s)
@@ -48,7 +50,9 @@ class LeaseConnection:
     @classmethod
     def open(cls, to: str, meeting: Meeting, *, insecure: bool = False, timeout_s: float = MEET_S) -> LeaseConnection:
         """Connect to ``to`` and meet. Raises as the constructor, and ChannelError when nobody listens."""
-        return cls(connect(to, timeout_s, insecure=insecure), meeting, timeout_s)
+        uri = parse_uri(to)
+        path = os.path.abspath(uri.path) if isinstance(uri, UnixUri) else ""
+        return cls(connect(to, timeout_s, insecure=insecure), meeting, timeout_s, unix_path=path)
 
     @property
     def fd(self) -> int:
@@ -57,8 +61,9 @@ class LeaseConnection:
 
     @property
     def peer(self) -> tuple[int, object]:
-        """Address family and address of the other end."""
-        return self._sock.family, self._sock.getpeername()
+        """Address family and address by which the other end is reached again."""
+        # A unix socket's own idea of its name is that under which it was made, before it got its place.
+        return self._sock.family, self._unix_path or self._sock.getpeername()
 
     def send(self, frame: Frame) -> None:
         """Raises ChannelLost, or DeadlineExceeded when it is not taken in time."""
@@ -91,8 +96,3 @@ class LeaseConnection:
         """Any number of times."""
         with contextlib.suppress(OSError):
             self._sock.close()
-
-
-def try_again(error: BaseException) -> bool:
-    """Whether meeting later may go better: nobody listens yet, or the link is down."""
-    return isinstance(error, ChannelError)

@@ -44,6 +44,9 @@ class FenceStatus:
     """The generation that the secondary says it has claimed; 0: none."""
     returned: int
     said: str
+    """By the secondary: why it refused, or could not run the VM."""
+    notice: str
+    """By the secondary: why it could not take over as things are."""
     notes: dict[str, Any]
     certified: bool
     overshoot_us: int
@@ -184,9 +187,9 @@ class FenceHandle:
         """The guard is at it."""
         self._ask("answering")
 
-    def alone(self, generation: int) -> FenceStatus:
-        """``generation`` was won: the VM runs on, without a lease."""
-        return self._ask("alone", generation=generation)
+    def alone(self, generation: int, reason: str) -> FenceStatus:
+        """``generation`` was won: the VM runs on, without a lease, and the secondary is told."""
+        return self._ask("alone", generation=generation, reason=reason)
 
     def prove(self, reason: str) -> FenceStatus:
         """Stop the VM for good, as far as this generation goes, and say so to the secondary."""

@@ -104,7 +104,7 @@ class FenceProcess:
         """The generation that the secondary says it has claimed."""
         self.returned = 0
         """The generation that it says may be claimed from it."""
-        self.said = ""
+        self.said = self.notice = ""
         self.certified = False
         self.promised_at_ns = 0
         self.connect_ns = 0
@@ -262,6 +262,7 @@ class FenceProcess:
         if kind is LeaseMessage.WELCOME:
             self.met = True
             self.promised_at_ns = now
+            self._noticed(frame)
             if self._has_proof():
                 self._certify()
         elif kind is LeaseMessage.REFUSED:
@@ -269,7 +270,7 @@ class FenceProcess:
             self.connect_ns = now + self.fence.lease.lease_ns // 2
             self._drop_link()
             self._tell()
-        elif frame.generation != self.fence.generation:
+        elif frame.generation != self.fence.generation and kind is not LeaseMessage.NOTICE:
             return
         elif kind is LeaseMessage.PROMISE:
             self.promised_at_ns = now
@@ -288,6 +289,15 @@ class FenceProcess:
         elif kind is LeaseMessage.RETURNED:
             self.returned = frame.value
             self.said = str(frame.text.get("reason", ""))[:512]
+            self._tell()
+        elif kind is LeaseMessage.NOTICE:
+            self._noticed(frame)
+
+    def _noticed(self, frame: Frame) -> None:
+        notice = frame.text.get("notice")
+        notice = notice[:512] if isinstance(notice, str) else ""
+        if notice != self.notice:
+            self.notice = notice
             self._tell()
 
     # -- actions
@@ -331,7 +341,7 @@ class FenceProcess:
         fence = self.fence
         return {
             "pid": self.process.pid, "fence_pid": os.getpid(), "vm_gone": self.vm_gone, "hardened": self.hardened,
-            "connected": self.met, "taken": self.taken, "returned": self.returned, "said": self.said, "notes": self.notes,
+            "connected": self.met, "taken": self.taken, "returned": self.returned, "said": self.said, "notice": self.notice, "notes": self.notes,
             "certified": self.certified, "overshoot_us": self.overshoot_us, "now_ns": now_ns(),
             "watchdog": self.watchdog is not None,
             "state": fence.state.name if fence else "", "certificate": fence.certificate.name if fence else "NONE",
@@ -419,7 +429,10 @@ class FenceProcess:
         if name == "answering":
             self.fence.answering()
         elif name == "alone":
-            self._do(self.fence.alone(int(command["generation"])))
+            generation = int(command["generation"])
+            old = self.fence.generation
+            self._do(self.fence.alone(generation))
+            self._send(Frame(LeaseMessage.ALONE, old, value=generation, text={"reason": str(command["reason"])[:256]}))
         elif name == "prove":
             self._do(self.fence.prove(str(command["reason"])))
         elif name == "end":

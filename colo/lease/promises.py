@@ -62,13 +62,14 @@ class Promises:
         self,
         lease_ms: float,
         *,
+        required: bool,
         arbiter: Watched | None,
         checkpoint: Callable[[], int | None],
         tell: Callable[[str], None],
         wake: Callable[[], None],
         forgotten: bool = False,
     ) -> None:
-        self.required = lease_ms > 0
+        self.required = required
         self.lease_ms = self._most_ms = lease_ms
         self.meeting: Meeting | None = None
         """Of the session that is promised to."""
@@ -79,7 +80,7 @@ class Promises:
         self.said = ""
         """What the other side said with it."""
         self._grantor = LeaseGrantor(
-            lease_ns_of(lease_ms) if lease_ms else 1, now_ns(), forgotten=forgotten and self.required)
+            lease_ns_of(lease_ms) if lease_ms else 1, now_ns(), forgotten=forgotten and required)
         self._arbiter = arbiter
         self._checkpoint = checkpoint
         self._tell = tell
@@ -300,7 +301,7 @@ class Promises:
 
     def _answer(self, connection: _Connection, frame: Frame) -> None:
         """A renewal: the promise counts from its sending."""
-        if self.required and self._grantor.renewal(now_ns()):
+        if self.lease_ms and self._grantor.renewal(now_ns()):
             self._send(connection, Frame(
                 LeaseMessage.PROMISE, frame.generation, frame.sequence, self._grantor.lease_ns))
         elif self._standing is not None:
@@ -363,7 +364,7 @@ class Promises:
 
     def _begin(self, meeting: Meeting) -> None:
         """A session begins, or a new guard of the same one came."""
-        if self.required != (meeting.lease_ms > 0):
+        if (self._most_ms > 0) != (meeting.lease_ms > 0):
             raise ProtocolError(
                 "one side wants a lease and the other was told to do without: give --no-lease to both, or to none")
         if meeting.lease_ms and not LEASE_MS_LEAST <= meeting.lease_ms <= LEASE_MS_MOST:
@@ -379,12 +380,12 @@ class Promises:
                 raise ProtocolError(
                     f"this secondary knows of generation {before.generation}, that primary of {meeting.generation}: it is over")
         # This side's own is the most that it promises: after a restart it waits so long.
-        lease_ns = lease_ns_of(min(meeting.lease_ms, self._most_ms)) if self.required else 1
+        lease_ns = lease_ns_of(min(meeting.lease_ms, self._most_ms)) if self._most_ms else 1
         until_ns = self._grantor.promise_end_ns
         # What was promised before still holds; proofs of another generation do not.
         self._grantor = LeaseGrantor(lease_ns, now_ns())
         self._grantor.promise_end_ns = until_ns
-        self.lease_ms = lease_ns / 1e6 if self.required else 0.0
+        self.lease_ms = lease_ns / 1e6 if self._most_ms else 0.0
         self.meeting, self.alone, self.ended, self._standing = meeting, 0, "", None
         self._token = secrets.token_hex(16)
         for connection in self._connections.values():

@@ -128,6 +128,14 @@ class LeaseGrantor:
         """
         return self._promised and self._progress_ns > self.promise_end_ns + self.lease_ns // 2
 
+    def lapsed(self, now_ns: int) -> bool:
+        """Whether the promise is over, nobody asked for another, and the VM showed nothing for half a lease either: the
+        primary's side is lost, whatever its connection looks like."""
+        return (
+            self._promised and not self.wanting and now_ns >= self.promise_end_ns
+            and self._progress_ns <= now_ns - self.lease_ns // 2
+        )
+
     def wait_ns(self, now_ns: int) -> int | None:
         """How long until the VM may run here; 0: now; None: only a proof can tell (:attr:`unfenced`)."""
         if self.proof:
