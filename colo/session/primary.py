@@ -11,6 +11,7 @@ from socket import socket as Socket
 from typing import Any, Self
 
 from colo.abc import VirtualMachine
+from colo.arbiter import arbiter_from_uri, claim
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -25,9 +26,7 @@ from colo.errors import (
     VmError,
 )
 from colo.protocol import Event, State
-from colo.session.arbiter import arbiter_from_uri
 from colo.session.checkpoint_requests import CheckpointRequests
-from colo.session.claim import claim
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace
 from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
@@ -95,7 +94,7 @@ class Primary:
         self._pace = Pace(
             config.interval_ms, target_pause_ms=config.target_pause_ms, link_share=config.link_share)
         self._on_event = on_event
-        self._arbiter = arbiter_from_uri(config.arbiter, role="primary", create=True)
+        self._arbiter = arbiter_from_uri(config.arbiter, role="primary")
         self.generation = self._arbiter.current()
         self._settings = LinkSettings(
             config.machine, config.spoken, config.mode, config.sending == "copy", config.deadlines, config.extensions,

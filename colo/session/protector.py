@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Self
 
+from colo.arbiter import arbiter_from_uri
 from colo.errors import ArbitrationError, ArbitrationLost, QemuError
 from colo.qemu.primary import ColoSettings, PauseMeter, QemuPrimary
 from colo.qemu.qmp import QmpError
-from colo.session.arbiter import arbiter_from_uri
 from colo.transport import check_plaintext
 
 WATCH_S = 0.02

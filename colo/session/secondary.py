@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from colo.arbiter import Arbiter, arbiter_from_uri, claim
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -28,9 +29,7 @@ from colo.memory import RamImage
 from colo.protocol import Failover, FailoverEvent
 from colo.qemu.standby import Standby
 from colo.session.admission import PENDING_LIMIT, admit
-from colo.session.arbiter import Arbiter, arbiter_from_uri
 from colo.session.checkpoint import CheckpointReport, Committed
-from colo.session.claim import claim
 from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
 from colo.session.follower import Follower, explain
@@ -111,7 +110,7 @@ class Secondary:
                     "a takeover needs an arbiter, or both sides may run: --arbiter file:DIR (storage both reach), "
                     "exec:COMMAND (your fencing), or none to go without"
                 )
-            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", create=True)
+            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary")
             self._cleanup.callback(self._arbiter.close)
             self._generation = self._arbiter.current()
         self.image = self._cleanup.enter_context(RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes))
