@@ -13,6 +13,7 @@ from socket import socket as Socket
 from typing import Any, Self
 
 from colo.abc import VirtualMachine
+from colo.arbiter import Runner, arbiter_from_uri, claim, take_first
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -30,7 +31,6 @@ from colo.lease.connection import LeaseConnection
 from colo.lease.meeting import Meeting
 from colo.lease.vm_lease import VmLease
 from colo.protocol import Event, State
-from colo.arbiter import Runner, arbiter_from_uri, claim, take_first
 from colo.session.checkpoint_requests import CheckpointRequests
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace

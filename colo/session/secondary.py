@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from colo.arbiter import Arbiter, Runner, arbiter_from_uri, claim
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -25,13 +26,12 @@ from colo.errors import (
     StreamError,
     VmEnded,
 )
+from colo.lease.promises import Promises
 from colo.memory import RamImage
 from colo.protocol import Failover, FailoverEvent
 from colo.qemu.standby import Standby
-from colo.lease.promises import Promises
 from colo.session.admission import PENDING_LIMIT
 from colo.session.arbiter_watch import ArbiterWatch
-from colo.arbiter import Arbiter, Runner, arbiter_from_uri, claim
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
