@@ -21,6 +21,8 @@ from colo.wire import LeaseMessage
 
 CONNECTIONS_MAX = 8
 MEET_S = 10.0
+DRAIN_S = 0.1
+"""After a proof, so long for what the primary sent last to be read from its channel."""
 WATCH_MS = 50
 """How often it is looked whether the promise is over, while a primary is followed."""
 SAY_S = 0.1
@@ -87,6 +89,7 @@ class Promises:
         """Why the primary that is followed counts as lost, by its lease."""
         self._followed: socket.socket | None = None
         self._told_unfenced = False
+        self._proven_at = 0.0
         self._grantor = LeaseGrantor(
             lease_ns_of(lease_ms) if lease_ms else 1, now_ns(), forgotten=forgotten and required)
         self._arbiter = arbiter
@@ -274,6 +277,10 @@ class Promises:
         """A primary that is followed and asks for no promise: dead or cut off, or alive with nothing beside it that fences."""
         with self._changed:
             sock, grantor, now = self._followed, self._grantor, now_ns()
+            if sock is not None and grantor.proof and not self.lapsed and time.monotonic() > self._proven_at + DRAIN_S:
+                self.lapsed = grantor.proof  # its channel should have told; something keeps that open, or frozen
+                self._wake_session()
+                return
             if sock is None or not self.required or now < grantor.promise_end_ns or grantor.wanting or self.lapsed:
                 return
             if _heard_ms(sock) < grantor.lease_ns / 2e6:
@@ -326,6 +333,7 @@ class Promises:
             elif frame.kind in (LeaseMessage.GONE, LeaseMessage.STANDS):
                 kind = "its VM's process is gone" if frame.kind is LeaseMessage.GONE else "its VM stands still"
                 self._grantor.proven(f"the other side proves: {kind}{_reason(frame)}")
+                self._proven_at = time.monotonic()
             elif frame.kind is LeaseMessage.ENDED:
                 self.ended = _reason(frame).lstrip(" (").rstrip(")") or "on purpose"
                 self._grantor.proven(f"the VM was ended: {self.ended}")

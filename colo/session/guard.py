@@ -273,9 +273,12 @@ class Guard:
                 self._fence.release(stopped=stopped)
             self._fence = None
 
-    def leave(self) -> None:
-        """Go, and leave the fence as it is: it holds the lease, or keeps the VM stopped. Any number of times."""
+    def leave(self) -> bool:
+        """Go, and leave the fence as it is, if there is one: it holds the lease, or keeps the VM stopped. Whether there is."""
         self._holds = False
+        stays = False
         if self._fence is not None:
+            stays = not self._fence.lost and self.status is not None and self.status.state not in ("", "ALONE", "GONE")
             self._fence.close()
             self._fence = None
+        return stays

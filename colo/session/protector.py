@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from colo.arbiter import Holder, Runner, arbiter_from_uri, init_arbiter, may_take_first, take_first
+from colo.arbiter import Holder, Runner, arbiter_from_uri, init_arbiter, may_protect, take_first
 from colo.errors import ArbitrationError, ArbitrationLost, ChannelError, ColoError, QemuError
 from colo.lease.meeting import Meeting
 from colo.protocol.fencing import FenceState
@@ -67,7 +67,6 @@ class Protector:
         self._place: GuardPlace | None = None
         self._control: ControlServer | None = None
         self._guard: Guard | None = None
-        self._unguarded = False
         check_plaintext(config.to, insecure=config.insecure)
         self.primary = QemuPrimary.attach(config.qmp)
         try:
@@ -111,10 +110,9 @@ class Protector:
         """Close the monitor's connection; QEMU lives on, under its fence if it is protected or undecided."""
         if self._control is not None:
             self._control.close()
-        if self._guard is not None:
-            self._guard.leave()
+        fenced = self._guard is not None and self._guard.leave() and self.primary.qemu.alive()
         if self._place is not None:
-            self._place.close(fence_stays=self._unguarded)
+            self._place.close(fence_stays=fenced)
         self.primary.detach()
         self._arbiter.close()
 
@@ -287,7 +285,7 @@ class Protector:
         if not self.config.lease_ms or self._arbiter.identity is None:
             return None
         held = self._arbiter.holder()
-        may_take_first(held, self._runner)
+        may_protect(held, self._runner)
         return held
 
     def _meet_again(self) -> None:
@@ -438,7 +436,6 @@ class Protector:
                 self.state = "undecided"
                 self._pause_while_undecided()
                 if self._wait_undecided():
-                    self._unguarded = self.config.lease_ms > 0
                     raise ArbitrationError(
                         f"{error}. Its fence keeps the VM as the lease allows (stopped, once that is over): `colo protect` "
                         "again settles it when the arbiter answers") from error
@@ -562,6 +559,9 @@ class Protector:
 
     def _process_gone(self) -> ProtectorReport:
         """The fence says so to the other side by itself; it stays until that was heard."""
+        status = self._guard.status if self._guard is not None else None
+        if status is not None and status.taken:
+            return self._report(Ending.STOPPED, f"the other side took over, generation {status.taken} (ended by the fence)")
         return self._report(Ending.PRIMARY_GONE, "its process ended")
 
     def _end_on_purpose(self, reason: str) -> ProtectorReport:

@@ -496,6 +496,7 @@ class Secondary:
         other one stopped; after a loss it waits first: the primary, if it lives, is to win, as its VM has lost nothing.
         """
         assert self._arbiter is not None
+        won_before = self._won
         asked = self._requested is not None or self._arbiter.fences
         try:
             if not self._won:
@@ -512,7 +513,8 @@ class Secondary:
             if not self._won:
                 self.promises.relent()
             raise
-        self.failover.feed(FailoverEvent.WON)
+        if not won_before:
+            self.failover.feed(FailoverEvent.WON)
 
     def _claim(self, standby: Standby, reason: str) -> None:
         assert self._arbiter is not None and self._generation is not None
