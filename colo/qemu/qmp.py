@@ -31,6 +31,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
 from colo.errors import QemuError
+from colo.qemu.unread import Unread
 
 T = TypeVar("T")
 
@@ -201,6 +202,7 @@ class QmpConnection:
         self._callbacks: list[tuple[frozenset[str], Callable[[QmpEvent], None]]] = []
         self._on_lost: list[Callable[[], None]] = []
         self._closed_by_us = False
+        self._unread: Unread | None = None
         self._lost = threading.Event()
         self._reason = ""
 
@@ -254,6 +256,7 @@ class QmpConnection:
             numbers = version["qemu"]
             connection.version = (int(numbers["major"]), int(numbers["minor"]), int(numbers["micro"]))
             connection.package = str(version.get("package", ""))
+        connection._unread = Unread(peer)
         asyncio.run_coroutine_threadsafe(connection._watch(), connection._loop)
         _connections.add(connection)
         return connection
@@ -392,6 +395,7 @@ class QmpConnection:
     async def _watch(self) -> None:
         """Notice the end of the connection, whoever ends it, and tell everyone who waits."""
         client = self._client
+        stream = client._reader
         while client.runstate.name == "RUNNING":
             await client.runstate_changed()
         try:
@@ -400,6 +404,7 @@ class QmpConnection:
             pass
         except Exception as error:
             self._reason = str(error) or type(error).__name__
+        await self._last_words(bytes(getattr(stream, "_buffer", b"")))
         with self._lock:
             self._lost.set()
             subscriptions, callbacks = list(self._subscriptions), self._on_lost
@@ -412,6 +417,18 @@ class QmpConnection:
                     callback()
                 except Exception:
                     _Client.logger.exception("loss callback failed")
+
+    async def _last_words(self, read_already: bytes) -> None:
+        """Hand on the events that the broken connection still held."""
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
+        if self._closed_by_us:
+            unread.close()
+            return
+        for message in unread.events(read_already):
+            with contextlib.suppress(Exception):
+                await self._client._event_dispatch(Message(message))
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Close our end; QEMU lives on. Idempotent."""
