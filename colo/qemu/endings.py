@@ -163,7 +163,9 @@ class EndingWatch:
     def wait_gone(self, timeout_s: float, *, kill: bool = True) -> bool:
         """Wait until the process is gone; with ``kill``, SIGKILL it when ``timeout_s`` seconds have passed.
 
-        For an ending that QEMU has announced: until it is gone, nothing proves that its VM stands still.
+        For an ending that QEMU has announced: until it is gone, nothing proves that its VM stands still, and it may
+        never be gone by itself (QEMU 7.2 hangs at its end when commands wait on its monitor: see quirks.py). So send
+        none once :attr:`ending` is known, and let it be killed.
 
         :raises QemuError: it may not be signalled, or is not gone even so.
         """
