@@ -35,7 +35,7 @@ from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
-from colo.session.keeper import StandbyKeeper
+from colo.session.keeper import StandbyKeeper, check_room_for_sockets
 from colo.session.secondary_config import SecondaryConfig
 from colo.session.statistics import CheckpointStatistics
 from colo.session.takeover import TakeoverReport
@@ -44,6 +44,8 @@ from colo.transport import abort, listen, tune
 
 __all__ = ["Secondary", "SecondaryConfig"]
 
+STANDBY_NAME = "standby"
+LOADABLE = "tried: the stand-by can load this VM"
 HOLD_LOOK_S = 0.2
 """How often a session that holds its checkpoint looks whether the other side runs."""
 LOAD_ATTEMPTS = 2
@@ -67,7 +69,8 @@ class Secondary:
             print(report.qmp_path, report.pid)
 
     ``on_event(kind, data)`` is called, from the session's threads, with ``listening``, ``connected``, ``announced``,
-    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice`` and ``running``.
+    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice``, ``verdict`` (of a trial:
+    why the stand-by would refuse the VM, or that it loads it) and ``running``.
     :meth:`request_failover`, :meth:`status` and :meth:`stop` may be called from any thread.
     """
 
@@ -113,6 +116,7 @@ class Secondary:
                 )
             self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", create=True)
             self._cleanup.callback(self._arbiter.close)
+            check_room_for_sockets(Path(config.ram_dir) / STANDBY_NAME, of="--ram-dir")
             self._generation = self._arbiter.current()
         self.image = self._cleanup.enter_context(RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes))
         self._listener = self._cleanup.enter_context(
@@ -268,14 +272,17 @@ class Secondary:
         self._tell("announced", (configuration, blocks))
         if self.config.standby is not None:
             self._keeper = StandbyKeeper(
-                self.config.standby, self.image, Path(self.config.ram_dir) / "standby",
+                self.config.standby, self.image, Path(self.config.ram_dir) / STANDBY_NAME,
                 share_ram=self.config.share_ram, on_event=lambda text: self._tell("notice", text),
+                trial=self.config.trial, on_verdict=lambda text: self._tell("verdict", text or LOADABLE),
             )
             self._keeper.start(configuration, blocks)
 
     def _committed(self, committed: Committed, report: CheckpointReport) -> None:
         self.state = "protecting"
         self.statistics.add(report)
+        if self._keeper is not None:
+            self._keeper.committed(committed)
         self._tell("checkpoint", report)
 
     def _follow(self, follower: Follower) -> Loss:

@@ -111,7 +111,7 @@ def test_parameters_that_would_hold_the_vm_are_usual_meanwhile(plain: QemuProces
 
 def test_encryption_that_was_asked_for_is_not_dropped(plain: QemuProcess) -> None:
     plain.qmp.execute("migrate-set-parameters", {"tls-creds": "tls0"})
-    with pytest.raises(QemuUnsupported, match="tls-creds is 'tls0'.*encrypt"):
+    with pytest.raises(QemuUnsupported, match=r"tls-creds is 'tls0'.*encrypt"):
         MigrationSettings.take(plain, {"events": True})
     assert not capabilities_of(plain)["events"]
     MigrationSettings.take(plain, {"events": True}, refuse=False)
@@ -120,7 +120,7 @@ def test_encryption_that_was_asked_for_is_not_dropped(plain: QemuProcess) -> Non
 
 def test_a_vm_that_cannot_migrate_is_refused_in_qemu_s_words(versioned: Machine, run_dir: Path) -> None:
     argv = versioned("-S", "-usb", "-device", "usb-wacom-tablet")
-    with QemuProcess.start(argv, run_dir / "q") as qemu, pytest.raises(QemuUnsupported, match="cannot be protected: .*wacom"):
+    with QemuProcess.start(argv, run_dir / "q") as qemu, pytest.raises(QemuUnsupported, match=r"cannot be protected: .*wacom"):
         require_migratable(qemu)
 
 
