@@ -23,6 +23,7 @@ DROPPED = frozenset(("vnc", "spice", "display", "trace", "overcommit", "mem-prea
 HELD_OBJECTS = frozenset(("input-linux", "input-barrier"))
 """Objects that take something of the host's for themselves, and that no device needs."""
 PREALLOCATING = ("prealloc", "prealloc-threads", "prealloc-context", "host-nodes", "policy")
+RAM_KEPT = frozenset(("qom-type", "id", "size", "x-use-canonical-path-for-ramblock-id"))
 NEEDS_ITS_OWN = {
     "vhost-user": "its back-end serves one QEMU",
     "vhost-vsock": "its context id is the stand-by's",
@@ -69,6 +70,25 @@ def twin_command(standby: StandbyCommand, directory: Path) -> StandbyCommand:
     nice = shutil.which("nice")
     program = (nice, "-n", "19", argv[0]) if nice else (argv[0],)
     return StandbyCommand((*program, *(word for option in options for word in option.words())), shared)
+
+
+def rehearsal_command(standby: StandbyCommand) -> StandbyCommand:
+    """The stand-by's command line as it is, only that it takes no memory before it is needed, and never runs."""
+    options = []
+    for option in split_options(standby.argv[1:]):
+        if option.name in ("S", "overcommit", "mem-prealloc"):
+            continue
+        if option.name == "object":
+            properties = Properties(option.value or "", "qom-type")
+            if properties.get("qom-type").startswith("memory-backend-"):
+                properties.drop([key for key in properties.names() if key not in RAM_KEPT])
+                properties.set("qom-type", "memory-backend-ram")
+                properties.set("reserve", False)
+                options.append(Option("object", str(properties)))
+                continue
+        options.append(option)
+    options.append(Option("S"))
+    return StandbyCommand((standby.argv[0], *(word for option in options for word in option.words())))
 
 
 def _refuse(option: Option) -> None:

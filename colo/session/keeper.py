@@ -17,7 +17,9 @@ from colo.qemu.command_line import StandbyCommand, derive_standby
 from colo.qemu.process import private_directory
 from colo.qemu.qmp import UNIX_PATH_MAX_BYTES
 from colo.qemu.standby import INCOMING_NAME, QMP_NAME, Standby
+from colo.qemu.twin import disks_taken_at_activation
 from colo.session.checkpoint import Committed
+from colo.session.foresight import Rehearsal
 from colo.session.trial import Trial, TrialRuns, Verdict
 from colo.stream import Configuration, RamBlockInfo
 
@@ -58,6 +60,7 @@ class StandbyKeeper:
         share_ram: bool = True,
         start_s: float = 20.0,
         on_event: Callable[[str], None] = lambda text: None,
+        rehearsal: Rehearsal | None = None,
         trial: bool = True,
         on_verdict: Callable[[str | None], None] = lambda text: None,
     ) -> None:
@@ -78,6 +81,7 @@ class StandbyKeeper:
         self._thread: threading.Thread | None = None
         self._derived: StandbyCommand | None = None
         self._refusal: str | None = None
+        self._rehearsal = rehearsal
         self._on_verdict = on_verdict
         self._trials = TrialRuns(
             Trial(work_dir / TRIAL_NAME), lambda: self._derived, self._judged, share_ram=share_ram) if trial else None
@@ -101,6 +105,11 @@ class StandbyKeeper:
     def start(self, configuration: Configuration, blocks: Sequence[RamBlockInfo]) -> None:
         """Begin: machine type and RAM blocks are known, and the blocks' files are there. Returns at once."""
         self._machine, self._blocks = configuration.machine, list(blocks)
+        with contextlib.suppress(ColoError):  # said when it is derived
+            if disks := disks_taken_at_activation(self.argv):
+                self._on_event(
+                    f"the stand-by opens for writing, and locks, only at a takeover: {', '.join(disks)}; while another "
+                    "QEMU holds one of them, it cannot run")
         self._watch_new()
 
     def _watch_new(self) -> None:
@@ -109,6 +118,8 @@ class StandbyKeeper:
         self._thread.start()
 
     def _keep(self) -> None:
+        if self._rehearsal is not None:
+            self._rehearsal.join()
         for _ in range(1 + RESTARTS):
             try:
                 standby = self._launch()

@@ -34,6 +34,7 @@ from colo.session.claim import claim
 from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
 from colo.session.follower import Follower, explain
+from colo.session.foresight import Rehearsal, room_notice
 from colo.session.heat import DirtyHeat
 from colo.session.keeper import StandbyKeeper, check_room_for_sockets
 from colo.session.secondary_config import SecondaryConfig
@@ -44,7 +45,7 @@ from colo.transport import abort, listen, tune
 
 __all__ = ["Secondary", "SecondaryConfig"]
 
-STANDBY_NAME = "standby"
+STANDBY_NAME, REHEARSAL_NAME = "standby", "r"
 LOADABLE = "tried: the stand-by can load this VM"
 HOLD_LOOK_S = 0.2
 """How often a session that holds its checkpoint looks whether the other side runs."""
@@ -92,6 +93,7 @@ class Secondary:
         self._result: Future[TakeoverReport] = Future()
         self._follower: Follower | None = None
         self._keeper: StandbyKeeper | None = None
+        self._rehearsal: Rehearsal | None = None
         self._arbiter: Arbiter | None = None
         self._generation: int | None = None
         self._won = False
@@ -142,6 +144,8 @@ class Secondary:
         if self._follower is not None:
             self._follower.close()
             self._follower = None
+        if self._rehearsal is not None:
+            self._rehearsal.join(5.0)
         if self._keeper is not None:
             self._keeper.close()
             self._keeper = None
@@ -220,6 +224,10 @@ class Secondary:
 
     def _run(self) -> TakeoverReport:
         self._tell("listening", self.address)
+        if self.config.standby is not None and self.config.trial:
+            self._rehearsal = Rehearsal(
+                self.config.standby, Path(self.config.ram_dir) / STANDBY_NAME / REHEARSAL_NAME,
+                lambda text: self._tell("notice", text))
         sock = admit(
             self._listener.socket, handshake_s=self.config.deadlines.handshake_s, wake_fd=self._wake_fd,
             prepare=lambda s: tune(s, self.config.deadlines.message_s),
@@ -270,11 +278,14 @@ class Secondary:
 
     def _announced(self, configuration: Configuration, blocks: list[RamBlockInfo]) -> None:
         self._tell("announced", (configuration, blocks))
+        if text := room_notice(self.config.ram_dir, sum(block.used_length for block in blocks)):
+            self._tell("notice", text)
         if self.config.standby is not None:
             self._keeper = StandbyKeeper(
                 self.config.standby, self.image, Path(self.config.ram_dir) / STANDBY_NAME,
                 share_ram=self.config.share_ram, on_event=lambda text: self._tell("notice", text),
-                trial=self.config.trial, on_verdict=lambda text: self._tell("verdict", text or LOADABLE),
+                rehearsal=self._rehearsal, trial=self.config.trial,
+                on_verdict=lambda text: self._tell("verdict", text or LOADABLE),
             )
             self._keeper.start(configuration, blocks)
 
