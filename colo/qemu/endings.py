@@ -165,7 +165,8 @@ class EndingWatch:
 
         For an ending that QEMU has announced: until it is gone, nothing proves that its VM stands still, and it may
         never be gone by itself (QEMU 7.2 hangs at its end when commands wait on its monitor: see quirks.py). So send
-        none once :attr:`ending` is known, and let it be killed.
+        none once :attr:`ending` is known, and let it be killed. It closes its disks before it can hang so: give one whose
+        VM ENDS the time for that (10 s and more); one whose VM MOVES keeps the other side waiting (1 s).
 
         :raises QemuError: it may not be signalled, or is not gone even so.
         """

@@ -130,6 +130,8 @@ class Protector:
             if report.ending is Ending.ALONE:
                 raise
         else:
+            for text in self.primary.notices:
+                self._on_event("notice", text)
             self._on_event("protecting", self.config.to)
             report = self._watch()
         self._on_event("ended", report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,12 +42,12 @@ def verdict(case: Rig) -> str:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_one_that_fits_is_tried_and_takes_over(machine: Machine, run_dir: Path, version: str) -> None:
-    disk = run_dir / "disk"
-    disk.write_bytes(bytes(1 << 20))
+    disk = run_dir / "disk"  # the primary holds its lock
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "1M"], check=True)
     extra = ("-device", "virtio-rng-pci", "-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n",
              "-chardev", f"socket,id=c,path={run_dir}/theirs,server=on,wait=off", "-device", "virtio-serial-pci",
-             "-device", "virtconsole,chardev=c", "-drive", f"if=none,id=d,format=raw,file.locking=off,file={disk}",
-             "-device", "virtio-blk-pci,drive=d,share-rw=on")
+             "-device", "virtconsole,chardev=c", "-drive", f"if=none,id=d,format=qcow2,file={disk}",
+             "-device", "virtio-blk-pci,drive=d")
     with rig(of_version(machine, version), run_dir, primary_extra=extra,
              standby=of_version(machine, version)(*extra, accel="kvm", serial=run_dir / "standby.log")) as case:
         case.start()
@@ -133,8 +134,8 @@ def test_rings_in_the_guest_s_ram_are_no_reason_to_refuse(
     """The twin's RAM is empty: a device whose queues the guest (here its BIOS) has set up must be loaded all the same."""
     image = run_dir / "boot.img"
     make_guest_image(image, GUEST)
-    extra = ("-bios", "bios-256k.bin", "-drive", f"if=none,id=d,format=raw,file.locking=off,file={image}",
-             "-device", "virtio-blk-pci,drive=d,share-rw=on")
+    extra = ("-bios", "bios-256k.bin", "-drive", f"if=none,id=d,format=raw,file={image}",
+             "-device", "virtio-blk-pci,drive=d")
     versioned = of_version(machine, version)
     with rig(versioned, run_dir, primary_extra=extra, share_ram=share_ram,
              standby=versioned(*extra, accel="kvm", serial=run_dir / "standby.log")) as case:
