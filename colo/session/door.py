@@ -14,7 +14,8 @@ from colo.session.wake import Wake
 
 
 class Door:
-    """Takes connections on ``listener``, on a thread of its own, and gives :meth:`wait` the next that opens a migration stream.
+    """Takes connections on ``listener``, on a thread of its own, and gives :meth:`wait` the next that opens a migration
+    stream.
 
     A stream that comes while one is served is refused, or with ``parks`` (one of them) kept until somebody does.
     ``bars()`` says why a stream may not be let in just now, or "". ``lease`` gets the lease connections.
