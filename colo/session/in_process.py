@@ -21,7 +21,7 @@ from typing import Any, Self
 from colo._fast.ramblock import RamBlock
 from colo.abc import GuestBlock, VirtualMachine
 from colo.errors import ArbitrationLost, ColoError, Interrupted, NoCheckpoint, StreamError, VmError
-from colo.memory import RamImage
+from colo.memory import BlockImage
 from colo.protocol import Failover, FailoverEvent, FailoverStatus, Mode
 from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.arbiter import arbiter_from_uri
@@ -38,18 +38,16 @@ from colo.stream import StreamLimits
 from colo.transport import listen, tune
 
 
-class GuestImage(RamImage):
+class GuestImage(BlockImage):
     """A RAM image in the given blocks instead of files. Their names and sizes are what a primary must announce."""
 
     def __init__(self, blocks: Iterable[GuestBlock]) -> None:
         self.guest_blocks = {block.idstr: block for block in blocks}
         self.max_ram_bytes = sum(block.length_bytes for block in self.guest_blocks.values())
         self.blocks = []
-        self._files = {}
-        self._lock_fd = -1
 
     def announce(self, announced: Iterable[tuple[str, int]]) -> list[RamBlock]:
-        """As :meth:`RamImage.announce`. Raises StreamError when the blocks are not those of the VM here."""
+        """As :meth:`BlockImage.announce`. Raises StreamError when the blocks are not those of the VM here."""
         wanted = list(announced)
         here = {name: block.length_bytes for name, block in self.guest_blocks.items()}
         if dict(wanted) != here:
