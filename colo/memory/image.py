@@ -371,6 +371,14 @@ class RamImage(BlockImage):
         """Delete the committed checkpoint: a user's word, or the VM runs here."""
         self.remove_files()
 
+    def forget(self) -> None:
+        """Remove what there is of a checkpoint that was never whole: the next primary announces its own blocks."""
+        self.remove_files()
+        self.blocks = []
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
     def close(self) -> None:
         """Give up the directory. A committed checkpoint stays in it; else the files are removed, and the directory if this
         session made it and it is empty."""
