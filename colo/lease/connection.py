@@ -50,9 +50,13 @@ class LeaseConnection:
     @classmethod
     def open(cls, to: str, meeting: Meeting, *, insecure: bool = False, timeout_s: float = MEET_S) -> LeaseConnection:
         """Connect to ``to`` and meet. Raises as the constructor, and ChannelError when nobody listens."""
+        return cls.on(connect(to, timeout_s, insecure=insecure), to, meeting, timeout_s)
+
+    @classmethod
+    def on(cls, sock: socket.socket, to: str, meeting: Meeting, timeout_s: float = MEET_S) -> LeaseConnection:
+        """Meet over ``sock``, a connection to ``to`` that was made before."""
         uri = parse_uri(to)
-        path = os.path.abspath(uri.path) if isinstance(uri, UnixUri) else ""
-        return cls(connect(to, timeout_s, insecure=insecure), meeting, timeout_s, unix_path=path)
+        return cls(sock, meeting, timeout_s, unix_path=os.path.abspath(uri.path) if isinstance(uri, UnixUri) else "")
 
     @property
     def fd(self) -> int:

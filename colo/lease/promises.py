@@ -7,6 +7,7 @@ import os
 import secrets
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from colo.wire import LeaseMessage
 
 CONNECTIONS_MAX = 8
 MEET_S = 10.0
+WATCH_MS = 50
+"""How often it is looked whether the promise is over, while a primary is followed."""
 LOOK_S = 0.2
 """How often who waits to run looks whether the other side has won meanwhile."""
 READ_BYTES = 1 << 16
@@ -79,6 +82,10 @@ class Promises:
         """Why the VM was ended on purpose."""
         self.said = ""
         """What the other side said with it."""
+        self.lapsed = ""
+        """Why the primary that is followed counts as lost, by its lease."""
+        self._followed: socket.socket | None = None
+        self._told_unfenced = False
         self._grantor = LeaseGrantor(
             lease_ns_of(lease_ms) if lease_ms else 1, now_ns(), forgotten=forgotten and required)
         self._arbiter = arbiter
@@ -121,6 +128,16 @@ class Promises:
                 "unfenced": self._grantor.unfenced,
                 "proof": self._grantor.proof or None,
             }
+
+    def follow(self, sock: socket.socket | None) -> None:
+        """The session follows the primary at the other end of ``sock`` from now on; None: none any more. While it does,
+        :attr:`lapsed` is watched."""
+        with self._changed:
+            self._followed, self.lapsed = sock, ""
+        if sock is not None and self.required:
+            with contextlib.suppress(OSError):
+                # Acknowledged probes are how a host without a fence is told from a dead one.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
 
     def progress(self) -> None:
         """A checkpoint was committed: the other side's VM runs."""
@@ -237,7 +254,8 @@ class Promises:
                 connections = list(self._connections.items())
             for fd, _ in connections:
                 poller.register(fd, select.POLLIN)
-            ready = {fd for fd, _ in poller.poll(500)}
+            ready = {fd for fd, _ in poller.poll(500 if self._followed is None else WATCH_MS)}
+            self._watch_lease()
             if self._wake_fd in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake_fd)
@@ -250,6 +268,26 @@ class Promises:
         with self._changed:
             for connection in list(self._connections.values()):
                 self._drop(connection)
+
+    def _watch_lease(self) -> None:
+        """A primary that is followed and asks for no promise: dead or cut off, or alive with nothing beside it that fences."""
+        with self._changed:
+            sock, grantor, now = self._followed, self._grantor, now_ns()
+            if sock is None or not self.required or now < grantor.promise_end_ns or grantor.wanting or self.lapsed:
+                return
+            if _heard_ms(sock) < grantor.lease_ns / 2e6:
+                grantor.progress(now)
+            tell = ""
+            if grantor.unfenced and not self._told_unfenced:
+                self._told_unfenced = True
+                tell = ("the primary goes on, but nothing asks for its lease any more: neither fence nor guard is beside it. If it "
+                        "is lost now, this side takes over only on a proof, or when exec: fences; start `colo protect` there again")
+            if grantor.lapsed(now):
+                self.lapsed = f"nobody has asked for the lease of {self.lease_ms:g} ms since, and the primary is silent"
+        if tell:
+            self._tell(tell)
+        if self.lapsed:
+            self._wake_session()
 
     def _drop(self, connection: _Connection) -> None:
         with self._changed:
@@ -302,6 +340,7 @@ class Promises:
     def _answer(self, connection: _Connection, frame: Frame) -> None:
         """A renewal: the promise counts from its sending."""
         if self.lease_ms and self._grantor.renewal(now_ns()):
+            self._told_unfenced = False
             self._send(connection, Frame(
                 LeaseMessage.PROMISE, frame.generation, frame.sequence, self._grantor.lease_ns))
         elif self._standing is not None:
@@ -421,3 +460,15 @@ class Promises:
 def _reason(frame: Frame) -> str:
     reason = frame.text.get("reason")
     return f" ({reason[:TEXT_MAX]})" if isinstance(reason, str) and reason else ""
+
+
+_TCP_INFO = struct.Struct("=8x13I")
+
+
+def _heard_ms(sock: socket.socket) -> float:
+    """How long ago the kernel at the other end was heard of last, in ms; infinite where that cannot be told."""
+    try:
+        info = _TCP_INFO.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+    except (OSError, struct.error):
+        return float("inf")
+    return float(min(info[11], info[12]))  # tcpi_last_data_recv, tcpi_last_ack_recv

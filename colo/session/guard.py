@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from colo.errors import ColoError, QemuError, Unsupported
-from colo.lease.connection import LeaseConnection
+from colo.lease.connection import MEET_S, LeaseConnection
 from colo.lease.fence import FenceHandle, FenceLost, FenceStatus
 from colo.lease.meeting import Meeting, Welcome
 from colo.lease.processes import start_ticks, thread_states
 from colo.lease.promises import now_ns
 from colo.protocol.fencing import FenceState
 from colo.qemu.process import Qemu
+from colo.transport import connect
 
 LEASED_S = 5.0
 """Within this a fence must have its first promise."""
@@ -66,9 +68,13 @@ class Guard:
         self.status = self._fence.last
         return self.status
 
-    def meet(self, meeting: Meeting) -> Welcome:
-        """Meet the secondary. Raises ProtocolError when it refuses, ChannelError when it cannot be reached."""
-        connection = LeaseConnection.open(self.to, meeting, insecure=self.insecure)
+    def reach(self) -> socket.socket:
+        """A connection to the secondary, to :meth:`meet` it over. Raises ChannelError when it cannot be reached."""
+        return connect(self.to, MEET_S, insecure=self.insecure)
+
+    def meet(self, sock: socket.socket, meeting: Meeting) -> Welcome:
+        """Meet the secondary. Raises ProtocolError when it refuses, ChannelError when it does not answer."""
+        connection = LeaseConnection.on(sock, self.to, meeting)
         self._peer, self._meeting, self._welcome = connection.peer, meeting, connection.welcome
         connection.close()
         self._heard(connection.welcome.notice)

@@ -217,6 +217,7 @@ class Protector:
                 f"who may run rests on {self.config.arbiter.partition(':')[0]}: alone")
             return
         identity = self._arbiter.identity
+        sock = guard.reach()  # first: a generation is not claimed for a secondary that is not there
         if identity is not None:
             claimed = take_first(self._arbiter, self._runner, reason="protect")
             self._generation, self._claim_token = claimed.generation, claimed.token
@@ -224,7 +225,7 @@ class Protector:
             vm=self._vm or (identity.vm if identity is not None else ""), uuid=self.primary.uuid,
             arbiter_id=identity.id if identity is not None else "", generation=self._generation,
             claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who)
-        guard.meet(meeting)
+        guard.meet(sock, meeting)
         guard.hold(notes={"to": self.config.to, "arbiter": self.config.arbiter, "vm": self._vm})
 
     @property
@@ -291,7 +292,7 @@ class Protector:
         assert self._guard is not None
         identity = self._arbiter.identity
         assert identity is not None
-        welcome = self._guard.meet(Meeting(
+        welcome = self._guard.meet(self._guard.reach(), Meeting(
             vm=self._vm or identity.vm, uuid=self.primary.uuid, arbiter_id=identity.id, generation=self._generation,
             claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who))
         if not welcome.following:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from colo.arbiter import Arbiter, Runner, arbiter_from_uri, claim
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -25,13 +26,12 @@ from colo.errors import (
     StreamError,
     VmEnded,
 )
+from colo.lease.promises import Promises
 from colo.memory import RamImage
 from colo.protocol import Failover, FailoverEvent
 from colo.qemu.standby import Standby
-from colo.lease.promises import Promises
 from colo.session.admission import PENDING_LIMIT
 from colo.session.arbiter_watch import ArbiterWatch
-from colo.arbiter import Arbiter, Runner, arbiter_from_uri, claim
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
@@ -360,6 +360,7 @@ class Secondary:
 
     def _follow(self, follower: Follower) -> Loss:
         """Follow until the connection ends; why, and when it was noticed."""
+        self.promises.follow(follower.sock)
         try:
             follower.run()
             raise AssertionError("a connection ends with an error that says how")
@@ -369,7 +370,8 @@ class Secondary:
             if self._requested is None or self._stopping or follower.committed is None:
                 self._cut(follower)
             # Else the connection lives until the takeover has claimed the VM: a primary that saw it go would claim too.
-            return Loss(self._requested or ("stopped" if self._stopping else "the primary ended it"), noticed_ns)
+            return Loss(
+                self._requested or ("stopped" if self._stopping else self.promises.lapsed or "the primary ended it"), noticed_ns)
         except Exception as error:
             # Whatever it is: what was committed before must survive it.
             noticed_ns = time.monotonic_ns()
@@ -380,6 +382,8 @@ class Secondary:
         except BaseException:
             abort(follower.sock)
             raise
+        finally:
+            self.promises.follow(None)
 
     @staticmethod
     def _cut(follower: Follower) -> None:

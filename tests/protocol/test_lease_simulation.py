@@ -65,7 +65,8 @@ def check_somebody_runs(world: World, seed: int) -> None:
     if world.primary.runs or world.standby.runs:
         return
     told = f"seed {seed}: nobody runs\n" + "\n".join(world.log[-40:])
-    nobody_decides = "S" in world.dead and (world.primary.dead or "G" in world.dead)
+    # Restarted, it has its copy and its generation; here it stays dead.
+    nobody_decides = "S" in world.dead and (world.primary.dead or "G" in world.dead or world.winner == "S")
     died_unprotected = world.primary.dead and world.winner == "P" and world.generation == 2
     assert nobody_decides or died_unprotected, told
 
