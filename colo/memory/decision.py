@@ -22,7 +22,7 @@ SLOT_BYTES = 4096
 DIGEST_BYTES = 16
 TEXT_MAX_BYTES = 160
 
-_FIELDS = struct.Struct(">8sIBBBBB3xQQQIQ16sQ16sQQQqqIQH")
+_FIELDS = struct.Struct(">8sIBBBBB3xQQQIQ16sQ16sQQQqqIQIH")
 _TEXT_AT = _FIELDS.size
 assert _TEXT_AT + TEXT_MAX_BYTES <= RECORD_BYTES - DIGEST_BYTES
 U32, U63 = 2**32 - 1, 2**63 - 1
@@ -72,6 +72,8 @@ class DecisionRecord:
     pid: int = 0
     """The stand-by's process, in LOADED and RUNNING."""
     pid_start_ticks: int = 0
+    standby_number: int = 0
+    """Its directory is ``standby/standby-N``."""
 
     def next(self, **changes: object) -> Self:
         """The record that follows, with ``changes``."""
@@ -89,7 +91,7 @@ class DecisionRecord:
             MAGIC, VERSION, self.phase, self.image_set, self.device_slot, self.description_slot, self.won, self.sequence,
             self.checkpoint, self.committed_at_ns, self.ram_section_id, self.device_bytes, self.device_digest,
             self.description_bytes, self.description_digest, self.log_records, self.log_bytes, self.pages_bytes,
-            self.generation, self.lost_generation, self.pid, self.pid_start_ticks, len(text),
+            self.generation, self.lost_generation, self.pid, self.pid_start_ticks, self.standby_number, len(text),
         )
         body = (head + text).ljust(RECORD_BYTES - DIGEST_BYTES, b"\0")
         return body + digest(body)
@@ -103,7 +105,7 @@ def decode_record(data: bytes) -> DecisionRecord | None:
     (
         magic, version, phase, image_set, device_slot, description_slot, won, sequence, checkpoint, committed_at_ns,
         section_id, device_bytes, device_digest, description_bytes, description_digest, log_records, log_bytes, pages_bytes,
-        generation, lost_generation, pid, start_ticks, text_bytes,
+        generation, lost_generation, pid, start_ticks, standby_number, text_bytes,
     ) = _FIELDS.unpack_from(body)
     if magic != MAGIC or version != VERSION or max(image_set, device_slot, description_slot, won) > 1:
         return None
@@ -115,7 +117,7 @@ def decode_record(data: bytes) -> DecisionRecord | None:
     return DecisionRecord(
         sequence, Phase(phase), checkpoint, committed_at_ns, section_id, image_set, device_slot, device_bytes, device_digest,
         description_slot, description_bytes, description_digest, log_records, log_bytes, pages_bytes, generation, bool(won),
-        lost_generation, text if text.isprintable() else ascii(text), pid, start_ticks,
+        lost_generation, text if text.isprintable() else ascii(text), pid, start_ticks, standby_number,
     )
 
 

@@ -238,15 +238,15 @@ class RamImage(BlockImage):
 
     def begin(self) -> None:
         """A first copy comes; it touches nothing of the committed checkpoint, and takes its place when it is committed."""
-        self.drop_first_copy()
+        self.forget()
         self._filling = 1 - self._set if self.holds_copy else self._set
         try:
             (self.directory / BLOCKS_NAMES[self._filling]).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{self.directory / BLOCKS_NAMES[self._filling]}: {error.strerror}") from error
 
-    def drop_first_copy(self) -> None:
-        """One that was begun and not committed is over."""
+    def forget(self) -> None:
+        """Remove what there is of a first copy that was never whole: the next primary announces its own blocks."""
         if self._filling is not None:
             self._remove_set(self._filling)
             self._filling = None
@@ -329,16 +329,6 @@ class RamImage(BlockImage):
         """What the committed blocks' files take, holes not counted."""
         return sum(os.fstat(fd).st_blocks * 512 for fd in list(self._files[self._set].values()))
 
-    @property
-    def directory_bytes(self) -> int:
-        """What all files in the directory take."""
-        total = 0
-        for folder, _, names in os.walk(self.directory):
-            for name in names:
-                with contextlib.suppress(OSError):
-                    total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-        return total
-
     def remove_files(self) -> None:
         """The checkpoint is a running VM's memory now: forget it here. A process that maps the files keeps their memory,
         until it unmaps or ends."""
@@ -367,22 +357,10 @@ class RamImage(BlockImage):
         except OSError as error:
             raise StorageError(f"{folder}: cannot be emptied: {error.strerror}") from error
 
-    def discard(self) -> None:
-        """Delete the committed checkpoint: a user's word, or the VM runs here."""
-        self.remove_files()
-
-    def forget(self) -> None:
-        """Remove what there is of a checkpoint that was never whole: the next primary announces its own blocks."""
-        self.remove_files()
-        self.blocks = []
-        for fd in self._files.values():
-            os.close(fd)
-        self._files.clear()
-
     def close(self) -> None:
         """Give up the directory. A committed checkpoint stays in it; else the files are removed, and the directory if this
         session made it and it is empty."""
-        self.drop_first_copy()
+        self.forget()
         if not self.holds_copy:
             self.remove_files()
         else:

@@ -241,7 +241,7 @@ class KeptCopy:
             "later ones take its place.",
         ]
         if record.lost_generation >= 0:
-            lines.append(f"The other side holds generation {record.lost_generation}: {record.lost_to}.")
+            lines.append(f"The other side holds generation {record.lost_generation}: {record.lost_to or 'who is not known'}.")
         lines += [
             "",
             f"colo status --dir {where}      shows what is in it now",

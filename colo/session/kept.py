@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from colo.errors import ArbitrationError, StorageError, StreamError
-from colo.memory import BlockImage, Description, KeptCopy, Phase, RamImage
+from colo.arbiter import Arbiter, ArbiterIdentity
+from colo.errors import StorageError, StreamError
+from colo.memory import KeptCopy, Phase, RamImage
 from colo.memory.description import boot_id, start_ticks
 from colo.session.checkpoint import Committed
 from colo.stream import Configuration, RamBlockInfo
@@ -45,54 +46,40 @@ class RecoveredCopy:
         """Nothing is open but the image."""
 
 
-class Watched(Protocol):
-    """The arbiter, as far as it is asked here."""
-
-    identity: Any
-
-    def current(self) -> int: ...
-
-    def holder(self) -> Any: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Standing:
     """Where a recovered copy stands at the arbiter. ``generation``: the one to claim from. ``eager``: this side had won it, and
-    did not come to run the VM: nobody does. ``lost_to``: who holds a later one, or ""."""
+    did not come to run the VM: nobody does. ``lost_to``: who holds ``lost_generation``, a later one; "" and -1 if nobody."""
 
     generation: int
     eager: bool = False
+    lost_generation: int = -1
     lost_to: str = ""
 
 
-def standing(kept: KeptCopy, arbiter: Watched) -> Standing:
+def standing(kept: KeptCopy, arbiter: Arbiter) -> Standing:
     """Ask the arbiter where the copy stands. Raises ArbitrationError when it cannot be told."""
     record = kept.record
     assert record is not None
-    identity = getattr(arbiter, "identity", None)
-    keeps = identity is not None or not hasattr(arbiter, "identity")
-    current = arbiter.current()
+    holder = arbiter.holder()
     if record.generation < 0:
-        return Standing(current)
-    if not keeps or current <= record.generation:
-        return Standing(max(record.generation, current), eager=record.won and record.lost_generation < 0)
-    holder = arbiter.holder() if hasattr(arbiter, "holder") else None
-    runner = getattr(holder, "runner", None)
-    if holder is not None and holder.role == "secondary" and runner is not None and runner.alive() is False:
+        return Standing(holder.generation)
+    if arbiter.identity is None or holder.generation <= record.generation:
+        return Standing(max(record.generation, holder.generation), eager=record.won)
+    if holder.role == "secondary" and holder.runner is not None and holder.runner.alive() is False:
         # A secondary of this host won it, and ended before it could put that down here.
         return Standing(holder.generation, eager=True)
-    who = holder.describe() if holder is not None else "the other side"
-    return Standing(record.generation, lost_to=f"{who} holds generation {current}")
+    return Standing(record.generation, lost_generation=holder.generation, lost_to=holder.describe())
 
 
-def check_arbiter(kept: KeptCopy, uri: str, identity: Any) -> None:
+def check_arbiter(kept: KeptCopy, uri: str, identity: ArbiterIdentity | None) -> None:
     """A copy of one VM is not taken over by another's arbiter. Raises StorageError."""
     description = kept.description
     assert description is not None
     session = description.session
     if not uri or not session.arbiter:
         return
-    found = getattr(identity, "id", "")
+    found = identity.id if identity is not None else ""
     same = session.arbiter_id == found if session.arbiter_id and found else session.arbiter == uri
     if not same:
         raise StorageError(
@@ -149,9 +136,10 @@ def state_of(kept: KeptCopy) -> tuple[str, str]:
         return "used", (f"a VM was told to run from it (pid {record.pid}) and has ended: its memory is of no one instant any "
                         f"more; `colo discard {where}` frees it")
     if record.lost_generation >= 0:
-        return "stale", (f"{record.lost_to or 'the other side'} (generation {record.lost_generation}): this is checkpoint "
-                         f"{record.checkpoint} of generation {record.generation}; `colo secondary` with the arguments of then "
-                         f"waits for its primary, `colo discard {where}` frees it")
+        return "stale", (f"the other side holds generation {record.lost_generation}"
+                         f"{f' ({record.lost_to})' if record.lost_to else ''}, this is checkpoint {record.checkpoint} of "
+                         f"generation {record.generation}; `colo secondary` with the arguments of then waits for its primary, "
+                         f"`colo discard {where}` frees it")
     return "held", f"`colo failover --dir {where}` runs it, if its arbiter lets it; `colo discard {where}` deletes it"
 
 
@@ -199,19 +187,9 @@ def directory_bytes(directory: Path) -> int:
     return total
 
 
-def farewell(image: BlockImage) -> str:
+def farewell(image: RamImage) -> str:
     """What is said when a session ends and leaves a checkpoint; "" if it leaves none."""
-    if not isinstance(image, RamImage) or image.kept.record is None:
+    if image.kept.record is None:
         return ""
     return (f"{image.directory} holds {describe(image.kept)}: {directory_bytes(image.directory) >> 20} MiB; "
             f"{state_of(image.kept)[1]}")
-
-
-def arbitration_error(error: Exception) -> ArbitrationError:
-    """For a copy whose arbiter cannot be asked."""
-    return error if isinstance(error, ArbitrationError) else ArbitrationError(str(error))
-
-
-def describe_description(description: Description) -> str:
-    """The VM, in short."""
-    return f"{description.machine}, {description.total_bytes >> 20} MiB"

@@ -61,6 +61,7 @@ class Rig:
             "arbiter": f"file:{self.arbiter_dir}",
             "deadlines": DEADLINES,
             "takeover_s": 10.0,
+            "lease_ms": 0.0,
         }
         self.config = replace(SecondaryConfig("tcp:127.0.0.1:0", self.ram_dir), **(values | config))
         try:
