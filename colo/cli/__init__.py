@@ -22,7 +22,7 @@ from colo.errors import (
     VmEnded,
 )
 
-COMMANDS = ("secondary", "protect", "failover", "status", "inspect", "doctor", "demo")
+COMMANDS = ("secondary", "protect", "failover", "status", "discard", "inspect", "doctor", "demo")
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NoCheckpoint, 3),

@@ -36,6 +36,8 @@ class SessionFacts:
     boot_id: str = ""
     pid: int = 0
     start_ticks: int = 0
+    lease_ms: int = 0
+    """The longest lease that it promised."""
 
     @classmethod
     def of_this_process(cls, **facts: Any) -> Self:
@@ -92,7 +94,7 @@ def decode_description(data: bytes) -> Description:
             raise StorageError("an argument of its stand-by's command line has a NUL in it")
     facts = SessionFacts(
         standby=standby, share_ram=_of(bool, session["share_ram"], "share_ram"),
-        pid=_number(session["pid"], "pid"), start_ticks=_number(session["start_ticks"], "start_ticks"),
+        pid=_number(session["pid"], "pid"), start_ticks=_number(session["start_ticks"], "start_ticks"), lease_ms=_number(session["lease_ms"], "lease_ms"),
         **{name: _text(session[name], name) for name in ("arbiter", "arbiter_id", "vm", "uuid", "listen", "host", "boot_id")},
     )
     pairs = tuple(_block(each) for each in blocks)

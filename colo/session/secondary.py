@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -146,7 +147,7 @@ class Secondary:
             self._generation = self._arbiter.current()
         self.image = RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes, discard=config.discard)
         self._cleanup.callback(self._leave_image)
-        self._cleanup.callback(lambda: self._close_keepers())
+        self._cleanup.callback(self._close_keepers)
         self._take_in_copy()
         if config.listen:
             self._listener = self._cleanup.enter_context(
@@ -154,8 +155,11 @@ class Secondary:
         elif not self.recovered:
             raise AddressError(f"no address to listen at, and {config.ram_dir} holds no checkpoint")
         self.address = self._listener.address if config.listen else ""
+        lease_ms = config.lease_ms
+        if self.recovered and lease_ms and self.image.kept.description is not None:
+            lease_ms = max(lease_ms, self.image.kept.description.session.lease_ms)  # what was promised then holds
         self.promises = Promises(
-            config.lease_ms, required=config.standby is not None and config.lease_ms > 0, arbiter=self._arbiter,
+            lease_ms, required=config.standby is not None and config.lease_ms > 0, arbiter=self._arbiter,
             checkpoint=self._committed_number, tell=lambda text: self._tell("notice", text), wake=self._wake,
             forgotten=self.recovered)
         self._cleanup.callback(self.promises.close)
@@ -186,7 +190,8 @@ class Secondary:
         kept.session = SessionFacts.of_this_process(
             standby=tuple(config.standby) if config.standby is not None else None, share_ram=config.share_ram,
             arbiter=config.arbiter, arbiter_id=identity.id if identity else "", vm=identity.vm if identity else config.vm,
-            uuid=identity.uuid if identity else "", listen=config.listen)
+            uuid=identity.uuid if identity else "", listen=config.listen,
+            lease_ms=math.ceil(config.lease_ms))
         if kept.record is None:
             return
         check_arbiter(kept, config.arbiter, identity)
@@ -372,6 +377,29 @@ class Secondary:
             self._result = Future()
             loss = self._wait(watch, error, retry_s=retry_s)
 
+    def take_over_kept(self, reason: str) -> TakeoverReport:
+        """In the place of :meth:`run`: take over at once from the checkpoint that an earlier session left (:attr:`recovered`).
+
+        Raises what :meth:`run` does, and whatever a takeover fails with; the checkpoint then stays.
+        """
+        if not self.recovered or self._copy is None:
+            raise NoCheckpoint(f"{self.image.directory} holds no checkpoint of an earlier session")
+        if (done := finish_what_began(self.image, self._generation)) is not None:
+            return self._runs(done)
+        if self.config.standby is None:
+            raise StandbyError("no stand-by's command line is known: give --standby with the primary's command line")
+        self._requested = reason
+        self._ready_standby()
+        try:
+            return self._take_over(self._copy, Loss(reason, time.monotonic_ns(), asked=True))
+        except ArbitrationLost as lost:
+            self._mark_lost(str(lost))
+            raise
+        except BaseException as error:
+            if self._won and not self._spoiled:
+                self._give_back(str(error))
+            raise
+
     def _give_back(self, reason: str) -> None:
         """This side won and could not run the VM: the other side may have it back, and this one has to claim it anew."""
         assert self._generation is not None
@@ -393,12 +421,9 @@ class Secondary:
                 look = GenerationLook(self._arbiter, self._generation, self._wake)
             if retry_s is not None:
                 timers.append(self._be_eager(retry_s, "another try"))
-            elif self.recovered and self._eager:
-                timers.append(self._be_eager(0.0, self._eager))
-            elif self.recovered and self._returns_are_awaited():
+            elif self.recovered and not self._eager and self._returns_are_awaited():
                 timers.append(self._be_eager(
                     self.config.return_s, f"the primary did not come back within {self.config.return_s:g} s"))
-            self._eager = ""
         try:
             while True:
                 if self._copy is not None:

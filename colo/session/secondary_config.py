@@ -11,6 +11,9 @@ from colo.session.deadlines import Deadlines
 from colo.stream import StreamLimits
 
 
+RETURN_S = 30.0
+
+
 @dataclass(frozen=True, slots=True)
 class SecondaryConfig:
     """What a secondary needs to know. Only ``listen`` and ``ram_dir`` have no default."""
@@ -41,7 +44,7 @@ class SecondaryConfig:
     """Allow plaintext TCP beyond loopback."""
     discard: bool = False
     """Delete the checkpoint that an earlier session left in ``ram_dir``."""
-    return_s: float = 30.0
+    return_s: float = RETURN_S
     """Started on such a checkpoint, with ``on_loss`` takeover: its primary has so long to come back before this side asks the
     arbiter. (Only one that keeps who holds the VM: with ``exec:`` and ``none`` it waits for a request.)"""
     wait: bool = False
