@@ -267,6 +267,9 @@ class InProcessSecondary:
         if self._result.done():
             self._result = Future()
             self._requested, self._by_request, self.failover = None, False, Failover()
+            self.promises.relent()
+            self.promises.alone = 0  # that was heard: the arbiter is asked again when it matters
+            self.state = "waiting"
         hold = VmHold(self.vm)
         hold.take()
         try:
@@ -449,6 +452,7 @@ class InProcessSecondary:
             raise
         except ColoError:
             self.promises.relent()
+            self.promises.alone = 0  # that was heard: the arbiter is asked again when it matters
             raise
         self.failover.feed(FailoverEvent.WON)
 

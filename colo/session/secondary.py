@@ -360,6 +360,8 @@ class Secondary:
                 self._mark_lost(str(lost))
                 if self._stopping or not (self.recovered or self.config.wait):
                     raise
+                self.promises.relent()  # its primary may come back
+                self.promises.alone = 0
                 error: ColoError = lost
             except (ColoError, OSError) as failure:
                 if self._spoiled or self._stopping:
@@ -487,6 +489,7 @@ class Secondary:
             self._mark_lost(str(lost))
             if not (self.recovered or self.config.wait):
                 raise
+            self.promises.alone = 0
             self._tell("notice", f"{lost}; the checkpoint is kept as it is, and its primary may come back")
 
     def _mark_lost(self, why: str) -> None:
