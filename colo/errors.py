@@ -20,6 +20,7 @@
     ├── QemuError              a QEMU process or its QMP
     │   ├── QemuUnsupported    this QEMU cannot do what is asked, and why
     │   └── StandbyError       the stand-by does not fit the stream, died, or refused to load
+    │       └── StandbyRefused it loaded the checkpoint and refuses to run it (a disk that another QEMU holds): nothing ran
     └── Unsupported            this machine or build cannot do it, and why
 """
 
@@ -143,6 +144,10 @@ class QemuUnsupported(QemuError):
 
 class StandbyError(QemuError):
     """The stand-by QEMU does not fit the stream, died, or refused to load it."""
+
+
+class StandbyRefused(StandbyError):
+    """The stand-by loaded the checkpoint and refuses to run it: no processor of it has started, the checkpoint is whole."""
 
 
 class Unsupported(ColoError):

@@ -345,6 +345,11 @@ class QemuProcess(Qemu):
         """Let it outlive us: from here on it is the user's. Its monitor stays, free for another client."""
         self._watcher.dismiss()
 
+    def retain(self) -> None:
+        """Take :meth:`release` back: it ends with us again."""
+        if not self._watcher.watching and self.alive():
+            self._watcher = _Watcher(self._process.pid)
+
     def __exit__(self, *exc_info: object) -> None:
         if self._watcher.watching:
             self.stop_process()

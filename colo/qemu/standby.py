@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from colo.errors import QemuError, QemuUnsupported, StandbyError
+from colo.errors import QemuError, QemuUnsupported, StandbyError, StandbyRefused
 from colo.qemu.capabilities import MigrationSettings
 from colo.qemu.command_line import StandbyCommand
 from colo.qemu.process import QemuProcess, unix_path
-from colo.qemu.qmp import EventSubscription, QmpError, QmpEvent, QmpLost, QmpTimeout
+from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
 
 QMP_NAME, INCOMING_NAME = "qmp", "in"
 """The sockets in a stand-by's directory: short, as an address has room for 107 bytes of path."""
+LOCK_RETRY_S = 0.1
+"""Between two tries to run a VM whose disks another QEMU still holds."""
 RESIZABLE_PREFIX = "/rom@"
 """Blocks under this name (firmware tables) are grown or shrunk by the incoming stream, up to their total."""
 
@@ -44,12 +46,14 @@ class LoadReport:
     ``accepted_ms`` and ``loaded_ms``: from :meth:`Standby.connect` to the connection taken, and to the
     stream loaded and the VM started, by QEMU's own event timestamps. ``running_ms``: from there to QMP's
     confirmation that it runs. ``total_ms``: from :meth:`Standby.connect` to that confirmation.
+    ``status`` is QEMU's: not ``running`` where the VM ran and stopped again at once (an I/O error, a guest asleep).
     """
 
     accepted_ms: float | None
     loaded_ms: float
     running_ms: float
     total_ms: float
+    status: str = "running"
 
 
 class Standby:
@@ -280,12 +284,16 @@ class Standby:
                     return accepted, event
 
     def finish(
-        self, timeout_s: float = 5.0, *, before_run: Callable[[], None] = lambda: None
+        self, timeout_s: float = 5.0, *, before_run: Callable[[], None] = lambda: None,
+        telling: Callable[[bool], None] = lambda told: None,
     ) -> LoadReport:
         """Wait until the stream is loaded and the VM runs; ``cont`` it if it was started with ``-S``.
 
-        ``before_run`` is called when it is loaded, before it runs (with ``-S``).
+        ``before_run`` is called when it is loaded, before it runs (with ``-S``). ``telling(True)`` is called before each
+        ``cont``, ``telling(False)`` when QEMU refused it: it is tried again while there is time, since another QEMU that
+        is about to end may still hold a disk of the VM's.
 
+        :raises StandbyRefused: QEMU would not run the VM. That is an answer: no processor of it has started.
         :raises StandbyError: QEMU refused the stream (its own words are in the message), died, or was not
             running within ``timeout_s`` seconds.
         """
@@ -293,7 +301,7 @@ class Standby:
         try:
             accepted, loaded = self._await_loaded(deadline)
             before_run()
-            status = self._await_running(deadline)
+            status = self._await_running(deadline, telling)
         except QmpTimeout as error:
             raise StandbyError(
                 f"the stand-by was not running {timeout_s:.1f} s after the stream: "
@@ -302,7 +310,7 @@ class Standby:
         except QmpError as error:
             raise self._explained(error) from error
         total_ms = (time.monotonic_ns() - self._connected_at_ns) / 1e6
-        if status != "running":
+        if status != "running" and not self.may_have_run:
             raise StandbyError(f"the stand-by loaded the stream, but its status is {status!r}{self._said()}")
         loaded_ms = min(total_ms, (loaded.timestamp_us - self._connected_at_us) / 1e3)
         return LoadReport(
@@ -310,9 +318,10 @@ class Standby:
             loaded_ms=loaded_ms,
             running_ms=total_ms - loaded_ms,
             total_ms=total_ms,
+            status=status,
         )
 
-    def _await_running(self, deadline: float) -> str:
+    def _await_running(self, deadline: float, telling: Callable[[bool], None]) -> str:
         qmp = self.process.qmp
         continued = False
         while True:
@@ -322,8 +331,17 @@ class Standby:
             if status == "running" or (status not in ("inmigrate", "paused", "finish-migrate", "prelaunch")):
                 return status
             if status in ("paused", "prelaunch") and not continued:
-                self.may_have_run = True
-                qmp.execute("cont", timeout_s=max(0.05, deadline - time.monotonic()))
+                telling(True)
+                self.may_have_run = True  # until it says that it did not
+                try:
+                    qmp.execute("cont", timeout_s=max(0.05, deadline - time.monotonic()))
+                except QmpCommandError as error:
+                    self.may_have_run = False
+                    telling(False)
+                    if time.monotonic() + LOCK_RETRY_S >= deadline:
+                        raise StandbyRefused(f"the stand-by loaded the checkpoint, but does not run it: {error}") from error
+                    time.sleep(LOCK_RETRY_S)
+                    continue
                 continued = True
                 continue
             if time.monotonic() > deadline:

@@ -9,12 +9,45 @@ from typing import Protocol
 from colo.errors import ArbitrationError
 
 LOOK_S = 0.5
+HOLD_LOOK_S = 0.2
+"""How often a session that holds its checkpoint looks whether the other side runs."""
 
 
 class Watched(Protocol):
     """The arbiter, as far as it is watched."""
 
     def current(self) -> int: ...
+
+
+class GenerationLook:
+    """Looks, on a thread of its own, whether ``generation`` is over: then :attr:`lost` says so, and ``wake`` is called
+    once."""
+
+    def __init__(self, arbiter: Watched, generation: int, wake: Callable[[], None]) -> None:
+        self.lost = ""
+        self._arbiter = arbiter
+        self._generation = generation
+        self._wake = wake
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="colo-generation-look", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look no more; a look that hangs is left to itself."""
+        self._over.set()
+
+    def _look(self) -> None:
+        while not self._over.is_set():
+            try:
+                seen = self._arbiter.current()
+            except ArbitrationError:
+                seen = self._generation  # it cannot be told just now
+            if seen > self._generation:
+                self.lost = f"the arbiter shows generation {seen}"
+                if not self._over.is_set():
+                    self._wake()
+                return
+            self._over.wait(HOLD_LOOK_S)
 
 
 class ArbiterWatch:
@@ -30,8 +63,8 @@ class ArbiterWatch:
         self._thread = threading.Thread(target=self._watch, name="colo-arbiter-watch", daemon=True)
         self._thread.start()
 
-    def expect(self, generation: int) -> None:
-        """The primary that is followed from now on holds ``generation``."""
+    def expect(self, generation: int | None) -> None:
+        """The primary that is followed from now on holds ``generation``; None: none is followed."""
         self._expected = generation
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ from colo.errors import (
     VmError,
 )
 from colo.lease.promises import Promises
-from colo.memory import RamImage
+from colo.memory import BlockImage
 from colo.protocol import Failover, FailoverEvent, FailoverStatus, Mode
 from colo.protocol.lease import LEASE_MS
 from colo.session.admission import PENDING_LIMIT
@@ -49,18 +49,16 @@ from colo.stream import StreamLimits
 from colo.transport import listen, tune
 
 
-class GuestImage(RamImage):
+class GuestImage(BlockImage):
     """A RAM image in the given blocks instead of files. Their names and sizes are what a primary must announce."""
 
     def __init__(self, blocks: Iterable[GuestBlock]) -> None:
         self.guest_blocks = {block.idstr: block for block in blocks}
         self.max_ram_bytes = sum(block.length_bytes for block in self.guest_blocks.values())
         self.blocks = []
-        self._files = {}
-        self._lock_fd = -1
 
     def announce(self, announced: Iterable[tuple[str, int]]) -> list[RamBlock]:
-        """As :meth:`RamImage.announce`. Raises StreamError when the blocks are not those of the VM here."""
+        """As :meth:`BlockImage.announce`. Raises StreamError when the blocks are not those of the VM here."""
         wanted = list(announced)
         here = {name: block.length_bytes for name, block in self.guest_blocks.items()}
         if dict(wanted) != here:
@@ -262,8 +260,16 @@ class InProcessSecondary:
         """Follow a primary; returns when the VM was taken over.
 
         Raises RuntimeError (another session has the VM), NoCheckpoint (lost before the first commit), ArbitrationLost (the
-        other side runs), VmError (the VM did not load the state) or Interrupted (:meth:`stop`).
+        other side runs), VmError (the VM did not load the state) or Interrupted (:meth:`stop`). Whatever it raises,
+        :attr:`committed` stays as long as this object; run again, it holds that, lets a primary come back, and takes over
+        when asked.
         """
+        if self._result.done():
+            self._result = Future()
+            self._requested, self._by_request, self.failover = None, False, Failover()
+            self.promises.relent()
+            self.promises.alone = 0  # that was heard: the arbiter is asked again when it matters
+            self.state = "waiting"
         hold = VmHold(self.vm)
         hold.take()
         try:
@@ -383,11 +389,13 @@ class InProcessSecondary:
             self.promises.follow(None)
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            committed = follower.settle()
-            follower.close()
-        if committed is not None:  # also one whose acknowledgement did not leave any more
-            self._held = _Held(committed, image)
-        self._following = None
+            try:
+                # However it ended, and also when its acknowledgement did not leave any more.
+                if (committed := follower.settle()) is not None:
+                    self._held = _Held(committed, image)
+            finally:
+                follower.close()
+                self._following = None
         self.state = "waiting"
         return reason, noticed_ns
 
@@ -445,6 +453,7 @@ class InProcessSecondary:
             raise
         except ColoError:
             self.promises.relent()
+            self.promises.alone = 0  # that was heard: the arbiter is asked again when it matters
             raise
         self.failover.feed(FailoverEvent.WON)
 

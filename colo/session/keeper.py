@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,26 @@ WATCH_S = 0.25
 TRIAL_NAME = "t"
 LONGEST_NAME = max(f"/999/{name}" for name in (QMP_NAME, INCOMING_NAME))
 """The longest that a stand-by's sockets are called behind the keeper's directory."""
+STANDBY_NAME = "standby"
+"""In the RAM directory: where stand-bys have their sockets, each in a directory called by a number."""
+
+
+_taken: set[Path] = set()
+"""Directories of stand-bys of this process."""
+_taking = threading.Lock()
+
+
+def _deserted(directory: Path) -> bool:
+    """Whether no QEMU has its monitor there any more: what is in it was left by a session that was killed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(directory / QMP_NAME))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return True
+        except OSError:
+            return False
+    return False
 
 
 def check_room_for_sockets(work_dir: Path, *, of: str = "the stand-by's directory") -> None:
@@ -74,7 +95,8 @@ class StandbyKeeper:
         self._ready: Future[Standby] = Future()
         self._closed = threading.Event()
         self._taken: Standby | None = None
-        self._attempt = 0
+        self._directories: list[Path] = []
+        self._files: dict[str, Path] = {}
         self._machine = ""
         self._blocks: list[RamBlockInfo] = []
         self._lock = threading.Lock()
@@ -110,6 +132,7 @@ class StandbyKeeper:
                 self._on_event(
                     f"the stand-by opens for writing, and locks, only at a takeover: {', '.join(disks)}; while another "
                     "QEMU holds one of them, it cannot run")
+        self._files = {block.idstr: self.image.path(block.idstr) for block in blocks}
         self._watch_new()
 
     def _watch_new(self) -> None:
@@ -149,14 +172,11 @@ class StandbyKeeper:
 
     def _launch(self) -> Standby:
         sizes = [(block.idstr, block.used_length) for block in self._blocks]
-        files = {idstr: self.image.path(idstr) for idstr, _ in sizes}
-        derived = derive_standby(self.argv, ram_files=files, blocks=sizes, share_ram=self.share_ram)
+        derived = derive_standby(self.argv, ram_files=self._files, blocks=sizes, share_ram=self.share_ram)
         if "-S" not in derived.argv:
             # It runs when it is told to, and not before: until then the image is as the checkpoint left it.
             derived = replace(derived, argv=(*derived.argv, "-S"))
-        private_directory(self.work_dir)
-        self._attempt += 1
-        standby = Standby(derived, self.work_dir / str(self._attempt))
+        standby = Standby(derived, self._new_directory())
         try:
             standby.start(self.start_s)
             standby.check(self._machine, sizes)
@@ -165,6 +185,21 @@ class StandbyKeeper:
             standby.close()
             raise
         return standby
+
+    def _new_directory(self) -> Path:
+        """One that nobody uses: a VM that was handed over may have its monitor in another."""
+        private_directory(self.work_dir)
+        number = 1
+        while True:
+            directory = self.work_dir / str(number)
+            with _taking:
+                made = not directory.exists()
+                if made or (directory not in _taken and _deserted(directory)):
+                    directory.mkdir(mode=0o700, exist_ok=True)
+                    _taken.add(directory)
+                    self._directories.append(directory)
+                    return directory
+            number += 1
 
     @property
     def state(self) -> str:
@@ -240,6 +275,7 @@ class StandbyKeeper:
             with contextlib.suppress(ColoError):
                 ready.result().close()
         # One that was handed over still has its monitor in there: its directory stays.
-        for directory in (*self.work_dir.glob("*"), self.work_dir):
+        for directory in (*self._directories, self.work_dir / TRIAL_NAME, self.work_dir):
+            _taken.discard(directory)
             with contextlib.suppress(OSError):
                 directory.rmdir()

@@ -302,12 +302,13 @@ class Primary:
         except BaseException:
             sock.close()
             raise
+        peer = connection.peer
         connection.close()
         if connection.welcome.notice:
             self._tell("notice", f"the secondary could not take over as things are: {connection.welcome.notice}")
         self._leased_generation = self.generation
         self._lease = VmLease(
-            connection.peer, token=connection.welcome.token, generation=self.generation, lease_ms=connection.welcome.lease_ms,
+            peer, token=connection.welcome.token, generation=self.generation, lease_ms=connection.welcome.lease_ms,
             stop=self._handle.lease_over, go_on=self._handle.leased, changed=self._lease_changed)
         if not self._lease.wait_leased(LEASED_S):
             self._drop_lease()

@@ -10,13 +10,15 @@ from colo.protocol import Mode
 from colo.session.deadlines import Deadlines
 from colo.stream import StreamLimits
 
+RETURN_S = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class SecondaryConfig:
     """What a secondary needs to know. Only ``listen`` and ``ram_dir`` have no default."""
 
     listen: str
-    """``tcp:HOST:PORT`` or ``unix:PATH``."""
+    """``tcp:HOST:PORT`` or ``unix:PATH``. "": nobody is let in; for a directory that holds a checkpoint."""
     ram_dir: str | os.PathLike[str]
     """Directory of the RAM image and of the control socket; on tmpfs, for speed (mode 0700, made if missing)."""
     standby: Sequence[str] | None = None
@@ -41,6 +43,13 @@ class SecondaryConfig:
     mode: Mode = Mode.EARLY
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    discard: bool = False
+    """Delete the checkpoint that an earlier session left in ``ram_dir``."""
+    return_s: float = RETURN_S
+    """Started on such a checkpoint, with ``on_loss`` takeover: its primary has so long to come back before this side asks the
+    arbiter. (Only one that keeps who holds the VM: with ``exec:`` and ``none`` it waits for a request.)"""
+    wait: bool = False
+    """When the other side won: keep the checkpoint and wait for its primary, instead of ending with ArbitrationLost."""
     takeover_s: float = 30.0
     """Most a stand-by may take to load the checkpoint and run."""
     heat_map: bool = False

@@ -55,8 +55,9 @@ def running(tmp_path: Path) -> Iterator[Running]:
     yield each
     each.secondary.stop()
     each.thread.join(10)
+    committed = each.secondary.committed
     each.secondary.close()
-    assert not (tmp_path / "ram").exists()
+    assert (tmp_path / "ram").exists() == (committed is not None), "what was committed stays, and nothing else"
 
 
 def open_stream(sock: socket.socket) -> None:
