@@ -38,8 +38,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "secondary", help="follow a primary and take over when it is lost",
         description="Listens for a QEMU primary with x-colo (see `colo protect`), keeps its last committed checkpoint in "
-        "--ram-dir, and runs its VM in a stand-by QEMU when the primary is lost. The checkpoint stays there when the session ends, "
-        "however it does; started again with the same arguments, it goes on from it.",
+        "--ram-dir, and runs its VM in a stand-by QEMU when the primary is lost. The checkpoint stays there when the "
+        "session ends, however it does; started again with the same arguments, it goes on from it.",
     )
     parser.add_argument("listen", metavar="LISTEN", help="tcp:HOST:PORT or unix:PATH")
     parser.add_argument("--ram-dir", required=True, metavar="DIR",
@@ -65,12 +65,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--on-loss", choices=("takeover", "hold"), default="takeover",
                         help="hold: keep the checkpoint and wait for `colo failover`")
     parser.add_argument("--return-s", type=float, default=RETURN_S, metavar="S",
-                        help="started on a checkpoint that an earlier session left in --ram-dir: its primary has so long to come "
-                        "back before the arbiter is asked (default %(default)g)")
+                        help="started on a checkpoint that an earlier session left in --ram-dir: its primary has so long to "
+                        "come back before the arbiter is asked (default %(default)g)")
     parser.add_argument("--wait", action="store_true",
                         help="when the other side won: keep the checkpoint and wait for its primary, instead of ending")
     parser.add_argument("--discard", action="store_true", help="delete the checkpoint that --ram-dir holds, and begin anew")
     parser.add_argument("--no-shared-ram", action="store_true", help="send all pages to the stand-by at takeover")
+    parser.add_argument("--no-trial", action="store_true", help="do not find out beforehand, in a second QEMU that never "
+                        "runs the VM, whether the stand-by can load it")
     parser.add_argument("--strict", action="store_true", help="acknowledge a checkpoint only when it is applied")
     parser.add_argument("--max-ram", type=byte_size, metavar="SIZE", help="most RAM a primary may announce")
     parser.add_argument("--max-device-state", type=byte_size, default=64 << 20, metavar="SIZE",
@@ -97,6 +99,7 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
         vm=arguments.vm,
         lease_ms=0.0 if arguments.no_lease else arguments.lease_ms,
         share_ram=not arguments.no_shared_ram,
+        trial=not arguments.no_trial,
         on_loss=arguments.on_loss,
         return_s=arguments.return_s,
         wait=arguments.wait,

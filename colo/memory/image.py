@@ -187,8 +187,8 @@ class RamImage(BlockImage):
         assert record is not None and description is not None
         if description.total_bytes > self.max_ram_bytes:
             raise StorageError(
-                f"{self.directory} holds a checkpoint of {description.total_bytes} bytes of RAM, at most {self.max_ram_bytes} "
-                "are allowed (--max-ram)")
+                f"{self.directory} holds a checkpoint of {description.total_bytes} bytes of RAM, at most "
+                f"{self.max_ram_bytes} are allowed (--max-ram)")
         blocks = []
         for idstr, length in description.blocks:
             path = self.path(idstr)
@@ -219,12 +219,17 @@ class RamImage(BlockImage):
         """Whether a committed checkpoint is kept here: then :meth:`close` leaves it."""
         return self.kept.record is not None
 
+    @property
+    def set_in_use(self) -> int:
+        """Which of the two sets of files: that of a first copy that is under way, else of the committed ones."""
+        return self._set if self._filling is None else self._filling
+
     def path(self, idstr: str) -> Path:
         """The file of a block: of a first copy that is under way, else of the committed ones.
 
         Names come from a peer: whatever could leave the directory is percent-encoded.
         """
-        return self._path(self._set if self._filling is None else self._filling, idstr)
+        return self._path(self.set_in_use, idstr)
 
     def _path(self, number: int, idstr: str) -> Path:
         name = quote(idstr, safe="@")
@@ -305,7 +310,7 @@ class RamImage(BlockImage):
         """See :meth:`BlockImage.prepare`. Raises StorageError."""
         self.kept.prepare(
             checkpoint, machine, ram_section_id, device_state, tuple((b.idstr, b.used_length) for b in blocks),
-            self._set if self._filling is None else self._filling)
+            self.set_in_use)
 
     def commit(self, blocks: list[RamBlock], extent: tuple[int, int, int] = (0, 0, 0)) -> None:
         """See :meth:`BlockImage.commit`: what :meth:`prepare` put down is the committed checkpoint from here on, also for

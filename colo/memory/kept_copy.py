@@ -10,8 +10,10 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from colo._fast.digest import StreamDigest
@@ -46,6 +48,8 @@ class KeptCopy:
         self._fds: dict[str, int] = {}
         self._dir_fd = -1
         self._digest = StreamDigest()
+        self._lock = threading.RLock()
+        """The log is replayed on another thread than the session's."""
         self._prepared: DecisionRecord | None = None
         self._prepared_description: Description | None = None
         self._read()
@@ -152,13 +156,17 @@ class KeptCopy:
                 offset += done
         except OSError as error:
             raise StorageError(
-                f"{self.path / name}: {error.strerror}; free space there, or give another directory with --ram-dir") from error
+                f"{self.path / name}: {error.strerror}; free space there, or give another directory with --ram-dir"
+            ) from error
 
     def prepare(
         self, checkpoint: int, machine: str, ram_section_id: int, device_state: bytes,
         blocks: Sequence[tuple[str, int]], image_set: int,
     ) -> None:
-        """Put down all that :meth:`commit` will decide on, where the committed checkpoint has nothing. Raises StorageError."""
+        """Put down all that :meth:`commit` will decide on, where the committed checkpoint has nothing.
+
+        Raises StorageError; what is committed is untouched then.
+        """
         before = self.record
         device_slot = 1 - before.device_slot if before else 0
         self._write(DEVICES[device_slot], device_state, 0)
@@ -177,7 +185,7 @@ class KeptCopy:
         self._open(DECISION)
         self._prepared_description = description
         self._prepared = DecisionRecord(
-            before.sequence + 1 if before else 1, Phase.WHOLE, checkpoint, time.time_ns(), ram_section_id, image_set,
+            0, Phase.WHOLE, checkpoint, time.time_ns(), ram_section_id, image_set,
             device_slot, len(device_state), self._digest.value.to_bytes(DIGEST_BYTES, "big"), *described,
             generation=self.generation,
         )
@@ -193,24 +201,28 @@ class KeptCopy:
         assert prepared is not None
         self._prepared = None
         records, log_bytes, pages_bytes = extent
-        if records:
-            prepared = prepared.next(
-                phase=Phase.REPLAY, log_records=records, log_bytes=log_bytes, pages_bytes=pages_bytes)
         first = self.record is None
-        self._decide(prepared)
+        with self._lock:
+            self._decide(replace(
+                prepared, sequence=self.record.sequence + 1 if self.record is not None else 1,
+                phase=Phase.REPLAY if records else Phase.WHOLE, log_records=records, log_bytes=log_bytes,
+                pages_bytes=pages_bytes))
         self.description = self._prepared_description
         if first:
             self.write_note()
 
     def replayed(self) -> None:
         """The redo log is wholly in the image: it may be overwritten."""
-        if self.record is not None and self.record.phase is Phase.REPLAY:
+        with self._lock:
+            if self.record is None or self.record.phase is not Phase.REPLAY:
+                return
             self.change(phase=Phase.WHOLE, log_records=0, log_bytes=0, pages_bytes=0)
 
     def change(self, **changes: object) -> None:
         """Decide on the same checkpoint with other facts (fields of DecisionRecord). Raises StorageError."""
-        assert self.record is not None
-        self._decide(self.record.next(**changes))
+        with self._lock:
+            assert self.record is not None
+            self._decide(self.record.next(**changes))
 
     def _decide(self, record: DecisionRecord) -> None:
         self._write(DECISION, record.encode(), record.slot_offset)

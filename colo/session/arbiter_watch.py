@@ -20,7 +20,7 @@ class Watched(Protocol):
 
 
 class GenerationLook:
-    """Looks, on a thread of its own, whether ``generation`` is over: then :attr:`lost` says so, and ``wake`` is called once."""
+    """Looks, on a thread of its own, whether ``generation`` is over: then :attr:`lost` says so, and ``wake`` is called."""
 
     def __init__(self, arbiter: Watched, generation: int, wake: Callable[[], None]) -> None:
         self.lost = ""
@@ -50,8 +50,8 @@ class GenerationLook:
 
 
 class ArbiterWatch:
-    """Calls ``alarm(text)``, on a thread of its own, when the arbiter shows another generation than the one followed, or nothing
-    at all; with "" when it is as it should be again."""
+    """Calls ``alarm(text)``, on a thread of its own, when the arbiter shows another generation than the one followed, or
+    nothing at all; with "" when it is as it should be again."""
 
     def __init__(self, arbiter: Watched, alarm: Callable[[str], None]) -> None:
         self._arbiter = arbiter
@@ -78,7 +78,8 @@ class ArbiterWatch:
             try:
                 seen = self._arbiter.current()
                 text = "" if seen == expected else (
-                    f"this side follows generation {expected}, but the arbiter shows {seen}: as things are, it could not take "
+                    f"this side follows generation {expected}, but the arbiter shows {seen}: as things are, it could not "
+                    "take "
                     "over; see who holds it with `colo arbiter show`")
             except ArbitrationError as error:
                 text = f"the arbiter cannot be read, so this side could not take over as things are: {error}"

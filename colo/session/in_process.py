@@ -91,8 +91,8 @@ class InProcessConfig:
     vm: str = ""
     """The VM's name: an arbiter of another VM is refused. "": whichever the arbiter's is."""
     lease_ms: float = LEASE_MS
-    """The longest lease that this side promises, in milliseconds; the primary's decides within that. 0: none, and a primary that
-    asks for none is let in."""
+    """The longest lease that this side promises, in milliseconds; the primary's decides within that. 0: none, and a
+    primary that asks for none is let in."""
     wait_s: float = 0.0
     """After a loss: so long the primary may come back (its ``resync_s``) before this side takes over."""
     resume: bool = True
@@ -261,8 +261,8 @@ class InProcessSecondary:
 
         Raises RuntimeError (another session has the VM), NoCheckpoint (lost before the first commit), ArbitrationLost (the
         other side runs), VmError (the VM did not load the state) or Interrupted (:meth:`stop`). Whatever it raises,
-        :attr:`committed` stays as long as this object; run again, it holds that, lets a primary come back, and takes over when
-        asked.
+        :attr:`committed` stays as long as this object; run again, it holds that, lets a primary come back, and takes over
+        when asked.
         """
         if self._result.done():
             self._result = Future()
@@ -315,7 +315,8 @@ class InProcessSecondary:
             self._heed()
             if self._held is None:
                 self._tell(
-                    "notice", "the primary was lost before its first checkpoint was whole, so there is nothing to resume from: "
+                    "notice", "the primary was lost before its first checkpoint was whole, so there is nothing to resume "
+                    "from: "
                     f"{reason}; waiting for it, or another")
                 continue
             if self._requested is None and self.config.wait_s > 0:

@@ -27,13 +27,11 @@ from colo.errors import (
     ProtocolError,
     StandbyError,
     StandbyRefused,
-    StorageError,
     StreamError,
     VmEnded,
 )
 from colo.lease.promises import Promises
 from colo.memory import Phase, RamImage, SessionFacts
-from colo.memory.description import start_ticks
 from colo.protocol import Failover, FailoverEvent
 from colo.qemu.standby import Standby
 from colo.session.admission import PENDING_LIMIT
@@ -43,9 +41,22 @@ from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
 from colo.session.door import Door
 from colo.session.follower import Follower, explain
+from colo.session.foresight import Rehearsal, room_notice
 from colo.session.heat import DirtyHeat
-from colo.session.keeper import STANDBY_NAME, StandbyKeeper
-from colo.session.kept import RecoveredCopy, check_arbiter, check_same_vm, describe, farewell, standing, state_of
+from colo.session.keeper import STANDBY_NAMES, StandbyKeeper, check_room_for_sockets
+from colo.session.kept import (
+    RecoveredCopy,
+    check_arbiter,
+    check_same_vm,
+    describe,
+    farewell,
+    in_doubt,
+    mark_lost,
+    mark_telling,
+    mark_untouched,
+    standing,
+    state_of,
+)
 from colo.session.left_running import finish_what_began
 from colo.session.secondary_config import SecondaryConfig
 from colo.session.statistics import CheckpointStatistics
@@ -55,6 +66,8 @@ from colo.transport import abort, listen, tune
 
 __all__ = ["Secondary", "SecondaryConfig"]
 
+REHEARSAL_NAME = "r"
+LOADABLE = "tried: the stand-by can load this VM"
 REFUSED_RETRY_S = 2.0
 """A stand-by that would not run the VM (a disk is held) is followed by another after this time: nobody else may run it."""
 LOAD_ATTEMPTS = 2
@@ -80,7 +93,8 @@ class Secondary:
             print(report.qmp_path, report.pid)
 
     ``on_event(kind, data)`` is called, from the session's threads, with ``listening``, ``connected``, ``announced``,
-    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice`` and ``running``.
+    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice``, ``verdict`` (of a trial:
+    why the stand-by would refuse the VM, or that it loads it) and ``running``.
 
     The last committed checkpoint outlives the session, however that ends, in ``ram_dir``; a session that is started on one
     (:attr:`recovered`) holds it, lets its primary come back, and can take over from it.
@@ -117,6 +131,7 @@ class Secondary:
         """The stand-by for :attr:`_copy`."""
         self._next_keeper: StandbyKeeper | None = None
         """For a primary whose first copy is not whole yet."""
+        self._rehearsal: Rehearsal | None = None
         self._arbiter: Arbiter | None = None
         self._generation: int | None = None
         self._won = False
@@ -144,6 +159,7 @@ class Secondary:
                 )
             self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", vm=config.vm)
             self._cleanup.callback(self._arbiter.close)
+            check_room_for_sockets(Path(config.ram_dir) / max(STANDBY_NAMES, key=len), of="--ram-dir")
             self._generation = self._arbiter.current()
         self.image = RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes, discard=config.discard)
         self._cleanup.callback(self._leave_image)
@@ -165,7 +181,8 @@ class Secondary:
         self._cleanup.callback(self.promises.close)
         if config.standby is not None and not config.lease_ms:
             self._no_lease = (
-                "no lease was asked for (--no-lease): a primary that is cut off is not stopped by time, so both sides can run "
+                "no lease was asked for (--no-lease): a primary that is cut off is not stopped by time, so both sides can "
+                "run "
                 "unless the arbiter itself fences (exec:)")
         self._door: Door | None = None
         if config.listen:
@@ -241,6 +258,8 @@ class Secondary:
                 self._follower.settle()
             self._follower.close()
             self._follower = None
+        if self._rehearsal is not None:
+            self._rehearsal.join(5.0)
         if not self._result.done():
             self._result.cancel()
         self._cleanup.close()
@@ -283,7 +302,7 @@ class Secondary:
             "ram_bytes": self.image.total_bytes,
             "ram_storage_bytes": self.image.storage_bytes,
             "staged_high_water_bytes": follower.staged_high_water_bytes if follower else 0,
-            "standby": self._keeper.state if self._keeper else None,
+            "standby": keeper.state if (keeper := self._next_keeper or self._keeper) else None,
             "generation": self._generation,
             "recovered": self.recovered,
             "lost_to": self._lost_to or None,
@@ -322,13 +341,21 @@ class Secondary:
         if self._no_lease:
             self._tell("notice", self._no_lease)
         if self.recovered:
-            self._tell("notice", f"{self.image.directory} holds {describe(self.image.kept)}: {state_of(self.image.kept)[1]}")
+            kept = self.image.kept
+            self._tell("notice", f"{self.image.directory} holds {describe(kept)}: {state_of(kept)[1]}")
             if (done := finish_what_began(self.image, self._generation)) is not None:
                 return self._runs(done)
             self._ready_standby()
+        elif self.config.standby is not None and self.config.trial:
+            self._rehearsal = Rehearsal(
+                self.config.standby, Path(self.config.ram_dir) / STANDBY_NAMES[0] / REHEARSAL_NAME,
+                lambda text: self._tell("notice", text))
         watch = ArbiterWatch(self._arbiter, self._alarm) if self._arbiter is not None else None
         try:
             return self._serve(watch)
+        except VmEnded:
+            self.image.remove_files()  # it ended on purpose: nothing is to revive it
+            raise
         finally:
             if watch is not None:
                 watch.close()
@@ -354,7 +381,6 @@ class Secondary:
                     continue
                 return self._take_over(copy, loss)
             except VmEnded:
-                self.image.remove_files()
                 raise
             except ArbitrationLost as lost:
                 self._mark_lost(str(lost))
@@ -380,7 +406,7 @@ class Secondary:
             loss = self._wait(watch, error, retry_s=retry_s)
 
     def take_over_kept(self, reason: str) -> TakeoverReport:
-        """In the place of :meth:`run`: take over at once from the checkpoint that an earlier session left (:attr:`recovered`).
+        """In the place of :meth:`run`: take over at once from what an earlier session left (:attr:`recovered`).
 
         Raises what :meth:`run` does, and whatever a takeover fails with; the checkpoint then stays.
         """
@@ -454,6 +480,8 @@ class Secondary:
 
     def _be_eager(self, after_s: float, reason: str) -> threading.Timer:
         def now() -> None:
+            if self._lost_to:
+                return
             self._eager = reason
             self._wake()
 
@@ -494,17 +522,8 @@ class Secondary:
 
     def _mark_lost(self, why: str) -> None:
         """The other side holds a later generation: that is put down with the checkpoint, which stays."""
-        kept = self.image.kept
-        if kept.record is None or self._arbiter is None:
-            return
-        holder = None
-        with contextlib.suppress(ArbitrationError):
-            holder = self._arbiter.holder()
-        ahead = self._generation + 1 if self._generation is not None else 0
-        self._lost_to = holder.describe() if holder is not None and holder.generation >= ahead else why
-        with contextlib.suppress(StorageError):
-            kept.change(
-                lost_generation=max(ahead, holder.generation) if holder is not None else ahead, lost_to=self._lost_to, won=False)
+        if self._arbiter is not None and self._generation is not None:
+            self._lost_to = mark_lost(self.image.kept, self._arbiter, self._generation, why)
 
     def _follow_one(self, sock: socket.socket, watch: ArbiterWatch | None) -> Loss | None:
         """Follow a primary to its end. None: nothing of it was committed, and all is as before."""
@@ -540,7 +559,8 @@ class Secondary:
         self._generation = held_generation
         self.state = "holding"
         self._tell(
-            "notice", f"the primary was lost before its first checkpoint was whole: {loss.reason}; what was held before is held")
+            "notice", f"the primary was lost before its first checkpoint was whole: {loss.reason}; what was held before "
+            "is held")
         if self._requested is not None:
             return Loss(self._requested, loss.noticed_ns, asked=True)
         return None
@@ -580,7 +600,13 @@ class Secondary:
             raise VmEnded(f"the VM was ended at the primary ({self.promises.ended}): nothing is to be taken over")
         if self.promises.alone and not self._won:
             raise ArbitrationLost(
-                f"the primary's VM runs on alone, in generation {self.promises.alone}: {self.promises.said or 'no reason given'}")
+                f"the primary's VM runs on alone, in generation {self.promises.alone}: "
+                f"{self.promises.said or 'no reason given'}")
+
+    def _foreseen(self, text: str | None) -> None:
+        """What a trial of the stand-by found, or None: it can load the VM. The primary's user is to know it too."""
+        self.promises.notice(text or "")
+        self._tell("verdict", text or LOADABLE)
 
     def _alarm(self, text: str) -> None:
         """What this side sees at the arbiter does not fit, so nothing would be protected; "": it does again."""
@@ -595,14 +621,18 @@ class Secondary:
         if self._copy is not None:
             check_same_vm(self.image.kept, configuration, blocks)
         self._tell("announced", (configuration, blocks))
+        if text := room_notice(self.config.ram_dir, sum(block.used_length for block in blocks)):
+            self._tell("notice", text)
         self._next_keeper = self._new_keeper(configuration, blocks)
 
     def _new_keeper(self, configuration: Configuration, blocks: list[RamBlockInfo]) -> StandbyKeeper | None:
         if self.config.standby is None:
             return None
         keeper = StandbyKeeper(
-            self.config.standby, self.image, Path(self.config.ram_dir) / STANDBY_NAME,
+            self.config.standby, self.image, Path(self.config.ram_dir) / STANDBY_NAMES[self.image.set_in_use],
             share_ram=self.config.share_ram, on_event=lambda text: self._tell("notice", text),
+            rehearsal=self._rehearsal, trial=self.config.trial,
+            on_verdict=self._foreseen,
         )
         keeper.start(configuration, blocks)
         return keeper
@@ -611,6 +641,8 @@ class Secondary:
         """A stand-by for the checkpoint that was found here."""
         if isinstance(self._copy, RecoveredCopy) and self._keeper is None:
             self._keeper = self._new_keeper(self._copy.committed.configuration, self._copy.block_infos)
+            if self._keeper is not None:
+                self._keeper.committed(self._copy.committed)
 
     def _committed(self, committed: Committed, report: CheckpointReport) -> None:
         assert self._follower is not None
@@ -618,6 +650,8 @@ class Secondary:
         self.state = "protecting"
         self.promises.progress()
         self.statistics.add(report)
+        if self._keeper is not None:
+            self._keeper.committed(committed)
         self._tell("checkpoint", report)
 
     def _follow(self, follower: Follower) -> Loss:
@@ -633,7 +667,8 @@ class Secondary:
                 self._cut(follower)
             # Else the connection lives until the takeover has claimed the VM: a primary that saw it go would claim too.
             return Loss(
-                self._requested or ("stopped" if self._stopping else self.promises.lapsed or "the primary ended it"), noticed_ns)
+                self._requested or ("stopped" if self._stopping else self.promises.lapsed or "the primary ended "
+                                                                                             "it"), noticed_ns)
         except Exception as error:
             # Whatever it is: what was committed before must survive it.
             noticed_ns = time.monotonic_ns()
@@ -703,7 +738,8 @@ class Secondary:
         except BaseException as error:
             self._cut(follower)
             standby.close()
-            if isinstance(error, ArbitrationError) and not isinstance(error, ArbitrationLost):
+            if isinstance(error, ArbitrationError) and (
+                    self.recovered or self.config.wait or not isinstance(error, ArbitrationLost)):
                 self._keeper.replace()
             raise
         settled_ns = time.monotonic_ns()
@@ -719,9 +755,9 @@ class Secondary:
                 self.failover.feed(FailoverEvent.BROKEN)
                 if standby.may_have_run:
                     self._spoiled = True
-                    raise self._in_doubt(standby, committed, error) from error
+                    raise in_doubt(standby, committed, error) from error
                 standby.close()
-                self._mark_untouched()
+                mark_untouched(self.image.kept)
                 self._keeper.replace()
                 if attempt == LOAD_ATTEMPTS or not isinstance(error, (ColoError, OSError)) \
                         or isinstance(error, StandbyRefused):
@@ -744,36 +780,6 @@ class Secondary:
         if record is not None and record.phase is Phase.RUNNING:
             raise StandbyError(f"checkpoint {record.checkpoint} cannot be run: {state_of(self.image.kept)[1]}")
 
-    def _in_doubt(self, standby: Standby, committed: Committed, error: BaseException) -> StandbyError:
-        """The stand-by was told to run, and did not answer. If it lives it is left as it is: it may be the VM, running."""
-        if standby.alive:
-            path, pid = standby.hand_over()
-            return StandbyError(
-                f"{error}; it was told to run checkpoint {committed.number} and may do so: it is left as it is, nothing else is "
-                f"started beside it. See to it at {path}, or end its process {pid}")
-        standby.close()
-        return StandbyError(
-            f"{error}; it may have run and changed the RAM it shares, so checkpoint {committed.number} cannot be loaded again")
-
-    def _mark_untouched(self) -> None:
-        kept = self.image.kept
-        if kept.record is not None and kept.record.phase is not Phase.WHOLE:
-            kept.change(phase=Phase.WHOLE, pid=0, pid_start_ticks=0)
-
-    def _mark_telling(self, standby: Standby, told: bool) -> None:
-        """Put down that the stand-by is told to run, before it is; or that it refused. From the first on it outlives this
-        process: it may be the VM."""
-        pid = standby.process.pid
-        assert pid is not None
-        if told:
-            self.image.kept.change(
-                phase=Phase.RUNNING, pid=pid, pid_start_ticks=start_ticks(pid) or 0,
-                standby_number=int(standby.work_dir.name.rpartition("-")[2]))
-            standby.process.release()
-        else:
-            standby.process.retain()
-            self.image.kept.change(phase=Phase.LOADED)
-
     def _arbitrate(self, standby: Standby, reason: str) -> None:
         """Win the generation, and see the other side's VM stand still: by proof, or by the end of its lease.
 
@@ -781,6 +787,7 @@ class Secondary:
         other one stopped; after a loss it waits first: the primary, if it lives, is to win, as its VM has lost nothing.
         """
         assert self._arbiter is not None
+        won_before = self._won
         asked = self._requested is not None or self._arbiter.fences
         try:
             if not self._won:
@@ -797,7 +804,8 @@ class Secondary:
             if not self._won:
                 self.promises.relent()
             raise
-        self.failover.feed(FailoverEvent.WON)
+        if not won_before:
+            self.failover.feed(FailoverEvent.WON)
 
     def _claim(self, standby: Standby, reason: str) -> None:
         assert self._arbiter is not None and self._generation is not None
@@ -841,7 +849,7 @@ class Secondary:
             composed_ns = time.monotonic_ns()
             outcome = standby.finish(
                 self.config.takeover_s, before_run=self._end_other_side,
-                telling=lambda told: self._mark_telling(standby, told))
+                telling=lambda told: mark_telling(self.image.kept, standby, told))
         running_ns = time.monotonic_ns()
         qmp_path, pid = standby.hand_over()
         self.image.remove_files()
