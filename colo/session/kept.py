@@ -50,7 +50,7 @@ class RecoveredCopy:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """Where a recovered copy stands at the arbiter. ``generation``: the one to claim from. ``eager``: this side had won it,
-    and did not come to run the VM: nobody does. ``lost_to``: who holds ``lost_generation``, a later one; "" and -1: nobody."""
+    and did not come to run the VM: nobody does. ``lost_to``: who holds ``lost_generation``, a later one; "", -1: nobody."""
 
     generation: int
     eager: bool = False

@@ -159,7 +159,7 @@ class Secondary:
                 )
             self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", vm=config.vm)
             self._cleanup.callback(self._arbiter.close)
-            check_room_for_sockets(Path(config.ram_dir) / max(STANDBY_NAMES, key=len), of="--ram-dir")
+            check_room_for_sockets(Path(config.ram_dir) / STANDBY_NAMES[0], of="--ram-dir")
             self._generation = self._arbiter.current()
         self.image = RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes, discard=config.discard)
         self._cleanup.callback(self._leave_image)
