@@ -51,8 +51,8 @@ def _left_in(directory: str | None) -> SessionFacts | None:
     """What is known of the session that left a checkpoint there."""
     if directory is None or not Path(directory).is_dir():
         return None
-    kept = KeptCopy(Path(directory))
-    return kept.description.session if kept.description is not None else None
+    with KeptCopy(Path(directory)) as kept:
+        return kept.description.session if kept.description is not None else None
 
 
 def _run_kept(arguments: argparse.Namespace, facts: SessionFacts) -> dict[str, Any]:

@@ -191,7 +191,13 @@ def in_doubt(standby: Standby, committed: Committed, error: BaseException) -> St
 
 def kept_status(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What ``colo status --dir`` shows where no session answers; None if no checkpoint is there. Raises StorageError."""
-    kept = KeptCopy(Path(directory))
+    if not Path(directory).is_dir():
+        return None
+    with KeptCopy(Path(directory)) as kept:
+        return _status_of(kept)
+
+
+def _status_of(kept: KeptCopy) -> dict[str, Any] | None:
     record, description = kept.record, kept.description
     if record is None or description is None:
         return None
