@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from colo.arbiter import init_arbiter
 from colo.errors import ColoError
 from colo.qemu.capabilities import capabilities_of
 from colo.qemu.guest import check_guest_memory
@@ -34,10 +35,11 @@ class Follower:
         self.notices: list[str] = []
         arbiter = run_dir / f"arbiter-{number}"
         arbiter.mkdir(mode=0o700)
+        init_arbiter(f"file:{arbiter}", vm="test")
         self.secondary = Secondary(
             SecondaryConfig(
                 f"unix:{run_dir}/s{number}", run_dir / f"ram{number}", standby=standby, arbiter=f"file:{arbiter}",
-                share_ram=share_ram),
+                share_ram=share_ram, lease_ms=0.0),
             on_event=lambda kind, data: self.notices.append(str(data)) if kind == "notice" else None)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from colo.arbiter import init_arbiter
 from colo.errors import StandbyError
 from colo.qemu.guest import make_guest_image
 from colo.session.keeper import check_room_for_sockets
@@ -184,6 +185,7 @@ def test_a_takeover_does_not_wait_for_a_trial(machine: Machine, run_dir: Path) -
 
 def test_a_directory_too_long_for_sockets_is_refused_at_the_start(machine: Machine, run_dir: Path) -> None:
     (run_dir / "a").mkdir(mode=0o700)
+    init_arbiter(f"file:{run_dir}/a", vm="test")
     for length in range(60, 110):
         directory = run_dir / ("d" * (length - len(str(run_dir)) - 1))
         assert len(str(directory)) == length
