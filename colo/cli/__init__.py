@@ -22,9 +22,7 @@ from colo.errors import (
     VmEnded,
 )
 
-COMMANDS = (
-    "secondary", "protect", "unprotect", "stop", "failover", "status", "arbiter", "discard", "inspect", "doctor", "demo",
-)
+COMMANDS = ("secondary", "protect", "failover", "status", "discard", "arbiter", "inspect", "doctor", "demo")
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NoCheckpoint, 3),

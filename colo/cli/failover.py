@@ -21,9 +21,8 @@ def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "failover", help="ask a running secondary to take over now, or run the checkpoint that one has left",
-        description="Asks a running session to take over. Where none answers in --dir, the checkpoint that a session left "
-                    "there "
-        "is run, with the stand-by's command line and the arbiter of that session; the arbiter is asked as always.")
+        description="Asks a running session to take over. Where none answers in --dir, the checkpoint that one left "
+        "there is run, with the stand-by's command line and the arbiter of that session; the arbiter is asked as always.")
     add_session_arguments(parser)
     parser.add_argument("--standby", metavar="COMMAND", help="for a session that is over: another command line than then")
     parser.add_argument("--arbiter", metavar="ARBITER", help="for a session that is over: where its arbiter is now")
@@ -52,8 +51,8 @@ def _left_in(directory: str | None) -> SessionFacts | None:
     """What is known of the session that left a checkpoint there."""
     if directory is None or not Path(directory).is_dir():
         return None
-    kept = KeptCopy(Path(directory))
-    return kept.description.session if kept.description is not None else None
+    with KeptCopy(Path(directory)) as kept:
+        return kept.description.session if kept.description is not None else None
 
 
 def _run_kept(arguments: argparse.Namespace, facts: SessionFacts) -> dict[str, Any]:

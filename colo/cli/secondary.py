@@ -39,8 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "secondary", help="follow a primary and take over when it is lost",
         description="Listens for a QEMU primary with x-colo (see `colo protect`), keeps its last committed checkpoint in "
         "--ram-dir, and runs its VM in a stand-by QEMU when the primary is lost. The checkpoint stays there when the "
-        "session ends, "
-        "however it does; started again with the same arguments, it goes on from it.",
+        "session ends, however it does; started again with the same arguments, it goes on from it.",
     )
     parser.add_argument("listen", metavar="LISTEN", help="tcp:HOST:PORT or unix:PATH")
     parser.add_argument("--ram-dir", required=True, metavar="DIR",
@@ -66,9 +65,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--on-loss", choices=("takeover", "hold"), default="takeover",
                         help="hold: keep the checkpoint and wait for `colo failover`")
     parser.add_argument("--return-s", type=float, default=RETURN_S, metavar="S",
-                        help="started on a checkpoint that an earlier session left in --ram-dir: its primary has so long "
-                             "to come "
-                        "back before the arbiter is asked (default %(default)g)")
+                        help="started on a checkpoint that an earlier session left in --ram-dir: its primary has so long to "
+                        "come back before the arbiter is asked (default %(default)g)")
     parser.add_argument("--wait", action="store_true",
                         help="when the other side won: keep the checkpoint and wait for its primary, instead of ending")
     parser.add_argument("--discard", action="store_true", help="delete the checkpoint that --ram-dir holds, and begin anew")

@@ -33,8 +33,8 @@ def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "status", help="state, checkpoint, pauses, pages and rates of a running session",
-        description="Asks a running session; where none answers in --dir, shows the checkpoint that one left there. "
-                    "Watched, it ends with the session: exit code 0 when the VM runs (taken over, or "
+        description="Asks a running session; where none answers in --dir, shows the checkpoint that one left "
+        "there. Watched, it ends with the session: exit code 0 when the VM runs (taken over, or "
         "alone at the primary), 4 when the other side runs it, 7 when the session's process died, 1 otherwise; 0 on Ctrl-C.")
     add_session_arguments(parser)
     parser.add_argument("--watch", type=seconds, nargs="?", const=1.0, metavar="S",

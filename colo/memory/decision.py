@@ -73,7 +73,7 @@ class DecisionRecord:
     """The stand-by's process, in LOADED and RUNNING."""
     pid_start_ticks: int = 0
     standby_number: int = 0
-    """Its directory is ``standby/N``."""
+    """Its directory's number among those of the set's stand-bys."""
 
     def next(self, **changes: object) -> Self:
         """The record that follows, with ``changes``."""

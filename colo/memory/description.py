@@ -92,12 +92,10 @@ def decode_description(data: bytes) -> Description:
         standby = tuple(_text(each, "an argument", DESCRIPTION_MAX_BYTES) for each in standby)
         if any("\0" in each for each in standby):
             raise StorageError("an argument of its stand-by's command line has a NUL in it")
-    facts = SessionFacts(
-        standby=standby, share_ram=_of(bool, session["share_ram"], "share_ram"),
-        pid=_number(session["pid"], "pid"), start_ticks=_number(session["start_ticks"], "start_ticks"),
-                lease_ms=_number(session["lease_ms"], "lease_ms"),
-        **{name: _text(session[name], name) for name in ("arbiter", "arbiter_id", "vm", "uuid", "listen", "host", "boot_id")},
-    )
+    numbers: dict[str, Any] = {name: _number(session[name], name) for name in ("pid", "start_ticks", "lease_ms")}
+    texts: dict[str, Any] = {
+        name: _text(session[name], name) for name in ("arbiter", "arbiter_id", "vm", "uuid", "listen", "host", "boot_id")}
+    facts = SessionFacts(standby=standby, share_ram=_of(bool, session["share_ram"], "share_ram"), **numbers, **texts)
     pairs = tuple(_block(each) for each in blocks)
     if len({idstr for idstr, _ in pairs}) != len(pairs):
         raise StorageError("two of its RAM blocks have one name")

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import mmap
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
@@ -21,6 +20,7 @@ from colo._fast.staging import Staging
 from colo.errors import LimitExceeded, StorageError, StreamError
 from colo.memory.decision import Phase
 from colo.memory.kept_copy import KeptCopy, delete_copy
+from colo.private import PrivateDirectory
 
 LOCK_NAME = "session.lock"
 BLOCKS_NAMES = ("blocks", "blocks-2")
@@ -127,45 +127,31 @@ class RamImage(BlockImage):
         self._filling: int | None = None
         """The set that a first copy goes to."""
         self._lock_fd = -1
-        self._made_directory = False
-        self._open_directory()
+        self._top = PrivateDirectory.open(self.directory)
         try:
+            self._lock()
             self._open_copy(discard)
         except BaseException:
             self._unlock()
+            self._top.close()
             raise
 
-    def _open_directory(self) -> None:
+    def _lock(self) -> None:
+        self._lock_fd = self._top.open_file(LOCK_NAME, os.O_RDWR | os.O_CREAT)
         try:
-            if not self.directory.exists():
-                self.directory.mkdir(mode=0o700, parents=True)
-                self._made_directory = True
-            mode = self.directory.stat().st_mode
-            if not stat.S_ISDIR(mode):
-                raise StorageError(f"{self.directory} is not a directory; give --ram-dir one of its own")
-            if mode & 0o077:
-                raise StorageError(
-                    f"{self.directory} is open to other users (mode {stat.S_IMODE(mode):04o}) and guest memory is "
-                    f"secret: chmod 700 it, or give --ram-dir a directory that does not exist yet"
-                )
-            self._lock_fd = os.open(
-                self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._unlock()
             raise StorageError(
                 f"{self.directory} is in use by another session; end that one or give --ram-dir another directory"
             ) from None
         except OSError as error:
-            self._unlock()
             raise StorageError(f"RAM directory {self.directory}: {error.strerror}") from error
 
     def _open_copy(self, discard: bool) -> None:
         # No session holds the lock: what is not of the committed checkpoint was left by one that was killed.
         if discard:
             self._delete_all()
-        self.kept = KeptCopy(self.directory)
+        self.kept = KeptCopy(self._top)
         record = self.kept.record
         self._set = record.image_set if record else 0
         for number in (0, 1):
@@ -188,44 +174,48 @@ class RamImage(BlockImage):
         if description.total_bytes > self.max_ram_bytes:
             raise StorageError(
                 f"{self.directory} holds a checkpoint of {description.total_bytes} bytes of RAM, at most "
-                f"{self.max_ram_bytes} "
-                "are allowed (--max-ram)")
-        blocks = []
-        for idstr, length in description.blocks:
-            path = self.path(idstr)
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-                self._files[self._set][idstr] = fd
-                size = os.fstat(fd).st_size
-                if size < length:
-                    raise StorageError(
-                        f"{path} has {size} bytes, the checkpoint's RAM block {length}: it was cut short, and the checkpoint "
-                        f"with it; `colo discard {self.directory}` gives it up")
-                block = self._map(idstr, fd, length)
-                block.note_storage()
-            except OSError as error:
-                raise StorageError(f"RAM block {idstr} of the checkpoint here: {path}: {error.strerror}") from error
-            blocks.append(block)
-        self.blocks = blocks
+                f"{self.max_ram_bytes} are allowed (--max-ram)")
+        with self._top.directory(BLOCKS_NAMES[self._set], make=False) as folder:
+            self.blocks = [self._reopen(folder, idstr, length) for idstr, length in description.blocks]
         if record.phase is Phase.REPLAY:
             staging = Staging(self.kept.log_files())
-            staging.adopt(blocks, record.log_records, record.log_bytes, record.pages_bytes)
+            staging.adopt(self.blocks, record.log_records, record.log_bytes, record.pages_bytes)
             staging.reserve()
             staging.apply()
             self.kept.replayed()
         self.kept.shorten_log()
+
+    def _reopen(self, folder: PrivateDirectory, idstr: str, length: int) -> RamBlock:
+        path = self.path(idstr)
+        fd = self._files[self._set][idstr] = folder.open_file(path.name, os.O_RDWR)
+        try:
+            size = os.fstat(fd).st_size
+            if size < length:
+                raise StorageError(
+                    f"{path} has {size} bytes, the checkpoint's RAM block {length}: it was cut short, and the checkpoint "
+                    f"with it; `colo discard {self.directory}` gives it up")
+            block = self._map(idstr, fd, length)
+            block.note_storage()
+        except OSError as error:
+            raise StorageError(f"RAM block {idstr} of the checkpoint here: {path}: {error.strerror}") from error
+        return block
 
     @property
     def holds_copy(self) -> bool:
         """Whether a committed checkpoint is kept here: then :meth:`close` leaves it."""
         return self.kept.record is not None
 
+    @property
+    def set_in_use(self) -> int:
+        """Which of the two sets of files: that of a first copy that is under way, else of the committed ones."""
+        return self._set if self._filling is None else self._filling
+
     def path(self, idstr: str) -> Path:
         """The file of a block: of a first copy that is under way, else of the committed ones.
 
         Names come from a peer: whatever could leave the directory is percent-encoded.
         """
-        return self._path(self._set if self._filling is None else self._filling, idstr)
+        return self._path(self.set_in_use, idstr)
 
     def _path(self, number: int, idstr: str) -> Path:
         name = quote(idstr, safe="@")
@@ -241,10 +231,7 @@ class RamImage(BlockImage):
         """A first copy comes; it touches nothing of the committed checkpoint, and takes its place when it is committed."""
         self.forget()
         self._filling = 1 - self._set if self.holds_copy else self._set
-        try:
-            (self.directory / BLOCKS_NAMES[self._filling]).mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{self.directory / BLOCKS_NAMES[self._filling]}: {error.strerror}") from error
+        self._top.directory(BLOCKS_NAMES[self._filling]).close()
 
     def forget(self) -> None:
         """Remove what there is of a first copy that was never whole: the next primary announces its own blocks."""
@@ -273,9 +260,10 @@ class RamImage(BlockImage):
     def _make(self, idstr: str, length: int) -> RamBlock:
         assert self._filling is not None
         path = self.path(idstr)
+        with self._top.directory(BLOCKS_NAMES[self._filling], make=False) as folder:
+            fd = folder.open_file(path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._files[self._filling][idstr] = fd
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            self._files[self._filling][idstr] = fd
             os.ftruncate(fd, length)
             return self._map(idstr, fd, length)
         except OSError as error:
@@ -306,7 +294,7 @@ class RamImage(BlockImage):
         """See :meth:`BlockImage.prepare`. Raises StorageError."""
         self.kept.prepare(
             checkpoint, machine, ram_section_id, device_state, tuple((b.idstr, b.used_length) for b in blocks),
-            self._set if self._filling is None else self._filling)
+            self.set_in_use)
 
     def commit(self, blocks: list[RamBlock], extent: tuple[int, int, int] = (0, 0, 0)) -> None:
         """See :meth:`BlockImage.commit`: what :meth:`prepare` put down is the committed checkpoint from here on, also for
@@ -335,11 +323,10 @@ class RamImage(BlockImage):
         until it unmaps or ends."""
         self.kept.forget()
         for number in (0, 1):
-            for idstr in self._files[number]:
-                self._path(number, idstr).unlink(missing_ok=True)
+            self._unlink_set(number)
 
     def _delete_all(self) -> None:
-        delete_copy(self.directory)
+        delete_copy(self._top)
         for number in (0, 1):
             self._remove_set(number)
 
@@ -348,15 +335,15 @@ class RamImage(BlockImage):
         for fd in self._files[number].values():
             os.close(fd)
         self._files[number].clear()
-        folder = self.directory / BLOCKS_NAMES[number]
-        try:
-            for left in folder.iterdir():
-                left.unlink(missing_ok=True)
-            folder.rmdir()
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise StorageError(f"{folder}: cannot be emptied: {error.strerror}") from error
+        self._unlink_set(number)
+
+    def _unlink_set(self, number: int) -> None:
+        if self._top.stat(BLOCKS_NAMES[number]) is None:
+            return
+        with self._top.directory(BLOCKS_NAMES[number], make=False) as folder:
+            for name in folder.names():
+                folder.unlink(name)
+        self._top.rmdir(BLOCKS_NAMES[number])
 
     def close(self) -> None:
         """Give up the directory. A committed checkpoint stays in it; else the files are removed, and the directory if this
@@ -371,14 +358,11 @@ class RamImage(BlockImage):
         self.blocks = []
         self._close_files()
         if self._lock_fd >= 0 and not self.holds_copy:
-            with contextlib.suppress(OSError):
-                for name in BLOCKS_NAMES:
-                    with contextlib.suppress(FileNotFoundError):
-                        (self.directory / name).rmdir()
-                (self.directory / LOCK_NAME).unlink()
-                if self._made_directory:
-                    self.directory.rmdir()  # fails, and may, when something of the user's is in it
+            with contextlib.suppress(StorageError):
+                self._top.unlink(LOCK_NAME)
+            self._top.remove()  # fails, and may, when something of the user's is in it
         self._unlock()
+        self._top.close()
 
     def _close_files(self) -> None:
         for files in self._files:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 from colo._fast.digest import StreamDigest
 from colo.errors import StorageError
 from colo.memory.decision import DIGEST_BYTES, RECORD_BYTES, SLOT_BYTES, DecisionRecord, Phase, digest, latest
 from colo.memory.description import DESCRIPTION_MAX_BYTES, Description, SessionFacts, decode_description
+from colo.private import PrivateDirectory
 
 COPY_NAME = "copy"
 NOTE_NAME = "COPY.txt"
@@ -35,8 +38,13 @@ class KeptCopy:
     for what is damaged: a damaged copy is not taken for none.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path | PrivateDirectory) -> None:
+        self._own: PrivateDirectory | None = None
+        if isinstance(directory, PrivateDirectory):
+            self._top = directory
+        else:
+            self._own = self._top = PrivateDirectory.open(directory, make=False)
+        self.directory = self._top.path
         self.session = SessionFacts()
         """What the next description says of the session."""
         self.generation = -1
@@ -44,11 +52,19 @@ class KeptCopy:
         self.record: DecisionRecord | None = None
         self.description: Description | None = None
         self._fds: dict[str, int] = {}
-        self._dir_fd = -1
+        self._folder: PrivateDirectory | None = None
         self._digest = StreamDigest()
+        self._lock = threading.RLock()
+        """The log is replayed on another thread than the session's."""
         self._prepared: DecisionRecord | None = None
         self._prepared_description: Description | None = None
-        self._read()
+        try:
+            if self._top.stat(COPY_NAME) is not None:
+                self._folder = self._top.directory(COPY_NAME, make=False)
+                self._read()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def path(self) -> Path:
@@ -58,10 +74,10 @@ class KeptCopy:
     # -- reading
 
     def _read(self) -> None:
-        try:
-            data = self._content(DECISION, SLOT_BYTES + RECORD_BYTES)
-        except FileNotFoundError:
+        assert self._folder is not None
+        if self._folder.stat(DECISION) is None:
             return
+        data = self._content(DECISION, SLOT_BYTES + RECORD_BYTES)
         record = latest(data)
         if record is None:
             if any(data):
@@ -87,10 +103,9 @@ class KeptCopy:
     def _naming(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (StorageError, OSError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
+        except StorageError as error:
             raise StorageError(
-                f"{self.path / name} is damaged, and with it the checkpoint that {self.directory} holds: {why}; "
+                f"{self.path / name} is damaged, and with it the checkpoint that {self.directory} holds: {error}; "
                 f"`colo discard {self.directory}` gives it up") from error
 
     def _part(self, name: str, length: int, wanted: bytes, most: int) -> bytes:
@@ -104,18 +119,14 @@ class KeptCopy:
         return data
 
     def _content(self, name: str, most: int) -> bytes:
-        """The file's first ``most`` bytes. Raises FileNotFoundError, StorageError."""
-        path = self.path / name
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(fd, "rb") as file:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise StorageError(f"{path} is no file")
+        """The file's first ``most`` bytes. Raises StorageError."""
+        if self._folder is None:
+            raise StorageError(f"{self.path} is gone")
+        with os.fdopen(self._folder.open_file(name, os.O_RDONLY), "rb") as file:
+            try:
                 return file.read(most)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StorageError(f"{path}: {error.strerror}") from error
+            except OSError as error:
+                raise StorageError(f"{self.path / name}: {error.strerror}") from error
 
     # -- writing
 
@@ -128,14 +139,9 @@ class KeptCopy:
         fd = self._fds.get(name)
         if fd is not None:
             return fd
-        try:
-            if self._dir_fd < 0:
-                self.path.mkdir(mode=0o700, exist_ok=True)
-                self._dir_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._dir_fd)
-        except OSError as error:
-            raise StorageError(f"{self.path / name}: {error.strerror}") from error
-        self._fds[name] = fd
+        if self._folder is None:
+            self._folder = self._top.directory(COPY_NAME)
+        fd = self._fds[name] = self._folder.open_file(name, os.O_RDWR | os.O_CREAT)
         if name == DECISION and os.fstat(fd).st_size < 2 * SLOT_BYTES:
             self._write(name, bytes(2 * SLOT_BYTES), 0)  # the storage of all records to come
         return fd
@@ -152,15 +158,17 @@ class KeptCopy:
                 offset += done
         except OSError as error:
             raise StorageError(
-                f"{self.path / name}: {error.strerror}; free space there, or give another directory with "
-                "--ram-dir") from error
+                f"{self.path / name}: {error.strerror}; free space there, or give another directory with --ram-dir"
+            ) from error
 
     def prepare(
         self, checkpoint: int, machine: str, ram_section_id: int, device_state: bytes,
         blocks: Sequence[tuple[str, int]], image_set: int,
     ) -> None:
-        """Put down all that :meth:`commit` will decide on, where the committed checkpoint has nothing. Raises
-        StorageError."""
+        """Put down all that :meth:`commit` will decide on, where the committed checkpoint has nothing.
+
+        Raises StorageError; what is committed is untouched then.
+        """
         before = self.record
         device_slot = 1 - before.device_slot if before else 0
         self._write(DEVICES[device_slot], device_state, 0)
@@ -179,7 +187,7 @@ class KeptCopy:
         self._open(DECISION)
         self._prepared_description = description
         self._prepared = DecisionRecord(
-            before.sequence + 1 if before else 1, Phase.WHOLE, checkpoint, time.time_ns(), ram_section_id, image_set,
+            0, Phase.WHOLE, checkpoint, time.time_ns(), ram_section_id, image_set,
             device_slot, len(device_state), self._digest.value.to_bytes(DIGEST_BYTES, "big"), *described,
             generation=self.generation,
         )
@@ -195,24 +203,28 @@ class KeptCopy:
         assert prepared is not None
         self._prepared = None
         records, log_bytes, pages_bytes = extent
-        if records:
-            prepared = prepared.next(
-                phase=Phase.REPLAY, log_records=records, log_bytes=log_bytes, pages_bytes=pages_bytes)
         first = self.record is None
-        self._decide(prepared)
+        with self._lock:
+            self._decide(replace(
+                prepared, sequence=self.record.sequence + 1 if self.record is not None else 1,
+                phase=Phase.REPLAY if records else Phase.WHOLE, log_records=records, log_bytes=log_bytes,
+                pages_bytes=pages_bytes))
         self.description = self._prepared_description
         if first:
             self.write_note()
 
     def replayed(self) -> None:
         """The redo log is wholly in the image: it may be overwritten."""
-        if self.record is not None and self.record.phase is Phase.REPLAY:
+        with self._lock:
+            if self.record is None or self.record.phase is not Phase.REPLAY:
+                return
             self.change(phase=Phase.WHOLE, log_records=0, log_bytes=0, pages_bytes=0)
 
     def change(self, **changes: object) -> None:
         """Decide on the same checkpoint with other facts (fields of DecisionRecord). Raises StorageError."""
-        assert self.record is not None
-        self._decide(self.record.next(**changes))
+        with self._lock:
+            assert self.record is not None
+            self._decide(self.record.next(**changes))
 
     def _decide(self, record: DecisionRecord) -> None:
         self._write(DECISION, record.encode(), record.slot_offset)
@@ -220,12 +232,8 @@ class KeptCopy:
 
     def write_note(self) -> None:
         """Say in a text file beside it what the directory holds. That there is no space for it is no error."""
-        with contextlib.suppress(OSError):
-            path = self.directory / NOTE_NAME
-            path.unlink(missing_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(fd, "w") as file:
-                file.write(self.note())
+        with contextlib.suppress(StorageError, OSError):
+            self._top.write(NOTE_NAME, self.note().encode())
 
     def note(self) -> str:
         """The text file's."""
@@ -265,27 +273,35 @@ class KeptCopy:
     def forget(self) -> None:
         """Delete it: the decision first, so that no moment shows a part of it for the whole."""
         self.record = self.description = self._prepared = None
-        self.close()
-        delete_copy(self.directory)
+        self._let_go()
+        delete_copy(self._top)
 
     def close(self) -> None:
         """Let go of the files; they stay."""
+        self._let_go()
+        if self._own is not None:
+            self._own.close()
+
+    def _let_go(self) -> None:
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
-        if self._dir_fd >= 0:
-            os.close(self._dir_fd)
-            self._dir_fd = -1
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
-def delete_copy(directory: Path) -> None:
-    """Delete what of a kept checkpoint is in ``directory``, whole or not, beside the image's files. Raises StorageError."""
-    folder = directory / COPY_NAME
-    try:
-        for path in (*(folder / name for name in (DECISION, *DEVICES, *DESCRIPTIONS, *LOG)), directory / NOTE_NAME):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                path.unlink()
-        with contextlib.suppress(FileNotFoundError):
-            folder.rmdir()
-    except OSError as error:
-        raise StorageError(f"{error.filename or folder}: cannot be removed: {error.strerror}") from error
+def delete_copy(top: PrivateDirectory) -> None:
+    """Delete what of a kept checkpoint is in ``top``, whole or not, beside the image's files. Raises StorageError."""
+    if top.stat(COPY_NAME) is not None:
+        with top.directory(COPY_NAME, make=False) as folder:
+            for name in (DECISION, *DEVICES, *DESCRIPTIONS, *LOG):
+                folder.unlink(name)
+        top.rmdir(COPY_NAME)
+    top.unlink(NOTE_NAME)

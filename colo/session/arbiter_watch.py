@@ -20,8 +20,7 @@ class Watched(Protocol):
 
 
 class GenerationLook:
-    """Looks, on a thread of its own, whether ``generation`` is over: then :attr:`lost` says so, and ``wake`` is called
-    once."""
+    """Looks, on a thread of its own, whether ``generation`` is over: then :attr:`lost` says so, and ``wake`` is called."""
 
     def __init__(self, arbiter: Watched, generation: int, wake: Callable[[], None]) -> None:
         self.lost = ""

@@ -27,18 +27,22 @@ from colo.stream import Configuration, RamBlockInfo
 RESTARTS = 3
 WATCH_S = 0.25
 TRIAL_NAME = "t"
+STANDBY_NAMES = ("standby", "stand-2")
+"""In the RAM directory, by the set of files that they map: where stand-bys have their sockets, each in a directory ``N``."""
 LONGEST_NAME = max(f"/999/{name}" for name in (QMP_NAME, INCOMING_NAME))
 """The longest that a stand-by's sockets are called behind the keeper's directory."""
-STANDBY_NAME = "standby"
-"""In the RAM directory: where stand-bys have their sockets, each in a directory called by a number."""
 
 
-_taken: set[Path] = set()
-"""Directories of stand-bys of this process."""
-_taking = threading.Lock()
+def check_room_for_sockets(work_dir: Path, *, of: str = "the stand-by's directory") -> None:
+    """Raises StandbyError when a stand-by's sockets in ``work_dir`` would have addresses too long for unix sockets."""
+    over = len(os.fsencode(work_dir.absolute())) + len(LONGEST_NAME) - UNIX_PATH_MAX_BYTES
+    if over > 0:
+        raise StandbyError(
+            f"{of} is {over} bytes too long: a unix socket's address has room for {UNIX_PATH_MAX_BYTES} bytes, and the "
+            f"stand-by's sockets lie in {work_dir}: name a shorter one")
 
 
-def _deserted(directory: Path) -> bool:
+def deserted(directory: Path) -> bool:
     """Whether no QEMU has its monitor there any more: what is in it was left by a session that was killed."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
@@ -49,15 +53,6 @@ def _deserted(directory: Path) -> bool:
         except OSError:
             return False
     return False
-
-
-def check_room_for_sockets(work_dir: Path, *, of: str = "the stand-by's directory") -> None:
-    """Raises StandbyError when a stand-by's sockets in ``work_dir`` would have addresses too long for unix sockets."""
-    over = len(os.fsencode(work_dir.absolute())) + len(LONGEST_NAME) - UNIX_PATH_MAX_BYTES
-    if over > 0:
-        raise StandbyError(
-            f"{of} is {over} bytes too long: a unix socket's address has room for {UNIX_PATH_MAX_BYTES} bytes, and the "
-            f"stand-by's sockets lie in {work_dir}: name a shorter one")
 
 
 class StandbyKeeper:
@@ -95,7 +90,6 @@ class StandbyKeeper:
         self._ready: Future[Standby] = Future()
         self._closed = threading.Event()
         self._taken: Standby | None = None
-        self._directories: list[Path] = []
         self._files: dict[str, Path] = {}
         self._machine = ""
         self._blocks: list[RamBlockInfo] = []
@@ -127,12 +121,12 @@ class StandbyKeeper:
     def start(self, configuration: Configuration, blocks: Sequence[RamBlockInfo]) -> None:
         """Begin: machine type and RAM blocks are known, and the blocks' files are there. Returns at once."""
         self._machine, self._blocks = configuration.machine, list(blocks)
+        self._files = {block.idstr: self.image.path(block.idstr) for block in blocks}
         with contextlib.suppress(ColoError):  # said when it is derived
             if disks := disks_taken_at_activation(self.argv):
                 self._on_event(
                     f"the stand-by opens for writing, and locks, only at a takeover: {', '.join(disks)}; while another "
                     "QEMU holds one of them, it cannot run")
-        self._files = {block.idstr: self.image.path(block.idstr) for block in blocks}
         self._watch_new()
 
     def _watch_new(self) -> None:
@@ -190,16 +184,9 @@ class StandbyKeeper:
         """One that nobody uses: a VM that was handed over may have its monitor in another."""
         private_directory(self.work_dir)
         number = 1
-        while True:
-            directory = self.work_dir / str(number)
-            with _taking:
-                made = not directory.exists()
-                if made or (directory not in _taken and _deserted(directory)):
-                    directory.mkdir(mode=0o700, exist_ok=True)
-                    _taken.add(directory)
-                    self._directories.append(directory)
-                    return directory
+        while not deserted(directory := self.work_dir / str(number)):
             number += 1
+        return directory
 
     @property
     def state(self) -> str:
@@ -275,7 +262,6 @@ class StandbyKeeper:
             with contextlib.suppress(ColoError):
                 ready.result().close()
         # One that was handed over still has its monitor in there: its directory stays.
-        for directory in (*self._directories, self.work_dir / TRIAL_NAME, self.work_dir):
-            _taken.discard(directory)
+        for directory in (*self.work_dir.glob("*"), self.work_dir):
             with contextlib.suppress(OSError):
                 directory.rmdir()

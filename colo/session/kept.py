@@ -1,5 +1,4 @@
-"""A committed checkpoint that an earlier session left in its RAM directory: what may be done with it, and what is said of
-it."""
+"""A committed checkpoint that outlives its session: what may be done with it, what is put down and what is said of it."""
 
 from __future__ import annotations
 
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from colo.arbiter import Arbiter, ArbiterIdentity
-from colo.errors import StorageError, StreamError
+from colo.errors import ArbitrationError, StandbyError, StorageError, StreamError
 from colo.memory import KeptCopy, Phase, RamImage
 from colo.memory.description import boot_id, start_ticks
+from colo.qemu.standby import Standby
 from colo.session.checkpoint import Committed
 from colo.stream import Configuration, RamBlockInfo
 
@@ -49,9 +49,8 @@ class RecoveredCopy:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a recovered copy stands at the arbiter. ``generation``: the one to claim from. ``eager``: this side had won
-    it, and
-    did not come to run the VM: nobody does. ``lost_to``: who holds ``lost_generation``, a later one; "" and -1 if nobody."""
+    """Where a recovered copy stands at the arbiter. ``generation``: the one to claim from. ``eager``: this side had won it,
+    and did not come to run the VM: nobody does. ``lost_to``: who holds ``lost_generation``, a later one; "", -1: nobody."""
 
     generation: int
     eager: bool = False
@@ -133,7 +132,7 @@ def state_of(kept: KeptCopy) -> tuple[str, str]:
     assert record is not None
     where = kept.directory
     if record.phase is Phase.RUNNING and standby_alive(kept):
-        return "running", f"the VM was told to run from it, and its process {record.pid} is there: it is that VM's memory now"
+        return "running", f"the VM was told to run from it, and its process {record.pid} is there: it is its memory now"
     if record.phase is Phase.RUNNING:
         return "used", (f"a VM was told to run from it (pid {record.pid}) and has ended: its memory is of no one instant any "
                         f"more; `colo discard {where}` frees it")
@@ -141,14 +140,64 @@ def state_of(kept: KeptCopy) -> tuple[str, str]:
         return "stale", (f"the other side holds generation {record.lost_generation}"
                          f"{f' ({record.lost_to})' if record.lost_to else ''}, this is checkpoint {record.checkpoint} of "
                          f"generation {record.generation}; `colo secondary` with the arguments of then waits for its "
-                         "primary, "
-                         f"`colo discard {where}` frees it")
+                         f"primary, `colo discard {where}` frees it")
     return "held", f"`colo failover --dir {where}` runs it, if its arbiter lets it; `colo discard {where}` deletes it"
+
+
+def mark_lost(kept: KeptCopy, arbiter: Arbiter, generation: int, why: str) -> str:
+    """Put down that the other side holds a later generation than ``generation``; who does, in words."""
+    lost_generation, lost_to = generation + 1, why
+    with contextlib.suppress(ArbitrationError):
+        holder = arbiter.holder()
+        if holder.generation > generation:
+            lost_generation, lost_to = holder.generation, holder.describe()
+    if kept.record is not None:
+        with contextlib.suppress(StorageError):
+            kept.change(lost_generation=lost_generation, lost_to=lost_to, won=False)
+    return lost_to
+
+
+def mark_telling(kept: KeptCopy, standby: Standby, told: bool) -> None:
+    """Put down that the stand-by is told to run, before it is; or that it refused. From the first on it outlives this
+    process: it may be the VM. Raises StorageError."""
+    pid = standby.process.pid
+    assert pid is not None
+    if told:
+        kept.change(
+            phase=Phase.RUNNING, pid=pid, pid_start_ticks=start_ticks(pid) or 0, standby_number=int(standby.work_dir.name))
+        standby.process.release()
+    else:
+        standby.process.retain()
+        kept.change(phase=Phase.LOADED)
+
+
+def mark_untouched(kept: KeptCopy) -> None:
+    """The stand-by is gone, and has not run. Raises StorageError."""
+    if kept.record is not None and kept.record.phase in (Phase.LOADED, Phase.RUNNING):
+        kept.change(phase=Phase.WHOLE, pid=0, pid_start_ticks=0)
+
+
+def in_doubt(standby: Standby, committed: Committed, error: BaseException) -> StandbyError:
+    """The stand-by was told to run, and did not answer. If it lives it is left as it is: it may be the VM, running."""
+    if standby.alive:
+        path, pid = standby.hand_over()
+        return StandbyError(
+            f"{error}; it was told to run checkpoint {committed.number} and may do so: it is left as it is, nothing else is "
+            f"started beside it. See to it at {path}, or end its process {pid}")
+    standby.close()
+    return StandbyError(
+        f"{error}; it may have run and changed the RAM it shares, so checkpoint {committed.number} cannot be loaded again")
 
 
 def kept_status(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What ``colo status --dir`` shows where no session answers; None if no checkpoint is there. Raises StorageError."""
-    kept = KeptCopy(Path(directory))
+    if not Path(directory).is_dir():
+        return None
+    with KeptCopy(Path(directory)) as kept:
+        return _status_of(kept)
+
+
+def _status_of(kept: KeptCopy) -> dict[str, Any] | None:
     record, description = kept.record, kept.description
     if record is None or description is None:
         return None

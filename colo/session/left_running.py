@@ -12,7 +12,7 @@ from colo.errors import QemuError, StandbyError
 from colo.memory import Phase, RamImage
 from colo.qemu.process import Qemu
 from colo.qemu.standby import QMP_NAME
-from colo.session.keeper import STANDBY_NAME
+from colo.session.keeper import STANDBY_NAMES
 from colo.session.kept import standby_alive
 from colo.session.takeover import TakeoverReport
 
@@ -42,7 +42,7 @@ def finish_what_began(image: RamImage, generation: int | None) -> TakeoverReport
         _end(record.pid)
         kept.change(phase=Phase.WHOLE, pid=0, pid_start_ticks=0)
         return None
-    monitor = image.directory / STANDBY_NAME / str(record.standby_number) / QMP_NAME
+    monitor = image.directory / STANDBY_NAMES[record.image_set] / str(record.standby_number) / QMP_NAME
     _see_it_run(monitor, record.pid)
     image.remove_files()
     return TakeoverReport(

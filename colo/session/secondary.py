@@ -27,13 +27,11 @@ from colo.errors import (
     ProtocolError,
     StandbyError,
     StandbyRefused,
-    StorageError,
     StreamError,
     VmEnded,
 )
 from colo.lease.promises import Promises
 from colo.memory import Phase, RamImage, SessionFacts
-from colo.memory.description import start_ticks
 from colo.protocol import Failover, FailoverEvent
 from colo.qemu.standby import Standby
 from colo.session.admission import PENDING_LIMIT
@@ -45,8 +43,20 @@ from colo.session.door import Door
 from colo.session.follower import Follower, explain
 from colo.session.foresight import Rehearsal, room_notice
 from colo.session.heat import DirtyHeat
-from colo.session.keeper import STANDBY_NAME, StandbyKeeper, check_room_for_sockets
-from colo.session.kept import RecoveredCopy, check_arbiter, check_same_vm, describe, farewell, standing, state_of
+from colo.session.keeper import STANDBY_NAMES, StandbyKeeper, check_room_for_sockets
+from colo.session.kept import (
+    RecoveredCopy,
+    check_arbiter,
+    check_same_vm,
+    describe,
+    farewell,
+    in_doubt,
+    mark_lost,
+    mark_telling,
+    mark_untouched,
+    standing,
+    state_of,
+)
 from colo.session.left_running import finish_what_began
 from colo.session.secondary_config import SecondaryConfig
 from colo.session.statistics import CheckpointStatistics
@@ -118,10 +128,10 @@ class Secondary:
         self._eager = ""
         """Why a takeover is due without a request."""
         self._keeper: StandbyKeeper | None = None
-        self._rehearsal: Rehearsal | None = None
         """The stand-by for :attr:`_copy`."""
         self._next_keeper: StandbyKeeper | None = None
         """For a primary whose first copy is not whole yet."""
+        self._rehearsal: Rehearsal | None = None
         self._arbiter: Arbiter | None = None
         self._generation: int | None = None
         self._won = False
@@ -149,7 +159,7 @@ class Secondary:
                 )
             self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", vm=config.vm)
             self._cleanup.callback(self._arbiter.close)
-            check_room_for_sockets(Path(config.ram_dir) / STANDBY_NAME, of="--ram-dir")
+            check_room_for_sockets(Path(config.ram_dir) / STANDBY_NAMES[0], of="--ram-dir")
             self._generation = self._arbiter.current()
         self.image = RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes, discard=config.discard)
         self._cleanup.callback(self._leave_image)
@@ -219,8 +229,6 @@ class Secondary:
             self._tell("notice", text)
 
     def _close_keepers(self) -> None:
-        if self._rehearsal is not None:
-            self._rehearsal.join(5.0)
         for keeper in (self._keeper, self._next_keeper):
             if keeper is not None:
                 keeper.close()
@@ -250,6 +258,8 @@ class Secondary:
                 self._follower.settle()
             self._follower.close()
             self._follower = None
+        if self._rehearsal is not None:
+            self._rehearsal.join(5.0)
         if not self._result.done():
             self._result.cancel()
         self._cleanup.close()
@@ -292,7 +302,7 @@ class Secondary:
             "ram_bytes": self.image.total_bytes,
             "ram_storage_bytes": self.image.storage_bytes,
             "staged_high_water_bytes": follower.staged_high_water_bytes if follower else 0,
-            "standby": self._keeper.state if self._keeper else None,
+            "standby": keeper.state if (keeper := self._next_keeper or self._keeper) else None,
             "generation": self._generation,
             "recovered": self.recovered,
             "lost_to": self._lost_to or None,
@@ -330,18 +340,22 @@ class Secondary:
             self._tell("listening", self.address)
         if self._no_lease:
             self._tell("notice", self._no_lease)
-        if self.config.standby is not None and self.config.trial:
-            self._rehearsal = Rehearsal(
-                self.config.standby, Path(self.config.ram_dir) / STANDBY_NAME / REHEARSAL_NAME,
-                lambda text: self._tell("notice", text))
         if self.recovered:
-            self._tell("notice", f"{self.image.directory} holds {describe(self.image.kept)}: {state_of(self.image.kept)[1]}")
+            kept = self.image.kept
+            self._tell("notice", f"{self.image.directory} holds {describe(kept)}: {state_of(kept)[1]}")
             if (done := finish_what_began(self.image, self._generation)) is not None:
                 return self._runs(done)
             self._ready_standby()
+        elif self.config.standby is not None and self.config.trial:
+            self._rehearsal = Rehearsal(
+                self.config.standby, Path(self.config.ram_dir) / STANDBY_NAMES[0] / REHEARSAL_NAME,
+                lambda text: self._tell("notice", text))
         watch = ArbiterWatch(self._arbiter, self._alarm) if self._arbiter is not None else None
         try:
             return self._serve(watch)
+        except VmEnded:
+            self.image.remove_files()  # it ended on purpose: nothing is to revive it
+            raise
         finally:
             if watch is not None:
                 watch.close()
@@ -367,7 +381,6 @@ class Secondary:
                     continue
                 return self._take_over(copy, loss)
             except VmEnded:
-                self.image.remove_files()
                 raise
             except ArbitrationLost as lost:
                 self._mark_lost(str(lost))
@@ -393,8 +406,7 @@ class Secondary:
             loss = self._wait(watch, error, retry_s=retry_s)
 
     def take_over_kept(self, reason: str) -> TakeoverReport:
-        """In the place of :meth:`run`: take over at once from the checkpoint that an earlier session left
-        (:attr:`recovered`).
+        """In the place of :meth:`run`: take over at once from what an earlier session left (:attr:`recovered`).
 
         Raises what :meth:`run` does, and whatever a takeover fails with; the checkpoint then stays.
         """
@@ -468,6 +480,8 @@ class Secondary:
 
     def _be_eager(self, after_s: float, reason: str) -> threading.Timer:
         def now() -> None:
+            if self._lost_to:
+                return
             self._eager = reason
             self._wake()
 
@@ -508,17 +522,8 @@ class Secondary:
 
     def _mark_lost(self, why: str) -> None:
         """The other side holds a later generation: that is put down with the checkpoint, which stays."""
-        kept = self.image.kept
-        if kept.record is None or self._arbiter is None:
-            return
-        holder = None
-        with contextlib.suppress(ArbitrationError):
-            holder = self._arbiter.holder()
-        ahead = self._generation + 1 if self._generation is not None else 0
-        self._lost_to = holder.describe() if holder is not None and holder.generation >= ahead else why
-        with contextlib.suppress(StorageError):
-            kept.change(
-                lost_generation=max(ahead, holder.generation) if holder is not None else ahead, lost_to=self._lost_to, won=False)
+        if self._arbiter is not None and self._generation is not None:
+            self._lost_to = mark_lost(self.image.kept, self._arbiter, self._generation, why)
 
     def _follow_one(self, sock: socket.socket, watch: ArbiterWatch | None) -> Loss | None:
         """Follow a primary to its end. None: nothing of it was committed, and all is as before."""
@@ -555,7 +560,7 @@ class Secondary:
         self.state = "holding"
         self._tell(
             "notice", f"the primary was lost before its first checkpoint was whole: {loss.reason}; what was held before "
-                      "is held")
+            "is held")
         if self._requested is not None:
             return Loss(self._requested, loss.noticed_ns, asked=True)
         return None
@@ -624,9 +629,10 @@ class Secondary:
         if self.config.standby is None:
             return None
         keeper = StandbyKeeper(
-            self.config.standby, self.image, Path(self.config.ram_dir) / STANDBY_NAME,
+            self.config.standby, self.image, Path(self.config.ram_dir) / STANDBY_NAMES[self.image.set_in_use],
             share_ram=self.config.share_ram, on_event=lambda text: self._tell("notice", text),
-            rehearsal=self._rehearsal, trial=self.config.trial, on_verdict=self._foreseen,
+            rehearsal=self._rehearsal, trial=self.config.trial,
+            on_verdict=self._foreseen,
         )
         keeper.start(configuration, blocks)
         return keeper
@@ -635,6 +641,8 @@ class Secondary:
         """A stand-by for the checkpoint that was found here."""
         if isinstance(self._copy, RecoveredCopy) and self._keeper is None:
             self._keeper = self._new_keeper(self._copy.committed.configuration, self._copy.block_infos)
+            if self._keeper is not None:
+                self._keeper.committed(self._copy.committed)
 
     def _committed(self, committed: Committed, report: CheckpointReport) -> None:
         assert self._follower is not None
@@ -730,7 +738,8 @@ class Secondary:
         except BaseException as error:
             self._cut(follower)
             standby.close()
-            if isinstance(error, ArbitrationError) and not isinstance(error, ArbitrationLost):
+            if isinstance(error, ArbitrationError) and (
+                    self.recovered or self.config.wait or not isinstance(error, ArbitrationLost)):
                 self._keeper.replace()
             raise
         settled_ns = time.monotonic_ns()
@@ -746,9 +755,9 @@ class Secondary:
                 self.failover.feed(FailoverEvent.BROKEN)
                 if standby.may_have_run:
                     self._spoiled = True
-                    raise self._in_doubt(standby, committed, error) from error
+                    raise in_doubt(standby, committed, error) from error
                 standby.close()
-                self._mark_untouched()
+                mark_untouched(self.image.kept)
                 self._keeper.replace()
                 if attempt == LOAD_ATTEMPTS or not isinstance(error, (ColoError, OSError)) \
                         or isinstance(error, StandbyRefused):
@@ -770,38 +779,6 @@ class Secondary:
         record = self.image.kept.record
         if record is not None and record.phase is Phase.RUNNING:
             raise StandbyError(f"checkpoint {record.checkpoint} cannot be run: {state_of(self.image.kept)[1]}")
-
-    def _in_doubt(self, standby: Standby, committed: Committed, error: BaseException) -> StandbyError:
-        """The stand-by was told to run, and did not answer. If it lives it is left as it is: it may be the VM, running."""
-        if standby.alive:
-            path, pid = standby.hand_over()
-            return StandbyError(
-                f"{error}; it was told to run checkpoint {committed.number} and may do so: it is left as it is, nothing "
-                "else is "
-                f"started beside it. See to it at {path}, or end its process {pid}")
-        standby.close()
-        return StandbyError(
-            f"{error}; it may have run and changed the RAM it shares, so checkpoint {committed.number} cannot be loaded "
-            "again")
-
-    def _mark_untouched(self) -> None:
-        kept = self.image.kept
-        if kept.record is not None and kept.record.phase is not Phase.WHOLE:
-            kept.change(phase=Phase.WHOLE, pid=0, pid_start_ticks=0)
-
-    def _mark_telling(self, standby: Standby, told: bool) -> None:
-        """Put down that the stand-by is told to run, before it is; or that it refused. From the first on it outlives this
-        process: it may be the VM."""
-        pid = standby.process.pid
-        assert pid is not None
-        if told:
-            self.image.kept.change(
-                phase=Phase.RUNNING, pid=pid, pid_start_ticks=start_ticks(pid) or 0,
-                standby_number=int(standby.work_dir.name))
-            standby.process.release()
-        else:
-            standby.process.retain()
-            self.image.kept.change(phase=Phase.LOADED)
 
     def _arbitrate(self, standby: Standby, reason: str) -> None:
         """Win the generation, and see the other side's VM stand still: by proof, or by the end of its lease.
@@ -872,7 +849,7 @@ class Secondary:
             composed_ns = time.monotonic_ns()
             outcome = standby.finish(
                 self.config.takeover_s, before_run=self._end_other_side,
-                telling=lambda told: self._mark_telling(standby, told))
+                telling=lambda told: mark_telling(self.image.kept, standby, told))
         running_ns = time.monotonic_ns()
         qmp_path, pid = standby.hand_over()
         self.image.remove_files()

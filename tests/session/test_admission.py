@@ -158,4 +158,4 @@ def test_a_unix_socket_is_private_and_stays_for_lease_connections(tmp_path: Path
         each.secondary.stop()
         each.thread.join(10)
         each.secondary.close()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "ram"], "the committed checkpoint stays"
