@@ -514,3 +514,21 @@ def test_by_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
         for query in (f"ca={tmp_path}/none.pem", f"ca={tls.key}", f"ca={tls.ca}&cert={tls.cert}&key={other.key}"):
             with pytest.raises(ArbitrationError, match="etcd certificates"):
                 EtcdArbiter(f"{host}?{query}", timeout_s=0.5)
+
+
+# A full one.
+
+
+def test_an_etcd_that_is_full_says_what_to_do_and_still_tells_who_holds_it(tmp_path: Path) -> None:
+    with Cluster(1, "--quota-backend-bytes", str(1 << 20)) as cluster:
+        uri = cluster.uri()
+        init_arbiter(uri, vm="vm1")
+        arbiter = arbiter_from_uri(uri)
+        assert arbiter.claim(0).generation == 1
+        filler = {"key": base64.b64encode(b"filler").decode(), "value": base64.b64encode(bytes(200_000)).decode()}
+        wait_until(
+            lambda: "space exceeded" in str(cluster.ask(cluster.members[0], "/v3/kv/put", filler)), "it is full")
+        with pytest.raises(ArbitrationError, match=r"database space exceeded; compact and defragment it.*alarm disarm") as caught:
+            arbiter.claim(1)
+        assert not isinstance(caught.value, ArbitrationLost)
+        assert arbiter.still_holds(1)
