@@ -11,6 +11,7 @@
     │   ├── DeadlineExceeded   the peer was silent, or too slow, for longer than allowed
     │   └── Interrupted        this side asked the wait to end
     ├── NoCheckpoint           there is nothing to resume from yet
+    ├── VmEnded                the VM was ended on purpose: nobody is to run it
     ├── ArbitrationError       who may run could not be decided: nobody does
     │   └── ArbitrationLost    the other side won this generation
     ├── VmError                the protected VM's own methods raised, hung or returned what is no state
@@ -106,6 +107,10 @@ class Interrupted(ChannelError):
 
 class NoCheckpoint(ColoError):
     """There is no committed checkpoint to resume from."""
+
+
+class VmEnded(ColoError):
+    """The VM was ended on purpose, by its guest or its user: there is nothing to take over, and nothing to protect."""
 
 
 class ArbitrationError(ColoError):

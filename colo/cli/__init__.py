@@ -19,12 +19,14 @@ from colo.errors import (
     StorageError,
     StreamError,
     Unsupported,
+    VmEnded,
 )
 
 COMMANDS = ("secondary", "protect", "failover", "status", "inspect", "doctor", "demo")
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NoCheckpoint, 3),
+    (VmEnded, 11),
     (ArbitrationLost, 4),
     (ArbitrationError, 5),
     (StreamError, 6),
@@ -39,7 +41,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 """First match counts. 0 is success, 2 wrong usage."""
 
 EPILOG = """exit codes: 0 done; 1 other error; 2 usage; 3 nothing to resume from; 4 the other side may run; 5 who may run is
-undecided; 6 bad stream; 7 channel lost; 8 storage; 9 QEMU; 10 not possible here; 130 interrupted"""
+undecided; 6 bad stream; 7 channel lost; 8 storage; 9 QEMU; 10 not possible here; 11 the VM was ended on purpose; 130 interrupted"""
 
 
 def exit_code(error: BaseException) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from colo.cli.output import SessionOutput
 from colo.cli.reporting import add_report_argument, reported
 from colo.protocol import Mode
+from colo.protocol.lease import LEASE_MS
 from colo.session.deadlines import Deadlines
 from colo.session.secondary import Secondary, SecondaryConfig
 from colo.stream import StreamLimits
@@ -44,6 +45,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--standby", metavar="COMMAND", help="the primary's QEMU command line; what a stand-by needs "
                         "besides (RAM backend, -incoming, our QMP socket) is added")
     parser.add_argument("--arbiter", default="", metavar="ARBITER", help="who may run: file:DIR, exec:COMMAND or none")
+    parser.add_argument("--vm", default="", metavar="NAME", help="the VM's name: an arbiter of another VM is refused")
+    parser.add_argument("--lease-ms", type=float, default=LEASE_MS, metavar="N",
+                        help="the longest lease that is promised; the primary's decides within it (default %(default)g)")
+    parser.add_argument("--no-lease", action="store_true",
+                        help="let a primary in that nobody guards (QEMU's own commands): nothing stops its VM by time")
     parser.add_argument("--deadline-ms", type=float, metavar="N",
                         help="most silence from the primary, also between checkpoints (so more than its checkpoint delay)")
     defaults = Deadlines()
@@ -80,6 +86,8 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
         ram_dir=arguments.ram_dir,
         standby=shlex.split(arguments.standby) if arguments.standby else None,
         arbiter=arguments.arbiter,
+        vm=arguments.vm,
+        lease_ms=0.0 if arguments.no_lease else arguments.lease_ms,
         share_ram=not arguments.no_shared_ram,
         on_loss=arguments.on_loss,
         deadlines=deadlines,

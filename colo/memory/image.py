@@ -156,6 +156,14 @@ class RamImage:
         for idstr in self._files:
             self.path(idstr).unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """Remove what there is of a checkpoint that was never whole: the next primary announces its own blocks."""
+        self.remove_files()
+        self.blocks = []
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
     def close(self) -> None:
         """Remove the files, give up the directory (removed if this session made it and it is empty)."""
         self.remove_files()

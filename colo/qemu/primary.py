@@ -50,6 +50,11 @@ class PauseMeter:
         """When the VM stopped, if it stands still now."""
         self._on_pause = on_pause
 
+    def summary(self) -> dict[str, float] | None:
+        """Median and greatest of the last thousand pauses, in ms; None: there was none."""
+        last = sorted(list(self.pauses_ms)[-1000:])
+        return {"p50": round(last[len(last) // 2], 3), "max": round(last[-1], 3)} if last else None
+
     def event(self, event: QmpEvent) -> None:
         """Take one event; others than STOP and RESUME are passed over."""
         if event.name == "STOP":
@@ -103,6 +108,13 @@ class QemuPrimary:
             raise QemuUnsupported(
                 f"QEMU {qemu.version} has no capability return-path, which its x-colo needs"
             )
+
+    @property
+    def uuid(self) -> str:
+        """The VM's UUID, or "" where it has none."""
+        answer = self.qemu.qmp.execute("query-uuid")
+        uuid = str(answer.get("UUID", "")) if isinstance(answer, dict) else ""
+        return "" if not uuid.strip("0-") else uuid
 
     def _capabilities(self) -> dict[str, bool]:
         entries = self.qemu.qmp.execute("query-migrate-capabilities")
@@ -322,6 +334,28 @@ class QemuPrimary:
             self.qemu.qmp.execute("stop", timeout_s=_left(deadline))
         if self.qemu.status(_left(deadline)) == "running":
             raise QmpTimeout("the VM still runs")
+
+    def end_loser(self, timeout_s: float = 5.0) -> str:
+        """Make sure that this QEMU's process is gone, and with it what it holds: this side lost, or the VM was ended.
+
+        Returns how. Raises QemuError when it cannot be killed from here and does not quit either.
+        """
+        if not self.qemu.alive():
+            return "gone"
+        if self.qemu.pid is None:
+            with contextlib.suppress(QmpError):
+                self.qemu.qmp.execute("quit", timeout_s=timeout_s)
+            if self.qemu.qmp.wait_lost(timeout_s):
+                return "quit"
+        self.qemu.kill(timeout_s)
+        return "killed"
+
+    def quit_gently(self, timeout_s: float) -> None:
+        """Let QEMU write out what its disks have in flight, and quit; it may still be there afterwards."""
+        with contextlib.suppress(QmpError):
+            self.qemu.qmp.execute("stop", timeout_s=timeout_s)
+            self.qemu.qmp.execute("quit", timeout_s=timeout_s)
+            self.qemu.qmp.wait_lost(timeout_s)
 
     def detach(self) -> None:
         """Close our QMP connection; QEMU lives on."""

@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -242,8 +242,12 @@ class Standby:
             raise self._explained(QmpLost(f"the stand-by takes no connection: {error.strerror}")) from error
         return channel
 
-    def finish(self, timeout_s: float = 5.0) -> LoadReport:
+    def finish(
+        self, timeout_s: float = 5.0, *, before_run: Callable[[], None] = lambda: None
+    ) -> LoadReport:
         """Wait until the stream is loaded and the VM runs; ``cont`` it if it was started with ``-S``.
+
+        ``before_run`` is called when it is loaded, before it runs (with ``-S``).
 
         :raises StandbyError: QEMU refused the stream (its own words are in the message), died, or was not
             running within ``timeout_s`` seconds.
@@ -265,6 +269,7 @@ class Standby:
                         raise StandbyError(f"the stand-by refused the stream{self._said()}")
                     if state == "completed":
                         loaded = event
+            before_run()
             status = self._await_running(deadline)
         except QmpTimeout as error:
             raise StandbyError(

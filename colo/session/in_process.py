@@ -20,13 +20,12 @@ from typing import Any, Self
 
 from colo._fast.ramblock import RamBlock
 from colo.abc import GuestBlock, VirtualMachine
+from colo.arbiter import arbiter_from_uri, claim
 from colo.errors import ArbitrationLost, ColoError, Interrupted, NoCheckpoint, StreamError, VmError
 from colo.memory import RamImage
 from colo.protocol import Failover, FailoverEvent, FailoverStatus, Mode
 from colo.session.admission import PENDING_LIMIT, admit
-from colo.session.arbiter import arbiter_from_uri
 from colo.session.checkpoint import CheckpointReport, Committed
-from colo.session.claim import claim
 from colo.session.control import ControlServer
 from colo.session.deadlines import Deadlines
 from colo.session.follower import Follower, explain
@@ -152,7 +151,7 @@ class InProcessSecondary:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._cleanup.callback(os.close, self._wake_fd)
         try:
-            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", create=True)
+            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary")
             self._cleanup.callback(self._arbiter.close)
             self.generation = self._arbiter.current()
             self._listener = self._cleanup.enter_context(

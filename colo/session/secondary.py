@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from colo.arbiter import Arbiter, Runner, arbiter_from_uri, claim
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -23,16 +24,18 @@ from colo.errors import (
     ProtocolError,
     StandbyError,
     StreamError,
+    VmEnded,
 )
+from colo.lease.promises import Promises
 from colo.memory import RamImage
 from colo.protocol import Failover, FailoverEvent
 from colo.qemu.standby import Standby
-from colo.session.admission import PENDING_LIMIT, admit
-from colo.session.arbiter import Arbiter, arbiter_from_uri
+from colo.session.admission import PENDING_LIMIT
+from colo.session.arbiter_watch import ArbiterWatch
 from colo.session.checkpoint import CheckpointReport, Committed
-from colo.session.claim import claim
 from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
+from colo.session.door import Door
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
 from colo.session.keeper import StandbyKeeper
@@ -95,6 +98,9 @@ class Secondary:
         """This side holds the generation: the VM runs here, or nowhere."""
         self._spoiled = False
         """A stand-by may have run on the RAM image: it is no checkpoint any more."""
+        self._no_lease = ""
+        self._left = ""
+        """What allowed this side to run the VM."""
         try:
             self._open()
         except BaseException:
@@ -111,13 +117,26 @@ class Secondary:
                     "a takeover needs an arbiter, or both sides may run: --arbiter file:DIR (storage both reach), "
                     "exec:COMMAND (your fencing), or none to go without"
                 )
-            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", create=True)
+            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", vm=config.vm)
             self._cleanup.callback(self._arbiter.close)
             self._generation = self._arbiter.current()
         self.image = self._cleanup.enter_context(RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes))
         self._listener = self._cleanup.enter_context(
             listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
         self.address = self._listener.address
+        self.promises = Promises(
+            config.lease_ms, required=config.standby is not None and config.lease_ms > 0, arbiter=self._arbiter,
+            checkpoint=self._committed_number, tell=lambda text: self._tell("notice", text), wake=self._wake)
+        self._cleanup.callback(self.promises.close)
+        if config.standby is not None and not config.lease_ms:
+            self._no_lease = (
+                "no lease was asked for (--no-lease): a primary that is cut off is not stopped by time, so both sides can run "
+                "unless the arbiter itself fences (exec:)")
+        self._door = Door(
+            self._listener.socket, handshake_s=config.deadlines.handshake_s,
+            prepare=lambda s: tune(s, config.deadlines.message_s),
+            refused=lambda reason: self._tell("notice", reason), lease=self.promises.take, bars=self.promises.bars)
+        self._cleanup.callback(self._door.close)
         control = ControlServer(
             Path(config.ram_dir) / SOCKET_NAME, {
                 "status": self.status, "failover": self._failover_command,
@@ -186,6 +205,7 @@ class Secondary:
             "staged_high_water_bytes": follower.staged_high_water_bytes if follower else 0,
             "standby": self._keeper.state if self._keeper else None,
             "generation": self._generation,
+            "lease": self.promises.status(),
             "statistics": self.statistics.as_dict(),
             "takeover": self.report.as_dict() if self.report else None,
         }
@@ -216,30 +236,20 @@ class Secondary:
 
     def _run(self) -> TakeoverReport:
         self._tell("listening", self.address)
-        sock = admit(
-            self._listener.socket, handshake_s=self.config.deadlines.handshake_s, wake_fd=self._wake_fd,
-            prepare=lambda s: tune(s, self.config.deadlines.message_s),
-            refused=lambda reason: self._tell("notice", reason),
-        )
-        self._listener.close()  # one primary: there is no second one to admit
-        self.state = "connected"
-        self._tell("connected")
-        follower = self._follower = Follower(
-            sock, self.image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
-            wake_fd=self._wake_fd, on_announced=self._announced, on_commit=self._committed,
-        )
-        follower.heat = self.heat
-        loss = self._follow(follower)
-        if self._stopping:
-            raise Interrupted("the session was asked to stop")
-        if follower.committed is None:
-            raise NoCheckpoint(
-                "the primary was lost before the first checkpoint was whole, there is nothing to resume from: "
-                f"{loss.reason}")
+        if self._no_lease:
+            self._tell("notice", self._no_lease)
+        watch = ArbiterWatch(self._arbiter, self._alarm) if self._arbiter is not None else None
+        try:
+            follower, loss = self._follow_until_committed(watch)
+        finally:
+            if watch is not None:
+                watch.close()
+        assert follower.committed is not None
         if self.config.standby is None:
             raise StandbyError(
                 f"{loss.reason}; checkpoint {follower.committed.number} is committed, but there is no stand-by "
                 "(--standby)")
+        self._heed()
         if self._requested is None and (loss.ours or self.config.on_loss == "hold"):
             if loss.ours:
                 self._tell(
@@ -249,7 +259,7 @@ class Secondary:
         while True:
             try:
                 return self._take_over(follower, loss)
-            except ArbitrationLost:
+            except (ArbitrationLost, VmEnded):
                 raise
             except (ColoError, OSError) as failure:
                 if self._spoiled:
@@ -259,10 +269,79 @@ class Secondary:
             self._tell(
                 "notice", f"the takeover failed: {error}; checkpoint {follower.committed.number} is kept, "
                 "`colo failover` tries again")
+            if self._won:
+                assert self._generation is not None
+                self.promises.returned(self._generation, str(error))
             self._requested = None
             self._result.set_exception(error)
             self._result = Future()
             loss = self._hold(error)
+
+    def _follow_until_committed(self, watch: ArbiterWatch | None) -> tuple[Follower, Loss]:
+        """Follow one primary after another, until one is lost of which there is a checkpoint."""
+        while True:
+            try:
+                sock = self._door.wait(self._wake_fd)
+            except Interrupted:
+                self._clear_wake()
+                if self._stopping:
+                    raise
+                continue  # the primary's side said something of a session that came to nothing
+            if self._generation is not None:
+                self._generation = self._generation_now()
+                if watch is not None:
+                    watch.expect(self._generation)
+            self.state = "connected"
+            self._tell("connected")
+            follower = self._follower = Follower(
+                sock, self.image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
+                wake_fd=self._wake_fd, on_announced=self._announced, on_commit=self._committed,
+            )
+            follower.heat = self.heat
+            loss = self._follow(follower)
+            if self._stopping:
+                raise Interrupted("the session was asked to stop")
+            if follower.committed is not None:
+                return follower, loss
+            self._forget(follower)
+            self._tell(
+                "notice", "the primary was lost before its first checkpoint was whole, so there is nothing to resume from: "
+                f"{loss.reason}; waiting for it, or another")
+
+    def _generation_now(self) -> int:
+        """That of the primary that is let in: what it said when it was met, or what the arbiter says."""
+        met = self.promises.generation
+        if met is not None:
+            return met
+        assert self._arbiter is not None
+        return self._arbiter.current()
+
+    def _forget(self, follower: Follower) -> None:
+        """What a primary sent of a first checkpoint that was never whole."""
+        follower.close()
+        self._follower = None
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+        self.image.forget()
+        self.state = "listening"
+
+    def _heed(self) -> None:
+        """What the primary's side said over the lease connection. Raises VmEnded, ArbitrationLost."""
+        if self.promises.ended:
+            raise VmEnded(f"the VM was ended at the primary ({self.promises.ended}): nothing is to be taken over")
+        if self.promises.alone and not self._won:
+            raise ArbitrationLost(
+                f"the primary's VM runs on alone, in generation {self.promises.alone}: {self.promises.said or 'no reason given'}")
+
+    def _alarm(self, text: str) -> None:
+        """What this side sees at the arbiter does not fit, so nothing would be protected; "": it does again."""
+        self.promises.notice(text)
+        self._tell("notice", text or "the arbiter shows again what it should")
+
+    def _committed_number(self) -> int | None:
+        follower = self._follower
+        return follower.committed.number if follower is not None and follower.committed is not None else None
 
     def _announced(self, configuration: Configuration, blocks: list[RamBlockInfo]) -> None:
         self._tell("announced", (configuration, blocks))
@@ -275,11 +354,13 @@ class Secondary:
 
     def _committed(self, committed: Committed, report: CheckpointReport) -> None:
         self.state = "protecting"
+        self.promises.progress()
         self.statistics.add(report)
         self._tell("checkpoint", report)
 
     def _follow(self, follower: Follower) -> Loss:
         """Follow until the connection ends; why, and when it was noticed."""
+        self.promises.follow(follower.sock)
         try:
             follower.run()
             raise AssertionError("a connection ends with an error that says how")
@@ -289,7 +370,8 @@ class Secondary:
             if self._requested is None or self._stopping or follower.committed is None:
                 self._cut(follower)
             # Else the connection lives until the takeover has claimed the VM: a primary that saw it go would claim too.
-            return Loss(self._requested or "stopped", noticed_ns)
+            return Loss(
+                self._requested or ("stopped" if self._stopping else self.promises.lapsed or "the primary ended it"), noticed_ns)
         except Exception as error:
             # Whatever it is: what was committed before must survive it.
             noticed_ns = time.monotonic_ns()
@@ -300,6 +382,8 @@ class Secondary:
         except BaseException:
             abort(follower.sock)
             raise
+        finally:
+            self.promises.follow(None)
 
     @staticmethod
     def _cut(follower: Follower) -> None:
@@ -322,6 +406,7 @@ class Secondary:
         while self._requested is None:
             if self._stopping:
                 raise unless
+            self._heed()
             if not self._won:
                 self._look_at_generation()
             if poller.poll(HOLD_LOOK_S * 1000):
@@ -337,6 +422,12 @@ class Secondary:
         if not holds:
             raise ArbitrationLost("the other side runs the VM: this checkpoint is of no use any more")
 
+    def _look_while_waiting(self) -> None:
+        """While this side waits for the other's lease to end, that side may win."""
+        self._heed()
+        if not self._won:
+            self._look_at_generation()
+
     # -- the takeover
 
     def _take_over(self, follower: Follower, loss: Loss) -> TakeoverReport:
@@ -344,17 +435,20 @@ class Secondary:
         self.state = "taking-over"
         self._tell("taking-over", loss.reason)
         self.failover.feed(FailoverEvent.REQUEST)
+        if self._requested is None:
+            self.promises.want()
         # First what it takes: who has nothing to run the VM with must not stop the other side's.
         try:
             standby = self._keeper.take(self.config.takeover_s)
         except BaseException:
             self._cut(follower)
             self.failover.feed(FailoverEvent.BROKEN if self._won else FailoverEvent.REFUSED)
+            if not self._won:
+                self.promises.relent()
             raise
         ready_ns = time.monotonic_ns()
         try:
-            if not self._won:
-                self._arbitrate(loss.reason)
+            self._arbitrate(standby, loss.reason)
             self._cut(follower)
             arbitrated_ns = time.monotonic_ns()
             committed = follower.settle()
@@ -395,23 +489,54 @@ class Secondary:
         self._tell("running", report)
         return report
 
-    def _arbitrate(self, reason: str) -> None:
-        """Win the generation, or raise ArbitrationLost. While it cannot be decided, nobody takes over."""
-        assert self._arbiter is not None and self._generation is not None
+    def _arbitrate(self, standby: Standby, reason: str) -> None:
+        """Win the generation, and see the other side's VM stand still: by proof, or by the end of its lease.
+
+        Raises ArbitrationLost. While it cannot be decided, nobody takes over. Asked for, this side claims first, and has the
+        other one stopped; after a loss it waits first: the primary, if it lives, is to win, as its VM has lost nothing.
+        """
+        assert self._arbiter is not None
+        asked = self._requested is not None or self._arbiter.fences
         try:
-            self._generation = claim(
-                self._arbiter, self._generation, reason=reason, on_undecided=self._undecided,
-                stopping=lambda: self._stopping)
-        except ArbitrationLost:
+            if not self._won:
+                if not asked:
+                    self._await_leave()
+                self._claim(standby, reason)
+            assert self._generation is not None
+            self.promises.claimed(self._generation)
+            self._await_leave()
+        except (ArbitrationLost, VmEnded):
             self.failover.feed(FailoverEvent.REFUSED)
             raise
-        self._won = True
+        except BaseException:
+            if not self._won:
+                self.promises.relent()
+            raise
         self.failover.feed(FailoverEvent.WON)
+
+    def _claim(self, standby: Standby, reason: str) -> None:
+        assert self._arbiter is not None and self._generation is not None
+        self._generation = claim(
+            self._arbiter, self._generation, reason=reason, runner=Runner.of(standby.process.pid),
+            on_undecided=self._undecided, stopping=lambda: self._stopping)
+        self._won = True
+
+    def _await_leave(self) -> None:
+        assert self._arbiter is not None
+        how = self.promises.wait_to_run(
+            stopping=lambda: self._stopping, lost=self._look_while_waiting,
+            told=lambda text: self._tell("notice", text), proven=self._won and self._arbiter.fences)
+        self._left = how
 
     def _undecided(self, text: str) -> None:
         if self._follower is not None:
             self._cut(self._follower)  # who waits at the other end is not to wait for this
         self._tell("notice", text)
+
+    def _end_other_side(self) -> None:
+        """The stand-by has loaded the checkpoint: what the loser still holds (locks of images) is to be let go."""
+        assert self._generation is not None
+        self.promises.about_to_run(self._generation)
 
     def _resume(
         self, committed: Committed, standby: Standby, loss: Loss, *, detection_ns: int, arbitration_ns: int, settle_ns: int
@@ -424,7 +549,7 @@ class Secondary:
             sent_bytes = stream.write(channel.fileno(), timeout_s=self.config.takeover_s)
             channel.shutdown(socket.SHUT_WR)
             composed_ns = time.monotonic_ns()
-            outcome = standby.finish(self.config.takeover_s)
+            outcome = standby.finish(self.config.takeover_s, before_run=self._end_other_side)
         running_ns = time.monotonic_ns()
         qmp_path, pid = standby.hand_over()
         self.image.remove_files()

@@ -23,6 +23,11 @@ class SecondaryConfig:
     """QEMU command line (the primary's will do) of the VM that takes over. None: checkpoints are kept, no takeover."""
     arbiter: str = ""
     """``file:DIR``, ``exec:COMMAND`` or ``none``; a takeover needs one."""
+    vm: str = ""
+    """The VM's name: an arbiter of another VM is refused. "": whichever the arbiter's is."""
+    lease_ms: float = 3000.0
+    """The longest lease that this side promises, in milliseconds; the primary's decides within that. 0: none, and a primary
+    that nobody guards is let in. Then nothing stops its VM by time: use an arbiter that fences (``exec:``)."""
     share_ram: bool = True
     """Let the stand-by map the RAM image; False sends all pages at takeover."""
     on_loss: str = "takeover"

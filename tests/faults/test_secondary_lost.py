@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from colo.arbiter import init_arbiter
 from colo.qemu.process import QemuProcess
 from colo.session.protector import Ending, Protector, ProtectorConfig, ProtectorReport
 from tests.faults.processes import SecondaryProcess, gone
@@ -66,6 +67,7 @@ def secondary_of(machine: Machine, run_dir: Path, *options: str) -> tuple[Second
     arbiter.mkdir(mode=0o700)
     standby = machine(accel="kvm", serial=run_dir / "standby.log")
     uri = f"file:{arbiter}"
+    init_arbiter(uri, vm="test")
     return SecondaryProcess(run_dir / "ram", standby=standby, arbiter=uri, options=options), uri
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from colo.arbiter import arbiter_from_uri
 from colo.errors import ArbitrationLost, Interrupted, StandbyError, StorageError
-from colo.session.arbiter import arbiter_from_uri
 from colo.session.takeover import TakeoverReport
 from tests.faults.processes import SecondaryProcess, colo, gone
 from tests.faults.rig import Rig, rig, wait_until

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from colo._fast.codec_libraries import usable_methods
+from colo.arbiter import init_arbiter
 from colo.errors import ColoError
 from colo.protocol import Mode
 from colo.session.in_process import InProcessTakeover
@@ -110,6 +111,7 @@ def test_no_bit_flip_in_a_checkpoint_is_committed(tmp_path: Path, sending: str) 
     for n in range(20):
         place = tmp_path / str(n)
         place.mkdir(mode=0o700)
+        init_arbiter(f"file:{place}", vm="test")
         committed, sound = damaged_checkpoint(place, sending, True, draw)
         assert sound
         assert not committed
@@ -122,6 +124,7 @@ def test_without_the_digest_damage_does_get_through(tmp_path: Path) -> None:
     for n in range(8):
         place = tmp_path / str(n)
         place.mkdir(mode=0o700)
+        init_arbiter(f"file:{place}", vm="test")
         outcomes.append(damaged_checkpoint(place, "copy", False, draw))
     assert any(committed and not sound for committed, sound in outcomes), outcomes
 

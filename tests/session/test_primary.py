@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from colo.arbiter import init_arbiter
 from colo.errors import ArbitrationError, ArbitrationLost, ColoError, TrackerError, VmError
 from colo.memory.trackers import open_tracker, probe
 from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
@@ -63,6 +64,7 @@ class Standby:
 def arbiter(tmp_path: Path) -> Path:
     path = tmp_path / "arbiter"
     path.mkdir(mode=0o700)
+    init_arbiter(f"file:{path}", vm="test")
     return path
 
 

@@ -1,0 +1,219 @@
+"""The directory of the arbiter ``file:DIR``: opened and checked, and what its names say.
+
+``identity``
+    Whose it is; made once, with the first generation (:mod:`colo.arbiter.file_making`), never written again.
+``generation.N``
+    The generation that holds, and the record of who holds it. There is one of these, or else
+``claim.N.TOKEN``
+    the same while generation N is being claimed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from colo.arbiter.arbiter import ArbiterIdentity, Holder
+from colo.arbiter.record import RECORD_BYTES, parse_holder, parse_identity
+from colo.errors import ArbitrationError
+
+IDENTITY = "identity"
+SEED = "seed.{token}"
+
+LOOKS = 9
+"""So often a listing that shows no generation, or two, is made again, within half a second."""
+
+_GENERATION_NAME = re.compile(r"generation\.(0|[1-9][0-9]{0,14})")
+_CLAIM_NAME = re.compile(r"claim\.([1-9][0-9]{0,14})\.([0-9a-f]{32})")
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+_NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "gfs2", "ocfs2", "lustre", "glusterfs", "virtiofs")
+_LASTING_INODES = {
+    "bcachefs", "btrfs", "ceph", "ext2", "ext3", "ext4", "f2fs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "overlay", "tmpfs",
+    "xfs", "zfs",
+}
+"""File systems on which a file has the same inode number for as long as it lives, on every machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The one file that is the state: its name, and the generation it stands for."""
+
+    name: str
+    generation: int
+    token: str
+    """Of a claim not finished yet; "" for a generation."""
+
+
+class ArbiterDirectory:
+    """The directory at ``path``. Its methods take it as a descriptor, from :meth:`open`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+
+    def error(self, text: str) -> ArbitrationError:
+        """The error of that text, with the arbiter named."""
+        return ArbitrationError(f"arbiter file:{self.path}: {text}")
+
+    @property
+    def init_command(self) -> str:
+        return f"colo arbiter init {self.path} --vm NAME"
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[int]:
+        """The directory, opened anew by its path (a share may have been unmounted since) and checked."""
+        try:
+            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            if os.path.islink(self.path):
+                raise self.error("is a symbolic link, which can be pointed elsewhere: name the directory itself") from error
+            remedy = (
+                "make it, and mount what both sides share there"
+                if error.errno == errno.ENOENT
+                else "see to it"
+            )
+            raise self.error(f"cannot open the directory: {error.strerror}; {remedy}") from error
+        try:
+            info = os.fstat(directory)
+            if info.st_uid not in {0, os.geteuid()}:
+                raise self.error(f"belongs to user {info.st_uid}, who could decide alone: chown it")
+            if info.st_mode & stat.S_IWOTH:
+                raise self.error(f"everybody may write to it (mode {info.st_mode & 0o7777:o}): chmod o-w it")
+            yield directory
+        finally:
+            os.close(directory)
+
+    def read(self, directory: int, name: str) -> bytes:
+        """What is in the regular file, as far as a record goes. Raises OSError."""
+        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            return os.read(file, RECORD_BYTES)
+        finally:
+            os.close(file)
+
+    # Whose it is.
+
+    def identity(self, directory: int) -> tuple[ArbiterIdentity, str]:
+        """Whose arbiter this is, and the token of who made it. Raises ArbitrationError when it is none, or a copy of one."""
+        try:
+            file = os.open(IDENTITY, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+        except FileNotFoundError:
+            raise self._no_identity(directory) from None
+        try:
+            info = os.fstat(file)
+            found = parse_identity(os.read(file, RECORD_BYTES)) if stat.S_ISREG(info.st_mode) else None
+        finally:
+            os.close(file)
+        token = found[1].get("token") if found else None
+        if found is None or not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise self.error(
+                f"the file {IDENTITY!r} in it says nothing usable: find out who wrote to it. {self._anew()}")
+        inode = found[1].get("inode")
+        if inode != info.st_ino and _file_system(info.st_dev) in _LASTING_INODES:
+            raise self.error(
+                "this is a copy of an arbiter, put back or brought here from elsewhere: the VM may have been taken over "
+                "after it was made. Find out which side runs the VM, and mount the directory that was used. If that is lost: "
+                f"{self._anew()}")
+        return found[0], token
+
+    def _no_identity(self, directory: int) -> ArbitrationError:
+        names = os.listdir(directory)
+        old = sorted(name for name in names if name.startswith(("generation.", "claim.")) or name == "created")
+        if old:
+            return self.error(
+                f"no identity in it, only {', '.join(old[:5])}: it was made by an earlier colo, or by hand. {self._anew()}")
+        return self.error(
+            "no arbiter in it; is what both sides share mounted here? If the VM is new, make it once, on one side: "
+            f"{self.init_command}")
+
+    def _anew(self) -> str:
+        return (
+            "End the VM's sessions on both sides, make sure that it runs on one of them only, remove the files in this "
+            f"directory, then: {self.init_command}")
+
+    # What holds.
+
+    def standing(self, directory: int) -> Standing:
+        """What holds now. A listing made during a rename may show the file twice or not at all: look again then."""
+        pause_s = 0.001
+        for _ in range(LOOKS):
+            found = self._scan(directory)
+            if len(found) == 1:
+                return found[0]
+            time.sleep(pause_s)
+            pause_s *= 2
+        if found:
+            names = ", ".join(sorted(each.name for each in found))
+            raise self.error(
+                f"several generations: {names}; find out which side runs the VM, stop the other one, "
+                "and remove all but the highest"
+            )
+        raise self.error(
+            "no generation in it: its making was not finished (do it again: "
+            f"{self.init_command}), or the file was removed (put generation.N, empty, back with the N that holds)"
+        )
+
+    def _scan(self, directory: int) -> list[Standing]:
+        found = []
+        for name in os.listdir(directory):
+            if match := _GENERATION_NAME.fullmatch(name):
+                standing = Standing(name, int(match[1]), "")
+            elif match := _CLAIM_NAME.fullmatch(name):
+                standing = Standing(name, int(match[1]), match[2])
+            elif name.startswith(("generation", "claim.")):
+                raise self.error(
+                    f"{name!r} looks like a generation and is none: find out who made it, remove it"
+                )
+            else:
+                continue
+            try:
+                info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISREG(info.st_mode):
+                raise self.error(f"{name!r} is not a regular file: find out who made it, remove it")
+            found.append(standing)
+        return found
+
+    def holder(self, directory: int, standing: Standing) -> Holder:
+        """Who holds it, as its file says; somebody unknown if it says nothing, or speaks of another generation."""
+        with contextlib.suppress(OSError):
+            if holder := parse_holder(self.read(directory, standing.name), standing.generation):
+                return holder
+        return Holder(standing.generation, "", None, 0.0, "", "", False)
+
+    def look_again(self, directory: int) -> None:
+        """Make a network file system's client ask its server: it may believe in a name that is gone for minutes."""
+        if not _on_network(os.fstat(directory).st_dev):
+            return
+        probe = f"probe.{secrets.token_hex(16)}"
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
+        os.unlink(probe, dir_fd=directory)
+
+
+def _on_network(device: int) -> bool:
+    """Is the file system with this st_dev shared with other machines, so that its names may be cached?"""
+    kind = _file_system(device)
+    return not kind or kind.startswith(_NETWORK)
+
+
+def _file_system(device: int) -> str:
+    """The type of the file system with this st_dev, or ""."""
+    place = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            for line in mounts:
+                left, _, right = line.partition(" - ")
+                if left.split()[2] == place:
+                    return right.split()[0]
+    except (OSError, IndexError):
+        pass
+    return ""
