@@ -74,7 +74,7 @@ class Host:
 
     def command(self, argv: Sequence[str], *, inside: bool = True) -> list[str]:
         """``argv``, to be run on this host. With ``inside`` False it is not in its cgroup: it is not frozen or killed with it."""
-        enter = ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", "--", *argv]
+        enter = ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", f"--wd={ROOT}", "--", *argv]
         if not inside:
             return enter
         return ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self.cgroup / "cgroup.procs"), *enter]
@@ -156,6 +156,7 @@ class Hosts:
         """Where each host has what both share."""
         self.mounted.mkdir(mode=0o700)
         self._cut: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
         self._hosts: dict[str, Host] = {}
         try:
             self.router = Host("router", "", run_dir, self.group)
@@ -182,15 +183,17 @@ class Hosts:
 
     def cut(self, origin: str, target: str) -> None:
         """What ``origin`` sends to ``target`` is lost on the way, and nobody says so."""
-        if (origin, target) not in self._cut:
-            self._cut.add((origin, target))
-            self._rule("add", origin, target)
+        with self._lock:
+            if (origin, target) not in self._cut:
+                self._cut.add((origin, target))
+                self._rule("add", origin, target)
 
     def mend(self, origin: str, target: str) -> None:
         """It arrives again."""
-        if (origin, target) in self._cut:
-            self._cut.remove((origin, target))
-            self._rule("del", origin, target)
+        with self._lock:
+            if (origin, target) in self._cut:
+                self._cut.remove((origin, target))
+                self._rule("del", origin, target)
 
     def _rule(self, what: str, origin: str, target: str) -> None:
         self.router.run("ip", "rule", what, "from", self[origin].address, "to", self[target].address, "blackhole")

@@ -64,16 +64,10 @@ def failover(host: Host) -> list[str]:
     return [*COLO, "failover", "--ram-dir", str(host.folder / "ram"), "--timeout-s", "5"]
 
 
-def make_arbiter(uri: str) -> None:
+def init_arbiter(uri: str) -> list[str]:
     """What the user does once per VM, before it is protected for the first time."""
-    if uri.startswith("exec:") or "arbiter" not in _commands():
-        return
-    subprocess.run([*COLO, "arbiter", "init", uri, "--vm", VM_NAME], cwd=ROOT, check=True, capture_output=True, timeout=30)
-
-
-@functools.cache
-def _commands() -> str:
-    return subprocess.run([*COLO, "--help"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    return [sys.executable, "-c", "import sys; from colo.arbiter import init_arbiter; init_arbiter(sys.argv[1], vm=sys.argv[2])",
+            uri, VM_NAME]
 
 
 class Program:

@@ -74,7 +74,7 @@ def primary(vm: ToyVm, arguments: argparse.Namespace) -> int:
     vm.resume()
     config = with_known(
         PrimaryConfig, to=arguments.address, arbiter=arguments.arbiter, interval_ms=100, insecure=True, vm=arguments.vm,
-        lease_ms=arguments.lease_ms, deadlines=Deadlines().capped(arguments.lease_ms), vm_s=arguments.lease_ms / 1000)
+        lease_ms=arguments.lease_ms, deadlines=Deadlines().capped(arguments.deadline_ms), vm_s=arguments.deadline_ms / 1000)
     with Primary(vm, config, on_event=say) as session:
         signal.signal(signal.SIGTERM, lambda *_: session.stop())
         session.start()
@@ -90,7 +90,7 @@ def secondary(vm: ToyVm, arguments: argparse.Namespace) -> int:
     """Follow; run it once it may."""
     config = with_known(
         InProcessConfig, listen=arguments.address, arbiter=arguments.arbiter, insecure=True, vm=arguments.vm,
-        lease_ms=arguments.lease_ms, deadlines=Deadlines().capped(arguments.lease_ms), control=arguments.control or None)
+        lease_ms=arguments.lease_ms, deadlines=Deadlines().capped(arguments.deadline_ms), control=arguments.control or None)
     with InProcessSecondary(vm, config, on_event=say) as session:
         signal.signal(signal.SIGTERM, lambda *_: session.stop())
         try:
@@ -115,6 +115,10 @@ def main() -> int:
     parser.add_argument("--vm", default="")
     parser.add_argument("--control", default="")
     arguments = parser.parse_args()
+    if "lease_ms" not in InProcessConfig.__dataclass_fields__:  # one side alone cannot have it
+        arguments.lease_ms, arguments.deadline_ms = 0, arguments.lease_ms
+    else:
+        arguments.deadline_ms = arguments.lease_ms
     vm = ToyVm()
     signal.signal(signal.SIGUSR1, lambda *_: vm.go_on.clear())
     signal.signal(signal.SIGUSR2, lambda *_: vm.go_on.set())

@@ -1,0 +1,245 @@
+"""What can fail, as data: each failure with its name, what it does to a world, how it is mended, and who is to run then."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.faults.one_runner.world import World
+
+VMS = ("7.2", "11.1", "in-process")
+QEMUS = VMS[:2]
+Action = Callable[[World], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """``mend`` makes it as if it had not been, as far as that can be; None where it cannot.
+
+    ``runs`` is the side whose VM is to run when this alone fails: ``primary``, ``secondary``, or ``either``. ``destroys`` are the
+    sides that cannot run the VM any more, whatever is mended. ``thaws``: what was frozen as a whole executes until it is told.
+    """
+
+    name: str
+    act: Action
+    mend: Action | None = None
+    runs: str = "primary"
+    vms: tuple[str, ...] = VMS
+    destroys: frozenset[str] = frozenset()
+    thaws: bool = False
+    user: str = "nothing"
+    """What the user is to do, for the documentation."""
+
+
+def _guard(number: signal.Signals) -> Action:
+    def act(world: World) -> None:
+        assert world.guard is not None
+        world.signal(world.guard.pid, number)
+
+    return act
+
+
+def _vm(number: signal.Signals) -> Action:
+    return lambda world: world.signal(world.vm_pid(), number)
+
+
+def _fence(number: signal.Signals) -> Action:
+    return lambda world: world.signal(world.fence_pid(), number)
+
+
+def _follower(number: signal.Signals) -> Action:
+    def act(world: World) -> None:
+        assert world.follower is not None
+        world.signal(world.follower.pid, number)
+
+    return act
+
+
+def _standby(number: signal.Signals) -> Action:
+    return lambda world: world.signal(world.standby_pid(), number)
+
+
+def _cut(*ways: tuple[str, str]) -> Action:
+    return lambda world: [world.hosts.cut(*way) for way in ways] and None
+
+
+def _mend(*ways: tuple[str, str]) -> Action:
+    return lambda world: [world.hosts.mend(*way) for way in ways] and None
+
+
+OUT, BACK = ("primary", "secondary"), ("secondary", "primary")
+
+
+def _flap(world: World) -> None:
+    """Five times down and up, each for up to half a lease."""
+    rng = random.Random(5)
+
+    def flap() -> None:
+        for _ in range(5):
+            _cut(OUT, BACK)(world)
+            time.sleep(rng.uniform(0.02, world.lease_ms / 2000))
+            _mend(OUT, BACK)(world)
+            time.sleep(rng.uniform(0.02, 0.2))
+
+    thread = threading.Thread(target=flap, daemon=True)
+    thread.start()
+    world.helpers.append(thread)
+
+
+def _take_away(*names: str) -> Action:
+    return lambda world: [world.take_arbiter(name) for name in names] and None
+
+
+def _give_back(*names: str) -> Action:
+    return lambda world: [world.give_arbiter(name) for name in names] and None
+
+
+def _both(*actions: Action) -> Action:
+    return lambda world: [action(world) for action in actions] and None
+
+
+def _for_a_while(act: Action, mend: Action, leases: float) -> Action:
+    """Mended by itself, after so many leases."""
+
+    def run(world: World) -> None:
+        def later() -> None:
+            time.sleep(leases * world.lease_ms / 1000)
+            world.note_thaw()
+            mend(world)
+
+        act(world)
+        thread = threading.Thread(target=later, daemon=True)
+        thread.start()
+        world.helpers.append(thread)
+
+    return run
+
+
+def _host(name: str, what: str) -> Action:
+    def act(world: World) -> None:
+        host = world.hosts[name]
+        other = "secondary" if name == "primary" else "primary"
+        ways = ((name, other), (other, name), (name, "arbiter"), ("arbiter", name))
+        if what == "thaw":
+            _mend(*ways)(world)
+        else:
+            _cut(*ways)(world)
+        {"freeze": host.freeze, "thaw": host.thaw, "kill": host.kill}[what]()
+
+    return act
+
+
+def _failover(world: World) -> None:
+    world.failover()
+
+
+def _isolate(name: str) -> tuple[Action, Action]:
+    return (_both(_cut(OUT, BACK), _take_away(name)), _both(_mend(OUT, BACK), _give_back(name)))
+
+
+P, S = frozenset(["primary"]), frozenset(["secondary"])
+STOP, CONT, KILL, TERM = signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL, signal.SIGTERM
+
+FAILURES: dict[str, Failure] = {failure.name: failure for failure in (
+    Failure("guard-killed", _guard(KILL), lambda world: world.start_guard(), vms=QEMUS,
+            user="starts `colo protect` again: it goes on guarding"),
+    Failure("guard-terminated", _guard(TERM), vms=QEMUS, user="starts `colo protect` again when the VM is to be protected"),
+    Failure("guard-frozen", _guard(STOP), _guard(CONT), vms=QEMUS, user="ends or thaws it"),
+    Failure("guard-thawed", _for_a_while(_guard(STOP), _guard(CONT), 1.5), vms=QEMUS),
+    Failure("fence-killed", _fence(KILL), vms=QEMUS),
+    Failure("fence-frozen", _fence(STOP), _fence(CONT), vms=QEMUS, runs="either"),
+    Failure("vm-killed", _vm(KILL), runs="secondary", destroys=P, user="looks into why; protects the VM anew"),
+    Failure("vm-frozen", _vm(STOP), _vm(CONT), runs="secondary", thaws=True, user="protects the VM anew"),
+    Failure("vm-thawed", _for_a_while(_vm(STOP), _vm(CONT), 1.5), runs="either", thaws=True),
+    Failure("vm-hung", lambda world: world.hang(), lambda world: world.unhang(), runs="secondary",
+            user="looks into its storage; protects the VM anew"),
+    Failure("secondary-killed", _follower(KILL), destroys=S, user="starts `colo secondary` and `colo protect` again"),
+    Failure("secondary-frozen", _follower(STOP), _follower(CONT), user="ends or thaws it; protects the VM anew"),
+    Failure("secondary-thawed", _for_a_while(_follower(STOP), _follower(CONT), 1.5)),
+    Failure("standby-killed", _standby(KILL), vms=QEMUS),
+    Failure("link-down", _cut(OUT, BACK), _mend(OUT, BACK), user="mends the link; protects the VM anew"),
+    Failure("link-to-secondary-down", _cut(OUT), _mend(OUT), user="mends the link; protects the VM anew"),
+    Failure("link-to-primary-down", _cut(BACK), _mend(BACK), user="mends the link; protects the VM anew"),
+    Failure("link-flapping", _flap, runs="either"),
+    Failure("primary-isolated", *_isolate("primary"), runs="secondary", user="mends the network; ends the old VM's host's leftovers"),
+    Failure("secondary-isolated", *_isolate("secondary"), user="mends the network; protects the VM anew"),
+    Failure("primary-host-dead", _host("primary", "kill"), runs="secondary", destroys=P, user="protects the VM anew"),
+    Failure("primary-host-frozen", _host("primary", "freeze"), _host("primary", "thaw"), runs="secondary", thaws=True,
+            user="protects the VM anew"),
+    Failure("primary-host-thawed", _for_a_while(_host("primary", "freeze"), _host("primary", "thaw"), 2.5),
+            runs="secondary", thaws=True),
+    Failure("secondary-host-dead", _host("secondary", "kill"), destroys=S, user="starts `colo secondary` elsewhere"),
+    Failure("secondary-host-frozen", _host("secondary", "freeze"), _host("secondary", "thaw"), thaws=True,
+            user="starts `colo secondary` again"),
+    Failure("arbiter-gone", _take_away("primary", "secondary"), _give_back("primary", "secondary")),
+    Failure("arbiter-gone-for-primary", _take_away("primary"), _give_back("primary")),
+    Failure("arbiter-gone-for-secondary", _take_away("secondary"), _give_back("secondary")),
+    Failure("arbiter-gone-and-back", _for_a_while(
+        _take_away("primary", "secondary"), _give_back("primary", "secondary"), 0.8)),
+    Failure("failover-asked-for", _failover, runs="secondary", user="asked for it: `colo failover`"),
+)}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What fails, on what, and when; :meth:`line` has all of it."""
+
+    vm: str
+    arbiter: str
+    first: str
+    second: str = ""
+    delay_ms: int = 0
+    """From the first failure to the second."""
+    wait_ms: int = 0
+    """From the protected VM's second checkpoint to the first failure: where in an epoch it falls."""
+
+    def line(self) -> str:
+        """One line that makes the same case again."""
+        after = f" then {self.second} after {self.delay_ms} ms" if self.second else ""
+        return f"{self.vm} {self.arbiter}: {self.first} at {self.wait_ms} ms{after}"
+
+    @classmethod
+    def parse(cls, line: str) -> Case:
+        """From :meth:`line`. Raises ValueError."""
+        found = re.fullmatch(r"(\S+) (\S+): (\S+) at (\d+) ms(?: then (\S+) after (\d+) ms)?", line.strip())
+        if found is None or found[1] not in VMS or found[3] not in FAILURES or (found[5] or found[3]) not in FAILURES:
+            raise ValueError(f"no case: {line!r}; one is '7.2 file: link-down at 30 ms then guard-killed after 400 ms'")
+        return cls(found[1], found[2], found[3], found[5] or "", int(found[6] or 0), int(found[4]))
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """One or two."""
+        return tuple(FAILURES[name] for name in (self.first, self.second) if name)
+
+
+def cases(seed: int, count: int, *, arbiters: tuple[str, ...], vms: tuple[str, ...] = VMS, lease_ms: int = 1000) -> list[Case]:
+    """``count`` cases of this seed: first each failure alone, as often as it is its turn, then two at a time."""
+    rng = random.Random(seed)
+    settings = [(vm, arbiter) for vm in vms for arbiter in arbiters]
+    singles = [(vm, arbiter, name, "") for vm, arbiter in settings for name in FAILURES if vm in FAILURES[name].vms]
+    pairs = [
+        (vm, arbiter, one, two) for vm, arbiter in settings for one in FAILURES for two in FAILURES
+        if one != two and vm in FAILURES[one].vms and vm in FAILURES[two].vms]
+    rng.shuffle(singles)
+    rng.shuffle(pairs)
+    if count < 2 * len(FAILURES):
+        chosen = _each_once(singles)[: (count + 1) // 2]
+    else:
+        chosen = singles[: count // 3] if count > len(singles) else _each_once(singles)
+    while len(chosen) < count:
+        chosen += pairs[: count - len(chosen)]
+    return [
+        Case(vm, arbiter, one, two, rng.randrange(lease_ms + 1) if two else 0, rng.randrange(120))
+        for vm, arbiter, one, two in chosen[:count]]
+
+
+def _each_once(singles: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    found: dict[str, tuple[str, str, str, str]] = {}
+    for each in singles:
+        found.setdefault(each[2], each)
+    return list(found.values())
