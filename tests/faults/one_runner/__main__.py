@@ -38,7 +38,7 @@ def main() -> int:
 
     def tell(verdict: Verdict) -> None:
         done.append(verdict)
-        print(f"{len(done)}/{len(chosen)} {verdict.case}: {verdict.runs}, after {verdict.after_ms} ms, {verdict.took_s} s",
+        print(f"{len(done)}/{len(chosen)} {verdict.case}: {verdict.runs}, after {verdict.after_ms} ms, outage {verdict.outage_ms} ms; {verdict.took_s} s",
               *(f"FAULT {fault[:300]}" for fault in verdict.faults), sep="\n    ", flush=True)
 
     verdicts = run_all(chosen, places=arguments.places, lease_ms=arguments.lease_ms, tell=tell)

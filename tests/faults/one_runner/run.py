@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.faults.one_runner.arbiters import Arbiters
 from tests.faults.one_runner.failures import Case
 from tests.faults.one_runner.hosts import ROOT, Hosts
+from tests.faults.one_runner.output import Output
 from tests.faults.one_runner.verdict import SLACK_S, Verdict, judge
 from tests.faults.one_runner.world import NotBegun, World
 
@@ -38,18 +39,22 @@ class Place:
         self.run_dir = Path(tempfile.mkdtemp(prefix="colo-", dir="/dev/shm"))
         self.hosts = Hosts(self.run_dir)
         self.arbiters = Arbiters(self.hosts)
+        self.outputs = {name: Output(self.hosts[name]) for name in ("primary", "secondary")}
 
     def __enter__(self) -> Place:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        for output in self.outputs.values():
+            output.close()
         self.hosts.close()
         shutil.rmtree(self.run_dir)
 
     def run(self, case: Case, lease_ms: int = LEASE_MS) -> Verdict:
         """Make its world, let it fail, mend what can be mended, and judge. Raises NotBegun."""
         world = World(
-            self.hosts, self.arbiters, vm=case.vm, arbiter=case.arbiter, binary=binary(case.vm), lease_ms=lease_ms)
+            self.hosts, self.arbiters, self.outputs, vm=case.vm, arbiter=case.arbiter, binary=binary(case.vm),
+            lease_ms=lease_ms)
         with contextlib.closing(world):
             world.begin()
             time.sleep(case.wait_ms / 1000)
@@ -133,12 +138,12 @@ def _tried(place: Place, case: Case, lease_ms: int) -> Verdict:
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """For a terminal: a line per case, faults last."""
-    lines = [f"{'case':<95} {'runs':<10} {'after ms':>9} {'overlap':>8} {'thawed':>7}  exits"]
+    lines = [f"{'case':<95} {'runs':<10} {'after ms':>9} {'outage':>7} {'overlap':>8} {'thawed':>7}  exits"]
     for verdict in verdicts:
         exits = " ".join(f"{name}={code}" for name, code in verdict.exits.items())
         lines.append(
             f"{verdict.case:<95} {verdict.runs:<10} {verdict.after_ms if verdict.after_ms is not None else '-':>9} "
-            f"{verdict.overlap_ms:>8} {verdict.thawed_ms:>7}  {exits}")
+            f"{verdict.outage_ms:>7} {verdict.overlap_ms:>8} {verdict.thawed_ms:>7}  {exits}")
         lines += [f"    FAULT {fault[:400]}" for fault in verdict.faults]
     faulty = [verdict for verdict in verdicts if verdict.faults]
     lines.append(f"{len(verdicts)} cases, {len(faulty)} with faults, both ran in {sum(v.overlap_ms > 0 for v in verdicts)}, "

@@ -22,13 +22,13 @@ class Verdict:
     case: str
     runs: str
     after_ms: float | None
-    """From the first failure: until the secondary's VM ran, or the longest time without any guest running."""
+    """From the first failure until the secondary's VM ran; None if it did not."""
+    outage_ms: float = 0.0
+    """The longest time, from just before the first failure on, in which no guest put anything out."""
     overlap_ms: float = 0.0
     """How long both ran, without what follows a thaw."""
     thawed_ms: float = 0.0
     """How long what was thawed ran while the other side did."""
-    stopped_ms: float = 0.0
-    """The longest time that the primary's VM stood still, where it is the one that runs on."""
     exits: dict[str, int | None] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     said: dict[str, Any] = field(default_factory=dict)
@@ -84,10 +84,7 @@ def _judge_place(
     begun = next((run.start_s for run in runs["secondary"] if run.end_s >= failed_at_s), None)
     if begun is not None:
         verdict.after_ms = round((begun - failed_at_s) * 1000, 1)
-    stands = _gaps_ms(runs["primary"], failed_at_s)
-    verdict.stopped_ms = round(max(stands, default=0.0), 1)
-    if begun is None:
-        verdict.after_ms = verdict.stopped_ms
+    verdict.outage_ms = round(_outage_ms([*world.outputs["primary"].read(), *world.outputs["secondary"].read()], failed_at_s), 1)
     if not running:
         if len(destroyed) == 2:
             if not world.copy_is_kept() and not world.had_lost("secondary"):
@@ -107,9 +104,9 @@ def _judge_place(
             verdict.faults.append(f"the secondary's VM ran {late_s:.1f} s later than lease + 0.5 s")
 
 
-def _gaps_ms(runs: list[Run], since_s: float) -> list[float]:
-    return [(later.start_s - sooner.end_s) * 1000 for sooner, later in zip(runs, runs[1:], strict=False)
-            if later.start_s > since_s]
+def _outage_ms(beats: list[float], since_s: float) -> float:
+    beats = sorted(beats)
+    return max(((later - sooner) * 1000 for sooner, later in zip(beats, beats[1:], strict=False) if later > since_s), default=0.0)
 
 
 def _judge_words(verdict: Verdict, case: Case, world: World) -> None:

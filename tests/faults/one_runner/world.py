@@ -34,7 +34,9 @@ class NotBegun(AssertionError):
 class World:
     """``vm`` is a QEMU's version, or ``in-process``; ``binary`` is that QEMU. What it makes is in the hosts' folders."""
 
-    def __init__(self, hosts: Hosts, arbiters: Arbiters, *, vm: str, arbiter: str, binary: str, lease_ms: int) -> None:
+    def __init__(
+        self, hosts: Hosts, arbiters: Arbiters, outputs: dict[str, Output], *, vm: str, arbiter: str, binary: str, lease_ms: int,
+    ) -> None:
         self.hosts = hosts
         self.arbiters = arbiters
         self.vm = vm
@@ -42,7 +44,7 @@ class World:
         self.binary = binary
         self.lease_ms = lease_ms
         self.primary, self.secondary = hosts["primary"], hosts["secondary"]
-        self.outputs = {name: Output(hosts[name]) for name in ("primary", "secondary")}
+        self.outputs = outputs
         self.programs: list[Program] = []
         self.qemu: subprocess.Popen[str] | None = None
         self.guard: Program | None = None
@@ -278,7 +280,7 @@ class World:
         if self.qemu is not None:
             self.qemu.wait(10)
         for output in self.outputs.values():
-            output.close()
+            output.clear()
         for host in (self.primary, self.secondary):
             for path in sorted(host.folder.rglob("*"), reverse=True):
                 if path.name != "boot_id":
