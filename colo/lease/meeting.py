@@ -89,8 +89,9 @@ def refusal(text: dict[str, Any]) -> str:
 def _checked(kind: type[Any], text: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in fields(kind):
-        value = text.get(field.name, field.default)
-        wanted = type(field.default)
+        default: Any = field.default
+        value: Any = text.get(field.name, default)
+        wanted: type[Any] = type(default)
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not wanted:

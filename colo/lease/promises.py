@@ -23,6 +23,7 @@ CONNECTIONS_MAX = 8
 MEET_S = 10.0
 WATCH_MS = 50
 """How often it is looked whether the promise is over, while a primary is followed."""
+SAY_S = 0.1
 LOOK_S = 0.2
 """How often who waits to run looks whether the other side has won meanwhile."""
 READ_BYTES = 1 << 16
@@ -195,7 +196,7 @@ class Promises:
         takes long. Raises Interrupted when ``stopping``, ArbitrationLost when the other side said that it runs alone.
         """
         said = False
-        next_look = 0.0
+        began, next_look = time.monotonic(), 0.0
         while True:
             with self._changed:
                 wait_ns = 0 if proven or not self.required else self._grantor.wait_ns(now_ns())
@@ -203,14 +204,14 @@ class Promises:
                     if proven:
                         return "the arbiter fenced the other side"
                     return self._grantor.proof or ("its lease is over" if self.required else "there is no lease")
-                if not said:
+                if not said and time.monotonic() > began + SAY_S:
                     said = True
                     told(
                         f"this side has promised not to run the VM for another {wait_ns / 1e6:.0f} ms"
                         if wait_ns is not None else
                         "the primary's VM went on after its lease was over (nothing fences it there), so time proves nothing: "
                         "this side runs it only on a proof; see to the other host, or use exec: fencing")
-                left_s = LOOK_S if wait_ns is None else min(LOOK_S, wait_ns / 1e9)
+                left_s = SAY_S if wait_ns is None else min(SAY_S, wait_ns / 1e9)
                 self._changed.wait(left_s)
             if stopping():
                 raise Interrupted("the session was asked to stop while it waited for the other side's lease to end")

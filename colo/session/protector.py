@@ -39,6 +39,8 @@ MAIN_LOOP_S = 1.0
 TAKEN_S, TAKEN_UNHEARD_S = 30.0, 1.0
 """So long a VM that was taken over is kept, stopped, in case the other side cannot run it: while that is heard of, and not."""
 END_S = 5.0
+ENDING_S = 2.0
+"""So long a process may take to end when its monitor is gone already."""
 HAND_OVER_S = 10.0
 """So long the other side may take to take a VM over that is of no use here."""
 
@@ -417,6 +419,8 @@ class Protector:
             self._guard.answering()
         # Asked to leave, the channel is left whole until the claim is won: if it cannot be, protection goes on.
         if not self._usable(yank=not in_order):
+            if self._is_ending():
+                return self._process_gone()
             return self._hand_over(f"{reason}; QEMU does not answer, so its VM could not be freed here")
         told = False
         while True:
@@ -457,14 +461,23 @@ class Protector:
 
     def _usable(self, *, yank: bool) -> bool:
         """Whether QEMU could be told to run alone: its main loop answers, once (``yank``) its hanging channel is gone."""
-        if self._guard is not None and self._guard.vm_is_stopped:
-            return True  # by the fence, in time: nothing can be asked before it goes on, and nothing was wrong before
+        if self._guard is not None and self._guard.state_is(FenceState.OVER):
+            return True  # stopped by the fence, in time: nothing can be asked before it goes on, and nothing was wrong before
         try:
             if yank:
                 self.primary.yank(timeout_s=MAIN_LOOP_S)
             self.primary.qemu.status(MAIN_LOOP_S)
         except QmpError:
-            return bool(self._guard is not None and self._guard.vm_is_stopped)
+            return bool(self._guard is not None and self._guard.state_is(FenceState.OVER))
+        return True
+
+    def _is_ending(self) -> bool:
+        """Whether QEMU is gone, or its monitor is: then its process soon will be."""
+        until = time.monotonic() + (ENDING_S if self.primary.qemu.qmp.lost else 0.0)
+        while self.primary.qemu.alive():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.002)
         return True
 
     def _wait_undecided(self) -> bool:
