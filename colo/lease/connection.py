@@ -27,7 +27,6 @@ class LeaseConnection:
     def __init__(self, sock: socket.socket, meeting: Meeting, timeout_s: float = MEET_S, *, unix_path: str = "") -> None:
         """Raises :class:`Refused`, ChannelLost, DeadlineExceeded, StreamError, ProtocolError; the socket is then closed."""
         self._sock = sock
-        self._unix_path = unix_path
         self._reader = FrameReader()
         self._waiting: list[Frame] = []
         sock.settimeout(timeout_s)
@@ -43,6 +42,9 @@ class LeaseConnection:
             if answer.kind is not LeaseMessage.WELCOME:
                 raise ProtocolError(f"the secondary answers {answer.kind.name} to MEET")
             self.welcome = Welcome.of(answer.text)
+            # A unix socket's own idea of its name is that under which it was made, before it got its place.
+            self.peer: tuple[int, object] = (sock.family, unix_path or sock.getpeername())
+            """Address family and address by which the other end is reached again, also once this is closed."""
         except BaseException:
             self.close()
             raise
@@ -62,12 +64,6 @@ class LeaseConnection:
     def fd(self) -> int:
         """Readable when there is something to :meth:`receive`."""
         return self._sock.fileno()
-
-    @property
-    def peer(self) -> tuple[int, object]:
-        """Address family and address by which the other end is reached again."""
-        # A unix socket's own idea of its name is that under which it was made, before it got its place.
-        return self._sock.family, self._unix_path or self._sock.getpeername()
 
     def send(self, frame: Frame) -> None:
         """Raises ChannelLost, or DeadlineExceeded when it is not taken in time."""

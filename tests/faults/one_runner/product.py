@@ -113,9 +113,9 @@ class Program:
 
     def errors(self) -> str:
         """The last of what it wrote on stderr."""
-        return self._errors.read_text(errors="replace")[-600:].strip()
+        return self._errors.read_text(errors="replace")[-2000:].strip()
 
     def summary(self) -> dict[str, Any]:
         """For the record."""
         last = [event for event in self.events() if event.get("event") not in ("pause", "checkpoint")][-4:]
-        return {"exit": self.exit_code(), "said": last, "stderr": self.errors()[-300:]}
+        return {"exit": self.exit_code(), "said": last, "stderr": self.errors()[-1500:]}
