@@ -1,0 +1,63 @@
+"""Exactly one runs: a sample of failures, and the proof that two would be seen."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.faults.one_runner import product
+from tests.faults.one_runner.failures import FAILURES, VMS, Case, cases
+from tests.faults.one_runner.run import Place, binary, run_all, table
+
+pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm", "hosts_can_be_made")]
+SAMPLE = 60
+SOAK = 1000
+
+
+def chosen(seed: int, count: int) -> list[Case]:
+    vms = tuple(vm for vm in VMS if vm == "in-process" or binary(vm))
+    return cases(seed, count, arbiters=product.arbiters(), vms=vms)
+
+
+def all_good(seed: int, count: int, places: int) -> None:
+    verdicts = run_all(chosen(seed, count), places=places)
+    assert len(verdicts) == count
+    assert not any(verdict.faults for verdict in verdicts), "\n" + table([v for v in verdicts if v.faults])
+
+
+@pytest.mark.timeout(600)
+def test_exactly_one_runs_in_a_sample_of_failures() -> None:
+    all_good(int(os.environ.get("COLO_SEED", "1")), SAMPLE, places=3 * (os.cpu_count() or 1))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_exactly_one_runs_in_a_thousand_failures() -> None:
+    all_good(int(os.environ.get("COLO_SEED", "8")), SOAK, places=2 * (os.cpu_count() or 1))
+
+
+@pytest.mark.parametrize("vm", ["7.2", "in-process"])
+def test_two_that_run_are_seen(vm: str) -> None:
+    """With an arbiter that lets both win, a partition makes both run: this looks where it should."""
+    with Place() as place:
+        verdict = place.run(Case(vm, "none", "link-down"))
+    assert verdict.runs == "both"
+    assert verdict.overlap_ms > 500
+    assert any("both run" in fault for fault in verdict.faults)
+
+
+def test_a_case_is_made_again_from_its_line() -> None:
+    made = chosen(3, 300)
+    assert [Case.parse(case.line()) for case in made] == made
+    assert made == chosen(3, 300) != chosen(4, 300)
+    assert {case.first for case in made} == set(FAILURES)
+    with pytest.raises(ValueError, match="one is"):
+        Case.parse("7.2 file: sunshine at 3 ms")
+
+
+def test_a_sample_has_every_failure() -> None:
+    made = chosen(1, SAMPLE)
+    assert {name for case in made for name in (case.first, case.second) if name} >= set(FAILURES)
+    assert sum(bool(case.second) for case in made) >= SAMPLE // 3
+    assert {case.arbiter for case in made} == set(product.arbiters())
