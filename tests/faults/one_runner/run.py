@@ -66,7 +66,7 @@ class Place:
             self._settle(world, lease_ms / 1000 + 1.0)
             mended_at_s = time.time()
             self._mend(case, world)
-            self._settle(world, lease_ms / 1000 + 1.0)
+            self._settle(world, lease_ms / 1000 + 1.0, goes_on_after_s=time.time() + 0.3)
             if len(world.running()) != 1:
                 self._settle(world, lease_ms / 1000 + 2 * SLACK_S)
             return judge(case, world, failed_at_s=failed_at_s, mended_at_s=mended_at_s, ended_at_s=time.time())
@@ -82,13 +82,13 @@ class Place:
                     world.note_thaw()
                 failure.mend(world)
 
-    def _settle(self, world: World, most_s: float) -> None:
-        """Until who runs cannot change any more, or so long."""
+    def _settle(self, world: World, most_s: float, goes_on_after_s: float = float("inf")) -> None:
+        """Until who runs cannot change any more, or protection goes on after then; or so long."""
         end = time.monotonic() + most_s
         sure = 0
         while time.monotonic() < end:
             time.sleep(LOOK_S)
-            sure = sure + 1 if world.is_decided() else 0
+            sure = sure + 1 if world.is_decided() or world.is_protected_since(goes_on_after_s) else 0
             if sure * LOOK_S >= 0.3:
                 return
 

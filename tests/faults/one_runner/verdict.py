@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from tests.faults.one_runner.failures import Case
@@ -106,7 +107,7 @@ def _judge_place(
 
 def _outage_ms(beats: list[float], since_s: float) -> float:
     beats = sorted(beats)
-    return max(((later - sooner) * 1000 for sooner, later in zip(beats, beats[1:], strict=False) if later > since_s), default=0.0)
+    return max(((later - sooner) * 1000 for sooner, later in pairwise(beats) if later > since_s), default=0.0)
 
 
 def _judge_words(verdict: Verdict, case: Case, world: World) -> None:

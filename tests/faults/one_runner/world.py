@@ -221,6 +221,12 @@ class World:
             return vm is not None and vm.poll() is not None
         return follower.exit_code() is not None and (guard is None or guard.exit_code() is not None)
 
+    def is_protected_since(self, when_s: float) -> bool:
+        """Whether the primary's VM runs, and a checkpoint of it was committed after then."""
+        if self.running() != ["primary"] or self.follower is None or self.follower.exit_code() is not None:
+            return False
+        return any(event.get("event") == "checkpoint" and event["time"] > when_s for event in self.follower.events()[-5:])
+
     def torn(self) -> str:
         """What shows that a guest found its own memory to be of two instants; "" if nothing does."""
         for program in self.programs:
