@@ -461,14 +461,14 @@ class Protector:
 
     def _usable(self, *, yank: bool) -> bool:
         """Whether QEMU could be told to run alone: its main loop answers, once (``yank``) its hanging channel is gone."""
-        if self._guard is not None and self._guard.state_is(FenceState.OVER):
-            return True  # stopped by the fence, in time: nothing can be asked before it goes on, and nothing was wrong before
+        if self._guard is not None and self._guard.stopped_in_time:
+            return True  # stopped, in time: nothing can be asked before it goes on, and nothing was wrong before
         try:
             if yank:
                 self.primary.yank(timeout_s=MAIN_LOOP_S)
             self.primary.qemu.status(MAIN_LOOP_S)
         except QmpError:
-            return bool(self._guard is not None and self._guard.state_is(FenceState.OVER))
+            return bool(self._guard is not None and self._guard.stopped_in_time)
         return True
 
     def _is_ending(self) -> bool:
