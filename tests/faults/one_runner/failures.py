@@ -21,7 +21,8 @@ Action = Callable[[World], None]
 class Failure:
     """``mend`` makes it as if it had not been, as far as that can be; None where it cannot.
 
-    ``runs`` is the side whose VM is to run when this alone fails: ``primary``, ``secondary``, or ``either``. ``destroys`` are the
+    ``runs`` is the side whose VM is to run when this alone fails: ``primary``, ``secondary``, or ``either`` (``runs_in_process``,
+    if given, for VMs in the user's own process). ``destroys`` are the
     sides that cannot run the VM any more, whatever is mended. ``thaws``: what was frozen as a whole executes until it is told.
     """
 
@@ -29,6 +30,7 @@ class Failure:
     act: Action
     mend: Action | None = None
     runs: str = "primary"
+    runs_in_process: str = ""
     vms: tuple[str, ...] = VMS
     destroys: frozenset[str] = frozenset()
     thaws: bool = False
@@ -157,6 +159,7 @@ FAILURES: dict[str, Failure] = {failure.name: failure for failure in (
     Failure("vm-frozen", _vm(STOP), _vm(CONT), runs="secondary", thaws=True, user="protects the VM anew"),
     Failure("vm-thawed", _for_a_while(_vm(STOP), _vm(CONT), 1.5), runs="either", thaws=True),
     Failure("vm-hung", lambda world: world.hang(), lambda world: world.unhang(), runs="secondary",
+            runs_in_process="primary",  # nobody but its own process could stop it, and that hangs: it stays where it is
             user="looks into its storage; protects the VM anew"),
     Failure("secondary-killed", _follower(KILL), destroys=S, user="starts `colo secondary` and `colo protect` again"),
     Failure("secondary-frozen", _follower(STOP), _follower(CONT), user="ends or thaws it; protects the VM anew"),
@@ -210,6 +213,13 @@ class Case:
         if found is None or found[1] not in VMS or found[3] not in FAILURES or (found[5] or found[3]) not in FAILURES:
             raise ValueError(f"no case: {line!r}; one is '7.2 file: link-down at 30 ms then guard-killed after 400 ms'")
         return cls(found[1], found[2], found[3], found[5] or "", int(found[6] or 0), int(found[4]))
+
+    @property
+    def runs(self) -> str:
+        """The side whose VM is to run; "" if that is open."""
+        [failure, *more] = self.failures
+        runs = failure.runs_in_process if self.vm == "in-process" and failure.runs_in_process else failure.runs
+        return "" if more or runs == "either" else runs
 
     @property
     def failures(self) -> tuple[Failure, ...]:

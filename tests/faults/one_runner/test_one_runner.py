@@ -37,6 +37,18 @@ def test_exactly_one_runs_in_a_thousand_failures() -> None:
     all_good(int(os.environ.get("COLO_SEED", "8")), SOAK, places=2 * (os.cpu_count() or 1))
 
 
+@pytest.mark.parametrize("line", [
+    # The guard waited two seconds for the fence's answer before it claimed the VM, and nobody stopped it meanwhile.
+    "7.2 file: fence-frozen at 84 ms then link-to-primary-down after 165 ms",
+    # What a guard that was frozen believes of its lease is old.
+    "7.2 file: guard-thawed at 95 ms",
+])
+def test_what_once_went_wrong(line: str) -> None:
+    with Place() as place:
+        verdict = place.run(Case.parse(line))
+    assert not verdict.faults, verdict
+
+
 @pytest.mark.parametrize("vm", ["7.2", "in-process"])
 def test_two_that_run_are_seen(vm: str) -> None:
     """With an arbiter that lets both win, a partition makes both run: this looks where it should."""

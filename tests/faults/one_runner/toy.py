@@ -18,7 +18,7 @@ from typing import Any
 
 from colo import InProcessConfig, InProcessSecondary, Primary, PrimaryConfig
 from colo.abc import BlockMemory, SteppedMachine
-from colo.errors import ArbitrationLost, NoCheckpoint
+from colo.errors import ArbitrationLost, NoCheckpoint, VmError
 from colo.session.deadlines import Deadlines
 from tests.faults.one_runner.output import BEAT_PORT
 
@@ -78,7 +78,11 @@ def primary(vm: ToyVm, arguments: argparse.Namespace) -> int:
     with Primary(vm, config, on_event=say) as session:
         signal.signal(signal.SIGTERM, lambda *_: session.stop())
         session.start()
-        outcome = session.wait()
+        try:
+            outcome = session.wait()
+        except VmError as error:  # the session is over, the VM is not
+            say("gave-up", str(error))
+            threading.Event().wait()
     say("ended", {"ending": outcome.ending.name.lower(), "reason": outcome.reason, "generation": outcome.generation})
     if outcome.ending.name == "STOPPED":
         return 4

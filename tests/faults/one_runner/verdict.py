@@ -97,9 +97,9 @@ def _judge_place(
             verdict.faults.append("the VM runs nowhere")
     if len(running) == 2:
         verdict.faults.append("both run, for good")
-    if len(failures) == 1 and failures[0].runs in ("primary", "secondary") and running and running != [failures[0].runs]:
-        verdict.faults.append(f"the {running[0]}'s VM runs, the {failures[0].runs}'s was to")
-    if len(failures) == 1 and begun is not None and failures[0].runs == "secondary" and not failures[0].thaws:
+    if case.runs and running and running != [case.runs]:
+        verdict.faults.append(f"the {running[0]}'s VM runs, the {case.runs}'s was to")
+    if begun is not None and case.runs == "secondary" and not failures[0].thaws:
         late_s = begun - failed_at_s - world.lease_ms / 1000 - 0.5
         if late_s > SLACK_S:
             verdict.faults.append(f"the secondary's VM ran {late_s:.1f} s later than lease + 0.5 s")

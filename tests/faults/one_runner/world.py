@@ -225,6 +225,8 @@ class World:
         """Whether the primary's VM runs, and a checkpoint of it was committed after then."""
         if self.running() != ["primary"] or self.follower is None or self.follower.exit_code() is not None:
             return False
+        if any(program.exit_code() is None for program in self.programs if program.name.startswith("failover")):
+            return False
         return any(event.get("event") == "checkpoint" and event["time"] > when_s for event in self.follower.events()[-5:])
 
     def torn(self) -> str:
