@@ -98,6 +98,11 @@ class Arbiters:
             return b'"true"' in answer
         return False
 
+    def switched_off(self) -> str:
+        """The side that switched the other one off, "" if none did."""
+        winner = self.switch / "winner"
+        return winner.read_text().strip() if winner.exists() else ""
+
     def take_away(self, kind: str, name: str) -> None:
         """The host of that name cannot reach its arbiter any more."""
         if kind == "file":

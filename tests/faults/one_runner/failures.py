@@ -47,7 +47,12 @@ def _guard(number: signal.Signals) -> Action:
 
 
 def _vm(number: signal.Signals) -> Action:
-    return lambda world: world.signal(world.vm_pid(), number)
+    def act(world: World) -> None:
+        if number == signal.SIGCONT:
+            world.note_thaw()
+        world.signal(world.vm_pid(), number)
+
+    return act
 
 
 def _fence(number: signal.Signals) -> Action:
@@ -111,7 +116,6 @@ def _for_a_while(act: Action, mend: Action, leases: float) -> Action:
     def run(world: World) -> None:
         def later() -> None:
             time.sleep(leases * world.lease_ms / 1000)
-            world.note_thaw()
             mend(world)
 
         act(world)
@@ -129,6 +133,7 @@ def _host(name: str, what: str) -> Action:
         ways = ((name, other), (other, name), (name, "arbiter"), ("arbiter", name))
         if what == "thaw":
             _mend(*ways)(world)
+            world.note_thaw()
         else:
             _cut(*ways)(world)
         {"freeze": host.freeze, "thaw": host.thaw, "kill": host.kill}[what]()

@@ -78,8 +78,6 @@ class Place:
                 world.running()
         for failure in case.failures:
             if failure.mend is not None:
-                if failure.thaws or "frozen" in failure.name:
-                    world.note_thaw()
                 failure.mend(world)
 
     def _settle(self, world: World, most_s: float, goes_on_after_s: float = float("inf")) -> None:

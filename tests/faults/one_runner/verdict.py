@@ -43,7 +43,7 @@ class Verdict:
 def judge(case: Case, world: World, *, failed_at_s: float, mended_at_s: float, ended_at_s: float) -> Verdict:
     """Of a world in which everything has settled."""
     runs = {name: output.runs() for name, output in world.outputs.items()}
-    running = world.running()
+    running = world.running(within_s=0.5)  # a loaded machine may leave a guest waiting for so long
     verdict = Verdict(
         case.line(), {0: "nowhere", 1: running[0] if running else "", 2: "both"}[len(running)], None,
         exits={program.name: program.exit_code() for program in world.programs}, said=world.summary())

@@ -206,9 +206,9 @@ class World:
 
     # -- looking
 
-    def running(self) -> list[str]:
+    def running(self, within_s: float = 0.15) -> list[str]:
         """Where a guest runs now."""
-        return [name for name, output in self.outputs.items() if output.runs_now()]
+        return [name for name, output in self.outputs.items() if output.runs_now(within_s)]
 
     def is_decided(self) -> bool:
         """Whether exactly one side's VM runs, and the other side's cannot any more: its process is gone, or its session ended."""
@@ -263,7 +263,9 @@ class World:
     def had_lost(self, *sides: str) -> bool:
         """Whether these had been told that the other side may run, or the other side had said that it does."""
         others = {"primary": "secondary", "secondary": "primary"}
-        return all(any(said == others[side] for said, _, _ in self.statements()) for side in sides)
+        winner = self.arbiters.switched_off() if self.arbiter == "exec" else ""
+        return all(
+            winner == others[side] or any(said == others[side] for said, _, _ in self.statements()) for side in sides)
 
     def copy_is_kept(self) -> bool:
         """Whether the secondary's folder still has a RAM image."""
