@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from colo.arbiter.admission import may_take_first, take_first
+from colo.arbiter.admission import may_protect, take_first
 from colo.arbiter.arbiter import Arbiter, ArbiterIdentity, Claim, Holder
 from colo.arbiter.claiming import claim
 from colo.arbiter.runner import Runner
@@ -25,6 +25,6 @@ __all__ = [
     "arbiter_from_uri",
     "claim",
     "init_arbiter",
-    "may_take_first",
+    "may_protect",
     "take_first",
 ]

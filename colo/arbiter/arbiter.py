@@ -10,6 +10,7 @@ An arbiter that keeps something (``file:``, ``etcd:``) belongs to one VM: its :c
 
 from __future__ import annotations
 
+import shlex
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ class Arbiter(ABC):
     Every method raises ArbitrationError when it cannot be told: whoever gets that must not start anything.
     """
 
+    uri: str = ""
+    """What names it, without secrets; for messages."""
     identity: ArbiterIdentity | None = None
     """None for one that keeps nothing (``exec:``, ``none``)."""
     fences: bool = False
@@ -159,6 +162,28 @@ def check_generation(generation: int) -> None:
     """Raises ValueError when no generation can have this number."""
     if isinstance(generation, bool) or not isinstance(generation, int) or not 0 <= generation < GENERATION_MAX:
         raise ValueError(f"a generation is an integer from 0 to {GENERATION_MAX - 1}, got {generation!r}")
+
+
+def init_command(uri: str) -> str:
+    """What makes the arbiter that ``uri`` names."""
+    return f"colo arbiter init {shlex.quote(uri)} --vm NAME"
+
+
+def release_command(uri: str, vm: str) -> str:
+    """What says that whoever holds the generation runs the VM no more."""
+    return f"colo arbiter release {shlex.quote(uri or 'ARBITER')} --vm {shlex.quote(vm or 'NAME')}"
+
+
+def reopen_command(uri: str, vm: str) -> str:
+    """What lets a VM that was ended on purpose be started again."""
+    return f"colo arbiter reopen {shlex.quote(uri or 'ARBITER')} --vm {shlex.quote(vm or 'NAME')}"
+
+
+def ended_on_purpose(holder: Holder, uri: str, vm: str) -> str:
+    """What to say of a closed generation."""
+    return (
+        f"the VM was ended on purpose ({holder.reason or 'no reason given'}; {holder.describe()}); to start it again: "
+        f"{reopen_command(uri, vm)}")
 
 
 def check_vm(identity: ArbiterIdentity, vm: str, where: str) -> None:

@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from colo.arbiter.arbiter import ArbiterIdentity, Holder
-from colo.arbiter.record import RECORD_BYTES, parse_holder, parse_identity
+from colo.arbiter.arbiter import ArbiterIdentity, Holder, init_command
+from colo.arbiter.record import RECORD_BYTES, parse_holder, parse_identity, printable
 from colo.errors import ArbitrationError
 
 IDENTITY = "identity"
@@ -56,14 +56,11 @@ class ArbiterDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(os.fspath(path))
+        self.uri = f"file:{self.path}"
 
     def error(self, text: str) -> ArbitrationError:
         """The error of that text, with the arbiter named."""
-        return ArbitrationError(f"arbiter file:{self.path}: {text}")
-
-    @property
-    def init_command(self) -> str:
-        return f"colo arbiter init {self.path} --vm NAME"
+        return ArbitrationError(f"arbiter {self.uri}: {text}")
 
     @contextlib.contextmanager
     def open(self) -> Iterator[int]:
@@ -129,15 +126,16 @@ class ArbiterDirectory:
         old = sorted(name for name in names if name.startswith(("generation.", "claim.")) or name == "created")
         if old:
             return self.error(
-                f"no identity in it, only {', '.join(old[:5])}: it was made by an earlier colo, or by hand. {self._anew()}")
+                f"no identity in it, only {printable(', '.join(old[:5]))}: it was made by an earlier colo, or by "
+                f"hand. {self._anew()}")
         return self.error(
             "no arbiter in it; is what both sides share mounted here? If the VM is new, make it once, on one side: "
-            f"{self.init_command}")
+            f"{init_command(self.uri)}")
 
     def _anew(self) -> str:
         return (
             "End the VM's sessions on both sides, make sure that it runs on one of them only, remove the files in this "
-            f"directory, then: {self.init_command}")
+            f"directory, then: {init_command(self.uri)}")
 
     # What holds.
 
@@ -158,7 +156,7 @@ class ArbiterDirectory:
             )
         raise self.error(
             "no generation in it: its making was not finished (do it again: "
-            f"{self.init_command}), or the file was removed (put generation.N, empty, back with the N that holds)"
+            f"{init_command(self.uri)}), or the file was removed (put generation.N, empty, back with the N that holds)"
         )
 
     def _scan(self, directory: int) -> list[Standing]:

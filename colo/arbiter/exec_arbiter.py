@@ -45,6 +45,7 @@ class ExecArbiter(ForgetfulArbiter):
         if not command.strip():
             raise ArbitrationError("exec: names no command: give the fencing script, as exec:COMMAND")
         super().__init__(role)
+        self.uri = f"exec:{command}"
         self._command = command
         self._timeout_s = timeout_s
         self._environment = {

@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from colo.arbiter.arbiter import Arbiter, ArbiterIdentity, Claim, Holder, check_generation, check_vm
+from colo.arbiter.arbiter import Arbiter, ArbiterIdentity, Claim, Holder, check_generation, check_vm, ended_on_purpose
 from colo.arbiter.bounded import Bounded
 from colo.arbiter.directory import ArbiterDirectory, Standing
 from colo.arbiter.record import holder_text, new_holder, padded
@@ -54,6 +54,7 @@ class FileArbiter(Arbiter):
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._place = ArbiterDirectory(directory)
+        self.uri = self._place.uri
         self._role = role
         self._bounded = Bounded(timeout_s, self._place.error)
         self._token, self._closing_token, self._releasing_token = (secrets.token_hex(16) for _ in range(3))
@@ -61,7 +62,7 @@ class FileArbiter(Arbiter):
         """The highest generation that a claim returned: asked for again, it is refused."""
         self._seen = -1
         self.identity = self._bounded.run(self._first_look, "reading whose it is")
-        check_vm(self.identity, vm, f"file:{self._place.path}")
+        check_vm(self.identity, vm, self.uri)
 
     # The interface. The work runs in a thread of its own: storage that hangs must not hang the session.
 
@@ -221,12 +222,11 @@ class FileArbiter(Arbiter):
         return self._lost_text(f"generation {generation} is over, {standing.generation} holds: {holder.describe()}")
 
     def _closed(self, holder: Holder) -> ArbitrationLost:
-        return self._lost_text(
-            f"the VM was ended on purpose ({holder.reason or 'no reason given'}; {holder.describe()}); to start it again: "
-            f"colo arbiter reopen file:{self._place.path} --vm {self.identity.vm if self.identity else 'NAME'}")
+        assert self.identity is not None
+        return self._lost_text(ended_on_purpose(holder, self.uri, self.identity.vm))
 
     def _lost_text(self, text: str) -> ArbitrationLost:
-        return ArbitrationLost(f"arbiter file:{self._place.path}: {text}")
+        return ArbitrationLost(f"arbiter {self.uri}: {text}")
 
     def _record(self, directory: int, name: str, taken: Holder) -> None:
         """Write into the file who holds it. The claim is won already: what cannot be written is only not written."""
@@ -241,4 +241,4 @@ class FileArbiter(Arbiter):
         except FileNotFoundError:
             pass  # finished before, or claimed from already: the caller looks
         except OSError as error:
-            _log.warning("arbiter file:%s: cannot write into %s who holds it: %s", self._place.path, name, error)
+            _log.warning("arbiter %s: cannot write into %s who holds it: %s", self.uri, name, error)

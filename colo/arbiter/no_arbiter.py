@@ -18,6 +18,7 @@ COST = (
 class NoArbiter(ForgetfulArbiter):
     """Every claim wins, on both sides. Warns each time one is made."""
 
+    uri = "none"
     excludes = False
 
     def __init__(self, *, role: str = "") -> None:

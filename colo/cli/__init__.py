@@ -22,7 +22,7 @@ from colo.errors import (
     VmEnded,
 )
 
-COMMANDS = ("secondary", "protect", "failover", "status", "inspect", "doctor", "demo")
+COMMANDS = ("secondary", "protect", "failover", "status", "arbiter", "inspect", "doctor", "demo")
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NoCheckpoint, 3),
@@ -41,7 +41,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 """First match counts. 0 is success, 2 wrong usage."""
 
 EPILOG = """exit codes: 0 done; 1 other error; 2 usage; 3 nothing to resume from; 4 the other side may run; 5 who may run is
-undecided; 6 bad stream; 7 channel lost; 8 storage; 9 QEMU; 10 not possible here; 11 the VM was ended on purpose; 130 interrupted"""
+undecided; 6 bad stream; 7 channel lost; 8 storage; 9 QEMU; 10 not possible here; 11 the VM was ended on purpose; 130
+interrupted"""
 
 
 def exit_code(error: BaseException) -> int:

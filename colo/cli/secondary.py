@@ -63,6 +63,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--on-loss", choices=("takeover", "hold"), default="takeover",
                         help="hold: keep the checkpoint and wait for `colo failover`")
     parser.add_argument("--no-shared-ram", action="store_true", help="send all pages to the stand-by at takeover")
+    parser.add_argument("--no-trial", action="store_true", help="do not find out beforehand, in a second QEMU that never "
+                        "runs the VM, whether the stand-by can load it")
     parser.add_argument("--strict", action="store_true", help="acknowledge a checkpoint only when it is applied")
     parser.add_argument("--max-ram", type=byte_size, metavar="SIZE", help="most RAM a primary may announce")
     parser.add_argument("--max-device-state", type=byte_size, default=64 << 20, metavar="SIZE",
@@ -89,6 +91,7 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
         vm=arguments.vm,
         lease_ms=0.0 if arguments.no_lease else arguments.lease_ms,
         share_ram=not arguments.no_shared_ram,
+        trial=not arguments.no_trial,
         on_loss=arguments.on_loss,
         deadlines=deadlines,
         limits=replace(StreamLimits(), device_state_bytes=arguments.max_device_state),

@@ -27,6 +27,9 @@ class LeaseConnection:
     def __init__(self, sock: socket.socket, meeting: Meeting, timeout_s: float = MEET_S, *, unix_path: str = "") -> None:
         """Raises :class:`Refused`, ChannelLost, DeadlineExceeded, StreamError, ProtocolError; the socket is then closed."""
         self._sock = sock
+        # A unix socket's own idea of its name is that under which it was made, before it got its place.
+        self.peer: tuple[int, object] = (sock.family, unix_path or sock.getpeername())
+        """Address family and address by which the other end is reached again."""
         self._reader = FrameReader()
         self._waiting: list[Frame] = []
         sock.settimeout(timeout_s)
@@ -42,9 +45,6 @@ class LeaseConnection:
             if answer.kind is not LeaseMessage.WELCOME:
                 raise ProtocolError(f"the secondary answers {answer.kind.name} to MEET")
             self.welcome = Welcome.of(answer.text)
-            # A unix socket's own idea of its name is that under which it was made, before it got its place.
-            self.peer: tuple[int, object] = (sock.family, unix_path or sock.getpeername())
-            """Address family and address by which the other end is reached again, also once this is closed."""
         except BaseException:
             self.close()
             raise

@@ -88,7 +88,8 @@ class GuardLock:
             who = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._fd)
             raise QemuError(
-                f"another guard (pid {who}) has this VM: `colo status` shows it; end it with SIGTERM first, or with SIGKILL if "
+                f"another guard (pid {who}) has this VM: `colo status` shows it; end it with SIGTERM first, or with "
+                "SIGKILL if "
                 "it hangs") from None
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
@@ -105,7 +106,8 @@ class FenceHandle:
     fence is lost."""
 
     def __init__(
-        self, sock: socket.socket, on_change: Callable[[FenceStatus | None], None] = lambda status: None, *, found: bool = False
+        self, sock: socket.socket, on_change: Callable[[FenceStatus | None], None] = lambda status: None, *, found: bool =
+        False
     ) -> None:
         self.found = found
         """It was there already: a guard before this one had started it."""
@@ -177,7 +179,8 @@ class FenceHandle:
         return self._ask("status", wait_s=wait_s)
 
     def lease(
-        self, peer: tuple[int, object], *, token: str, generation: int, lease_ms: float, notes: dict[str, Any], end_ns: int = 0
+        self, peer: tuple[int, object], *, token: str, generation: int, lease_ms: float, notes: dict[str, Any], end_ns: int
+        = 0
     ) -> FenceStatus:
         """Hold a lease of ``generation`` from the secondary at ``peer``. ``end_ns``: one that a fence before it had."""
         family, address = peer
@@ -205,8 +208,12 @@ class FenceHandle:
         return self._ask("end", reason=reason)
 
     def ended(self, reason: str) -> FenceStatus:
-        """The VM was ended on purpose: kill what is left of it, and tell the secondary that nobody is to run it."""
+        """The VM was ended on purpose: tell the secondary that nobody is to run it. Its process is left to end."""
         return self._ask("ended", reason=reason)
+
+    def moves(self, reason: str) -> FenceStatus:
+        """The VM's process is gone, and that was not the VM's end: the secondary may run it."""
+        return self._ask("moves", reason=reason)
 
     def watchdog(self, path: str, timeout_s: int) -> FenceStatus:
         """Let the machine be reset when the fence cannot say any more that all is well. Raises Unsupported."""

@@ -1,6 +1,7 @@
 """The fence: a process of its own beside the VM's, which holds the lease and stops that process when it runs out.
 
-It depends on nobody else: it renews whoever is dead, hung or frozen, and needs a guard (``colo protect``) only to be told what
+It depends on nobody else: it renews whoever is dead, hung or frozen, and needs a guard (``colo protect``) only to be told
+what
 the arbiter decided. It imports little, locks its memory, asks for real-time priority, and does nothing in its loop that can
 block. Started by :class:`colo.lease.fence.FenceHandle`::
 
@@ -112,7 +113,7 @@ class FenceProcess:
             if not self.vm_gone and self.process.pidfd in ready:
                 self.vm_gone = True
                 if self.holding is not None:
-                    self._do(self.holding.fence.gone())
+                    self._do(self.holding.fence.gone(now_ns()))
             if self.holding is not None:
                 if link is not None and link.sock is not None and link.sock.fileno() in ready:
                     self._do(self.holding.hear(now_ns()))
@@ -280,6 +281,8 @@ class FenceProcess:
             self._do(holding.fence.end(str(command["reason"])))
         elif name == "ended":
             self._do(holding.fence.ended(str(command["reason"])))
+        elif name == "moves":
+            self._do(holding.fence.moves(str(command["reason"])))
         else:
             return f"{name!r} is no command"
         return ""
@@ -303,7 +306,7 @@ class FenceProcess:
         self.holding = Holding(fence, peer, token=str(command["token"]), who="fence")
         fence.guarded = True
         if self.vm_gone:
-            self._do(fence.gone())
+            self._do(fence.gone(now_ns()))
         return ""
 
     def _release(self) -> None:

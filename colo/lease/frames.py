@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from colo.errors import LimitExceeded, StreamError
@@ -13,8 +15,8 @@ _FRAME = struct.Struct(">IBBHQQQ")
 assert _FRAME.size == LEASE_FRAME_BYTES
 MAGIC = LEASE_MAGIC.to_bytes(4, "big")
 WITH_TEXT = frozenset({
-    LeaseMessage.MEET, LeaseMessage.WELCOME, LeaseMessage.REFUSED, LeaseMessage.NOTICE, LeaseMessage.ENDED, LeaseMessage.ALONE,
-    LeaseMessage.STANDS, LeaseMessage.GONE, LeaseMessage.RETURNED,
+    LeaseMessage.MEET, LeaseMessage.WELCOME, LeaseMessage.REFUSED, LeaseMessage.NOTICE, LeaseMessage.ENDED,
+    LeaseMessage.ALONE, LeaseMessage.STANDS, LeaseMessage.GONE, LeaseMessage.RETURNED,
 })
 WHERE = "lease connection"
 
@@ -26,12 +28,12 @@ class Frame(NamedTuple):
     generation: int = 0
     sequence: int = 0
     value: int = 0
-    text: dict[str, Any] = {}
+    text: Mapping[str, Any] = MappingProxyType({})
 
 
 def encode(frame: Frame) -> bytes:
     """The bytes of ``frame``. Raises ValueError when its text is too long."""
-    text = json.dumps(frame.text).encode() if frame.text else b""
+    text = json.dumps(dict(frame.text)).encode() if frame.text else b""
     if len(text) > LEASE_TEXT_BYTES_MAX:
         raise ValueError(f"{len(text)} bytes behind a lease frame, {LEASE_TEXT_BYTES_MAX} fit")
     return _FRAME.pack(

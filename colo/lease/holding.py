@@ -1,4 +1,5 @@
-"""What both holders of a lease do with it, a fence beside a QEMU and a session of its own VM: renewals sent, answers heard."""
+"""What both holders of a lease do with it, a fence beside a QEMU and a session of its own VM: renewals sent, answers
+heard."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Each says which VM it means and what it sees at the arbiter; while that differs,
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -38,7 +39,7 @@ class Meeting:
         return asdict(self)
 
     @classmethod
-    def of(cls, text: dict[str, Any]) -> Self:
+    def of(cls, text: Mapping[str, Any]) -> Self:
         """Raises ProtocolError when it is not one: types and lengths are checked."""
         found = cls(**_checked(cls, text))
         if found.version != VERSION:
@@ -72,7 +73,7 @@ class Welcome:
         return asdict(self)
 
     @classmethod
-    def of(cls, text: dict[str, Any]) -> Self:
+    def of(cls, text: Mapping[str, Any]) -> Self:
         """Raises ProtocolError as :meth:`Meeting.of`."""
         found = cls(**_checked(cls, text))
         if not _HEX.fullmatch(found.token):
@@ -80,13 +81,13 @@ class Welcome:
         return found
 
 
-def refusal(text: dict[str, Any]) -> str:
+def refusal(text: Mapping[str, Any]) -> str:
     """Why the other side refuses to meet."""
     reason = text.get("reason")
     return reason[:TEXT_MAX] if isinstance(reason, str) else "no reason given"
 
 
-def _checked(kind: type[Any], text: dict[str, Any]) -> dict[str, Any]:
+def _checked(kind: type[Any], text: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in fields(kind):
         default: Any = field.default

@@ -21,6 +21,8 @@ from colo.wire import LeaseMessage
 
 CONNECTIONS_MAX = 8
 MEET_S = 10.0
+DRAIN_S = 0.1
+"""After a proof, so long for what the primary sent last to be read from its channel."""
 WATCH_MS = 50
 """How often it is looked whether the promise is over, while a primary is followed."""
 SAY_S = 0.1
@@ -87,6 +89,7 @@ class Promises:
         """Why the primary that is followed counts as lost, by its lease."""
         self._followed: socket.socket | None = None
         self._told_unfenced = False
+        self._proven_at = 0.0
         self._grantor = LeaseGrantor(
             lease_ns_of(lease_ms) if lease_ms else 1, now_ns(), forgotten=forgotten and required)
         self._arbiter = arbiter
@@ -209,7 +212,8 @@ class Promises:
                     told(
                         f"this side has promised not to run the VM for another {wait_ns / 1e6:.0f} ms"
                         if wait_ns is not None else
-                        "the primary's VM went on after its lease was over (nothing fences it there), so time proves nothing: "
+                        "the primary's VM went on after its lease was over (nothing fences it there), so time proves "
+                        "nothing: "
                         "this side runs it only on a proof; see to the other host, or use exec: fencing")
                 left_s = SAY_S if wait_ns is None else min(SAY_S, wait_ns / 1e9)
                 self._changed.wait(left_s)
@@ -271,9 +275,14 @@ class Promises:
                 self._drop(connection)
 
     def _watch_lease(self) -> None:
-        """A primary that is followed and asks for no promise: dead or cut off, or alive with nothing beside it that fences."""
+        """A primary that is followed and asks for no promise: dead or cut off, or alive with nothing beside it that
+        fences."""
         with self._changed:
             sock, grantor, now = self._followed, self._grantor, now_ns()
+            if sock is not None and grantor.proof and not self.lapsed and time.monotonic() > self._proven_at + DRAIN_S:
+                self.lapsed = grantor.proof  # its channel should have told; something keeps that open, or frozen
+                self._wake_session()
+                return
             if sock is None or not self.required or now < grantor.promise_end_ns or grantor.wanting or self.lapsed:
                 return
             if _heard_ms(sock) < grantor.lease_ns / 2e6:
@@ -281,8 +290,10 @@ class Promises:
             tell = ""
             if grantor.unfenced and not self._told_unfenced:
                 self._told_unfenced = True
-                tell = ("the primary goes on, but nothing asks for its lease any more: neither fence nor guard is beside it. If it "
-                        "is lost now, this side takes over only on a proof, or when exec: fences; start `colo protect` there again")
+                tell = ("the primary goes on, but nothing asks for its lease any more: neither fence nor guard is beside "
+                        "it. If it "
+                        "is lost now, this side takes over only on a proof, or when exec: fences; start `colo protect` "
+                        "there again")
             if grantor.lapsed(now):
                 self.lapsed = f"nobody has asked for the lease of {self.lease_ms:g} ms since, and the primary is silent"
         if tell:
@@ -326,6 +337,7 @@ class Promises:
             elif frame.kind in (LeaseMessage.GONE, LeaseMessage.STANDS):
                 kind = "its VM's process is gone" if frame.kind is LeaseMessage.GONE else "its VM stands still"
                 self._grantor.proven(f"the other side proves: {kind}{_reason(frame)}")
+                self._proven_at = time.monotonic()
             elif frame.kind is LeaseMessage.ENDED:
                 self.ended = _reason(frame).lstrip(" (").rstrip(")") or "on purpose"
                 self._grantor.proven(f"the VM was ended: {self.ended}")
@@ -400,7 +412,8 @@ class Promises:
             return Welcome(
                 token=self._token, lease_ms=self.lease_ms, generation=seen,
                 arbiter_id=self._identity("id"), checkpoint=-1 if checkpoint is None else checkpoint,
-                following=checkpoint is not None, notice=self._notice, who=f"{socket.gethostname()} (pid {os.getpid()})"[:TEXT_MAX])
+                following=checkpoint is not None, notice=self._notice, who=f"{socket.gethostname()} (pid "
+                                                                           f"{os.getpid()})"[:TEXT_MAX])
 
     def _begin(self, meeting: Meeting) -> None:
         """A session begins, or a new guard of the same one came."""
@@ -418,7 +431,8 @@ class Promises:
                 raise ProtocolError("this secondary is about to take the VM over")
             if meeting.generation < before.generation:
                 raise ProtocolError(
-                    f"this secondary knows of generation {before.generation}, that primary of {meeting.generation}: it is over")
+                    f"this secondary knows of generation {before.generation}, that primary of {meeting.generation}: it is "
+                    "over")
         # This side's own is the most that it promises: after a restart it waits so long.
         lease_ns = lease_ns_of(min(meeting.lease_ms, self._most_ms)) if self._most_ms else 1
         until_ns = self._grantor.promise_end_ns

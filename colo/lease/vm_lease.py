@@ -18,7 +18,8 @@ from colo.protocol.lease import lease_ns_of
 _log = logging.getLogger(__name__)
 
 LEASE_SHARE = 3
-"""With a third of a lease left, and no promise coming, the secondary counts as lost: there must be time to ask the arbiter."""
+"""With a third of a lease left, and no promise coming, the secondary counts as lost: there must be time to ask the
+arbiter."""
 
 
 class VmLease:

@@ -1,6 +1,7 @@
 """What a fence does: it holds the lease beside the VM's process, and stops that process when it runs out.
 
-A table in code, without I/O: each input returns the :class:`FenceAction` s to be carried out, in order. Whoever drives it reads
+A table in code, without I/O: each input returns the :class:`FenceAction` s to be carried out, in order. Whoever drives it
+reads
 ``CLOCK_BOOTTIME``, sends signals and frames (:mod:`colo.lease.fence_process`); a simulation drives the same class.
 
 ::
@@ -18,6 +19,8 @@ from enum import Enum
 
 from colo.protocol.lease import LeaseHolder
 
+VERDICT_NS = 300_000_000
+"""So long a guard has to say how a process came to its end, which is heard of sooner than it is known why."""
 ANSWER_SHARE = 2
 """A guard has this part of a lease (1/2) to say that it is at it, before the fence answers for it."""
 
@@ -73,6 +76,7 @@ class Fence:
         self.wanted = False
         """The secondary wants to take over, or has."""
         self._answer_ns: int | None = None
+        self._verdict_ns: int | None = None
 
     # -- the lease
 
@@ -98,6 +102,8 @@ class Fence:
         if self._answer_ns is not None and now_ns >= self._answer_ns:
             self._answer_ns = None
             return self.prove("nobody answered for the primary")
+        if self._verdict_ns is not None and now_ns >= self._verdict_ns:
+            return self.moves("its process ended, and nobody said why")
         if self.state is FenceState.LEASED and not self.lease.left_ns(now_ns):
             self.state, self.reason = FenceState.OVER, "the lease ran out"
             return (FenceAction.STOP_VM, FenceAction.TELL_GUARD)
@@ -105,8 +111,8 @@ class Fence:
 
     def next_ns(self) -> int | None:
         """When :meth:`tick` is next to be called; None: nothing is due."""
-        due = [at for at in (self._answer_ns, self.lease.end_ns if self.state is FenceState.LEASED else None) if at is not None]
-        return min(due, default=None)
+        end_ns = self.lease.end_ns if self.state is FenceState.LEASED else None
+        return min((at for at in (self._answer_ns, self._verdict_ns, end_ns) if at is not None), default=None)
 
     # -- what the secondary says
 
@@ -138,6 +144,8 @@ class Fence:
     def guard(self, connected: bool, now_ns: int) -> Actions:
         """A guard came, or went."""
         self.guarded = connected
+        if not connected and self._verdict_ns is not None:
+            return self.moves("its process ended, and nobody is there to say why")
         if not connected and self.wanted and self.renews:
             return self.prove("the secondary takes over, and nobody guards the VM here")
         return (FenceAction.TELL_GUARD,) if connected else ()
@@ -168,25 +176,34 @@ class Fence:
         return (FenceAction.CONTINUE_VM, FenceAction.TELL_GUARD) if stopped else (FenceAction.TELL_GUARD,)
 
     def ended(self, reason: str) -> Actions:
-        """The VM was ended on purpose: nobody is to run it."""
+        """The VM was ended on purpose, by its guest or its user: nobody is to run it. Its process ends by itself, or is
+        killed by :meth:`end`."""
         if self.state is FenceState.ALONE:
             return ()
-        self.certificate, self.reason = Certificate.ENDED, reason
-        if self.state is not FenceState.GONE:
-            self.state, self._answer_ns = FenceState.ENDING, None
-            return (FenceAction.KILL_VM, FenceAction.CERTIFY)
-        return (FenceAction.CERTIFY,)
+        self.certificate, self.reason, self._verdict_ns = Certificate.ENDED, reason, None
+        return (FenceAction.CERTIFY, FenceAction.TELL_GUARD)
+
+    def moves(self, reason: str) -> Actions:
+        """Its process is gone, and that was not the end of the VM: the other side may run it."""
+        self._verdict_ns = None
+        if self.state is not FenceState.GONE or self.certificate is Certificate.ENDED:
+            return ()
+        self.certificate, self.reason = Certificate.GONE, reason
+        return (FenceAction.CERTIFY, FenceAction.TELL_GUARD)
 
     # -- the process
 
-    def gone(self) -> Actions:
-        """The VM's process is gone."""
+    def gone(self, now_ns: int) -> Actions:
+        """The VM's process is gone. Whether that ends the VM, its guard is asked first, if there is one and it was not
+        this fence that killed it."""
         if self.state is FenceState.GONE:
             return ()
         was, self.state, self._answer_ns = self.state, FenceState.GONE, None
         if was is FenceState.ALONE:
             return (FenceAction.TELL_GUARD,)
-        if self.certificate is not Certificate.ENDED:
-            self.certificate = Certificate.GONE
-        self.reason = self.reason or "its process ended"
-        return (FenceAction.CERTIFY, FenceAction.TELL_GUARD)
+        if self.guarded and was is not FenceState.ENDING and self.certificate is Certificate.NONE:
+            self._verdict_ns = now_ns + VERDICT_NS
+            return (FenceAction.TELL_GUARD,)
+        if self.certificate is Certificate.ENDED:
+            return (FenceAction.CERTIFY, FenceAction.TELL_GUARD)
+        return self.moves(self.reason or "its process ended")

@@ -134,6 +134,11 @@ class Qemu:
         poller.register(self._pidfd, select.POLLIN)
         return not poller.poll(0)
 
+    @property
+    def signallable(self) -> bool:
+        """Whether its process is known here, so that it can be killed whatever its monitor says."""
+        return self._pidfd is not None
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the very process we attached to, never to one that got its pid later.
 

@@ -31,6 +31,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
 from colo.errors import QemuError
+from colo.qemu.unread import Unread
 
 T = TypeVar("T")
 
@@ -38,6 +39,10 @@ UNIX_PATH_MAX_BYTES = 107
 """A unix socket's address has room for this many bytes of path (Linux)."""
 
 THREAD_NAME = "colo-qmp"
+
+UNANSWERED_MAX = 6
+"""QEMU's monitor takes 8 commands that its main loop has not got to; then it reads no more, out-of-band ones neither
+(seen on 7.2.22, 10.0.13 and 11.1.3). So with this many unanswered, the next one waits on our side."""
 
 
 class QmpError(QemuError):
@@ -89,11 +94,17 @@ class _Client(QMPClient):
     def __init__(self, on_event: Callable[[QmpEvent], None]) -> None:
         super().__init__("colo")
         self._colo_on_event = on_event
+        self.unanswered: set[str] = set()
+        """Ids of the in-band commands that QEMU has not answered, also of those that nobody waits for any more."""
 
     def _cb_outbound(self, msg: Message) -> Message:
+        if "execute" in msg and isinstance(number := msg.get("id"), str):
+            self.unanswered.add(number)
         return msg
 
     def _cb_inbound(self, msg: Message) -> Message:
+        if isinstance(number := msg.get("id"), str):
+            self.unanswered.discard(number)
         return msg
 
     async def _event_dispatch(self, msg: Message) -> None:
@@ -201,6 +212,7 @@ class QmpConnection:
         self._callbacks: list[tuple[frozenset[str], Callable[[QmpEvent], None]]] = []
         self._on_lost: list[Callable[[], None]] = []
         self._closed_by_us = False
+        self._unread: Unread | None = None
         self._lost = threading.Event()
         self._reason = ""
 
@@ -254,6 +266,7 @@ class QmpConnection:
             numbers = version["qemu"]
             connection.version = (int(numbers["major"]), int(numbers["minor"]), int(numbers["micro"]))
             connection.package = str(version.get("package", ""))
+        connection._unread = Unread(peer)
         asyncio.run_coroutine_threadsafe(connection._watch(), connection._loop)
         _connections.add(connection)
         return connection
@@ -287,6 +300,10 @@ class QmpConnection:
         return answer.replace("\r\n", "\n")
 
     async def _execute(self, command: str, arguments: Mapping[str, Any] | None, oob: bool) -> Any:
+        while not oob and len(self._client.unanswered) >= UNANSWERED_MAX:
+            if self._lost.is_set():
+                raise EOFError("it is closed")
+            await asyncio.sleep(0.005)
         return await self._client.execute(command, arguments, oob=oob)
 
     def _run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float, command: str) -> T:
@@ -392,6 +409,7 @@ class QmpConnection:
     async def _watch(self) -> None:
         """Notice the end of the connection, whoever ends it, and tell everyone who waits."""
         client = self._client
+        stream = client._reader
         while client.runstate.name == "RUNNING":
             await client.runstate_changed()
         try:
@@ -400,6 +418,7 @@ class QmpConnection:
             pass
         except Exception as error:
             self._reason = str(error) or type(error).__name__
+        await self._last_words(bytes(getattr(stream, "_buffer", b"")))
         with self._lock:
             self._lost.set()
             subscriptions, callbacks = list(self._subscriptions), self._on_lost
@@ -412,6 +431,18 @@ class QmpConnection:
                     callback()
                 except Exception:
                     _Client.logger.exception("loss callback failed")
+
+    async def _last_words(self, read_already: bytes) -> None:
+        """Hand on the events that the broken connection still held."""
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
+        if self._closed_by_us:
+            unread.close()
+            return
+        for message in unread.events(read_already):
+            with contextlib.suppress(Exception):
+                await self._client._event_dispatch(Message(message))
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Close our end; QEMU lives on. Idempotent."""

@@ -32,7 +32,8 @@ def admit(
 
     One that sends something else, or nothing within ``handshake_s``, is closed and told to ``refused``; so is the oldest
     silent one when there are :data:`PENDING_LIMIT` and another comes. ``prepare`` sets a new connection's options. One that
-    opens as a lease connection is given to ``lease``, where there is one. Raises Interrupted when ``wake_fd`` becomes readable.
+    opens as a lease connection is given to ``lease``, where there is one. Raises Interrupted when ``wake_fd`` becomes
+    readable.
     """
     waiting: dict[socket.socket, float] = {}
     try:

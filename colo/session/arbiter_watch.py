@@ -18,8 +18,8 @@ class Watched(Protocol):
 
 
 class ArbiterWatch:
-    """Calls ``alarm(text)``, on a thread of its own, when the arbiter shows another generation than the one followed, or nothing
-    at all; with "" when it is as it should be again."""
+    """Calls ``alarm(text)``, on a thread of its own, when the arbiter shows another generation than the one followed, or
+    nothing at all; with "" when it is as it should be again."""
 
     def __init__(self, arbiter: Watched, alarm: Callable[[str], None]) -> None:
         self._arbiter = arbiter
@@ -46,7 +46,8 @@ class ArbiterWatch:
             try:
                 seen = self._arbiter.current()
                 text = "" if seen == expected else (
-                    f"this side follows generation {expected}, but the arbiter shows {seen}: as things are, it could not take "
+                    f"this side follows generation {expected}, but the arbiter shows {seen}: as things are, it could not "
+                    "take "
                     "over; see who holds it with `colo arbiter show`")
             except ArbitrationError as error:
                 text = f"the arbiter cannot be read, so this side could not take over as things are: {error}"

@@ -14,9 +14,10 @@ from colo.session.wake import Wake
 
 
 class Door:
-    """Takes connections on ``listener``, on a thread of its own, and gives :meth:`wait` the next that opens a migration stream.
+    """Takes connections on ``listener``, on a thread of its own, and gives :meth:`wait` the next that opens a migration
+    stream.
 
-    A stream that comes while nobody waits for one is refused, or with ``parks`` (one of them) kept until somebody does.
+    A stream that comes while one is served is refused, or with ``parks`` (one of them) kept until somebody does.
     ``bars()`` says why a stream may not be let in just now, or "". ``lease`` gets the lease connections.
     """
 
@@ -39,7 +40,8 @@ class Door:
         self._bars = bars
         self._parks = parks
         self._lock = threading.Lock()
-        self._waited_for = False
+        self._open = True
+        """From the beginning, and from each :meth:`wait` on, until one is let in."""
         self._parked: socket.socket | None = None
         self._here, self._stop = Wake(), Wake()
         self._thread = threading.Thread(target=self._serve, name="colo-door", daemon=True)
@@ -58,8 +60,8 @@ class Door:
     def _let_in(self, sock: socket.socket) -> None:
         barred = self._bars()
         with self._lock:
-            if not barred and self._parked is None and (self._waited_for or self._parks):
-                self._parked = sock
+            if not barred and self._parked is None and (self._open or self._parks):
+                self._parked, self._open = sock, False
                 self._here.set()
                 return
         sock.close()
@@ -67,23 +69,18 @@ class Door:
 
     def wait(self, wake_fd: int) -> socket.socket:
         """The next stream's connection. Raises Interrupted when ``wake_fd`` becomes readable."""
-        with self._lock:
-            self._waited_for = True
-        try:
-            while True:
-                with self._lock:
-                    if self._parked is not None:
-                        sock, self._parked, self._waited_for = self._parked, None, False
-                        self._here.clear()
-                        return sock
-                poller = select.poll()
-                poller.register(wake_fd, select.POLLIN)
-                poller.register(self._here.fd, select.POLLIN)
-                if wake_fd in {fd for fd, _ in poller.poll()}:
-                    raise Interrupted("the wait for a primary was ended from this side")
-        finally:
+        while True:
             with self._lock:
-                self._waited_for = False
+                if self._parked is not None:
+                    sock, self._parked = self._parked, None
+                    self._here.clear()
+                    return sock
+                self._open = True
+            poller = select.poll()
+            poller.register(wake_fd, select.POLLIN)
+            poller.register(self._here.fd, select.POLLIN)
+            if wake_fd in {fd for fd, _ in poller.poll()}:
+                raise Interrupted("the wait for a primary was ended from this side")
 
     def close(self) -> None:
         """Let nobody in any more; the listener is closed by whoever opened it. Any number of times."""

@@ -1,7 +1,7 @@
 """A guard over one QEMU: its fence is found, started, replaced, and told what was decided; its secondary is met and heard.
 
-The fence holds the lease and stops the VM by itself. The guard sees to it that there is one, stops the VM in its stead when it
-does not, and carries out what the protector has decided even when the fence is dead.
+The fence holds the lease and stops the VM by itself. The guard sees to it that there is one, stops the VM in its stead
+when it does not, and carries out what the protector has decided even when the fence is dead.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class Guard:
             assert self.qemu.pid is not None
             self._fence = FenceHandle.start(self.qemu.pid, self.directory, self._changed)
         self._notes = {
-            **notes, "token": self._welcome.token, "lease_ms": self._welcome.lease_ms, "peer": [int(self._peer[0]), self._peer[1]]}
+            **notes, "token": self._welcome.token, "lease_ms": self._welcome.lease_ms, "peer": [int(self._peer[0]),
+            self._peer[1]]}
         self._lease(end_ns)
         self._begin_holding()
         deadline = time.monotonic() + LEASED_S
@@ -273,8 +274,13 @@ class Guard:
         self._signal(signal.SIGKILL)
 
     def ended(self, reason: str) -> None:
-        """The VM was ended on purpose: what is left of its process goes, and nobody is to run it."""
-        self._command(lambda fence: fence.ended(reason), lambda: self._signal(signal.SIGKILL))
+        """The VM was ended on purpose, and nobody is to run it; its process is left to end."""
+        self._command(lambda fence: fence.ended(reason), lambda: None)
+
+    def moves(self, reason: str) -> None:
+        """The VM's process is gone, and that was not the VM's end: the other side may run it."""
+        if self._holds:
+            self._command(lambda fence: fence.moves(reason), lambda: None)
 
     def _command(self, command: Callable[[FenceHandle], FenceStatus], otherwise: Callable[[], None]) -> None:
         if self._fence is not None:
@@ -304,9 +310,13 @@ class Guard:
                 self._fence.release(stopped=stopped)
             self._fence = None
 
-    def leave(self) -> None:
-        """Go, and leave the fence as it is: it holds the lease, or keeps the VM stopped. Any number of times."""
+    def leave(self) -> bool:
+        """Go, and leave the fence as it is, if there is one: it holds the lease, or keeps the VM stopped. Whether there
+        is."""
         self._holds = False
+        stays = False
         if self._fence is not None:
+            stays = not self._fence.lost and self.status is not None and self.status.state not in ("", "ALONE", "GONE")
             self._fence.close()
             self._fence = None
+        return stays

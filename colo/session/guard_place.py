@@ -1,4 +1,5 @@
-"""Where a guard is found: a directory for each VM's process, with its lock, its fence's socket, its control socket, its name."""
+"""Where a guard is found: a directory for each VM's process, with its lock, its fence's socket, its control socket, its
+name."""
 
 from __future__ import annotations
 
@@ -109,7 +110,8 @@ def find_guard(vm: str = "", qmp: str = "") -> Path:
         return found[0][1]
     wanted = " and ".join(filter(None, (vm and f"VM {vm}", qmp and f"QMP socket {qmp}"))) or "any VM"
     names = ", ".join(sorted(f"{card.vm or '?'} ({card.qmp})" for card, _ in (found or guarded()))) or "none"
-    raise ColoError(f"{'no' if not found else 'more than one'} guard of {wanted} runs here for this user; guarded are: {names}")
+    raise ColoError(f"{'no' if not found else 'more than one'} guard of {wanted} runs here for this user; guarded are: "
+                    f"{names}")
 
 
 def _clear(path: Path) -> None:

@@ -93,8 +93,8 @@ class InProcessConfig:
     vm: str = ""
     """The VM's name: an arbiter of another VM is refused. "": whichever the arbiter's is."""
     lease_ms: float = LEASE_MS
-    """The longest lease that this side promises, in milliseconds; the primary's decides within that. 0: none, and a primary that
-    asks for none is let in."""
+    """The longest lease that this side promises, in milliseconds; the primary's decides within that. 0: none, and a
+    primary that asks for none is let in."""
     wait_s: float = 0.0
     """After a loss: so long the primary may come back (its ``resync_s``) before this side takes over."""
     resume: bool = True
@@ -309,7 +309,8 @@ class InProcessSecondary:
             self._heed()
             if self._held is None:
                 self._tell(
-                    "notice", "the primary was lost before its first checkpoint was whole, so there is nothing to resume from: "
+                    "notice", "the primary was lost before its first checkpoint was whole, so there is nothing to resume "
+                    "from: "
                     f"{reason}; waiting for it, or another")
                 continue
             if self._requested is None and self.config.wait_s > 0:

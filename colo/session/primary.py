@@ -282,8 +282,8 @@ class Primary:
     # -- the lease
 
     def _begin_lease(self, until: float | None) -> None:
-        """Meet the secondary, and hold a lease of a generation of this session's own. Raises as :meth:`_connect`, ProtocolError
-        when the secondary refuses, ArbitrationLost when the VM runs elsewhere."""
+        """Meet the secondary, and hold a lease of a generation of this session's own. Raises as :meth:`_connect`,
+        ProtocolError when the secondary refuses, ArbitrationLost when the VM runs elsewhere."""
         if not self.config.leased:
             return
         self._drop_lease()
@@ -295,7 +295,8 @@ class Primary:
                 claimed = take_first(self._arbiter, Runner.of(), reason="protect")
                 self.generation, token = claimed.generation, claimed.token
             connection = LeaseConnection.on(sock, self.config.to, Meeting(
-                vm=identity.vm if identity is not None else self.config.vm, uuid=identity.uuid if identity is not None else "",
+                vm=identity.vm if identity is not None else self.config.vm,
+                uuid=identity.uuid if identity is not None else "",
                 arbiter_id=identity.id if identity is not None else "", generation=self.generation, claim_token=token,
                 lease_ms=self.config.lease_ms, who=f"{socket.gethostname()} (pid {os.getpid()})"))
         except BaseException:

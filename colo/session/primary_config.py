@@ -26,8 +26,8 @@ class PrimaryConfig:
     vm: str = ""
     """The VM's name: an arbiter of another VM is refused. "": whichever the arbiter's is."""
     lease_ms: float = LEASE_MS
-    """Between two colo ends: the VM runs only while the secondary has promised, for so long, not to run it. 0: no lease; towards
-    a QEMU none can be had, and the arbiter must be one that fences (``exec:``), or ``none``."""
+    """Between two colo ends: the VM runs only while the secondary has promised, for so long, not to run it. 0: no lease;
+    towards a QEMU none can be had, and the arbiter must be one that fences (``exec:``), or ``none``."""
     interval_ms: float = 100.0
     """From the begin of one checkpoint to that of the next; 0: one after the other. With a target pause, the most."""
     target_pause_ms: float | None = None
@@ -83,7 +83,8 @@ class PrimaryConfig:
             lease_ns_of(self.lease_ms)
         elif self.mode is not Mode.EARLY and not self.arbiter.startswith("exec:") and self.arbiter != "none":
             raise ArbitrationError(
-                "a QEMU promises no lease, so nothing would stop this VM by time when it is cut off: use an arbiter that fences "
+                "a QEMU promises no lease, so nothing would stop this VM by time when it is cut off: use an arbiter that "
+                "fences "
                 "the other side (exec:COMMAND), or none, by name, and both may run")
         if self.compress not in (None, "auto", *METHODS):
             raise ValueError(f"compress is None, 'auto', {' or '.join(map(repr, METHODS))}, not {self.compress!r}")

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from colo.arbiter import Holder, Runner, arbiter_from_uri, init_arbiter, may_take_first, take_first
+from colo.arbiter import Holder, Runner, arbiter_from_uri, init_arbiter, may_protect, take_first
 from colo.errors import ArbitrationError, ArbitrationLost, ChannelError, ColoError, QemuError
 from colo.lease.meeting import Meeting
 from colo.protocol.fencing import FenceState
+from colo.qemu.endings import Ending as QemuEnding
+from colo.qemu.endings import EndingActions, EndingWatch, Follows
 from colo.qemu.primary import PauseMeter, QemuPrimary
 from colo.qemu.qmp import QmpError
 from colo.session.control import ControlServer
@@ -32,13 +34,16 @@ WATCH_S = 0.02
 GENERATION_S = 0.2
 """How often the generation is looked at; a takeover is noticed, and this VM ended, within this time."""
 LEASE_SHARE = 3
-"""With a third of a lease left, and no promise coming, the secondary counts as lost: there must be time to ask the arbiter."""
+"""With a third of a lease left, and no promise coming, the secondary counts as lost: there must be time to ask the
+arbiter."""
 RETRY_S = 1.0
 RECONNECT_S = 2.0
-MAIN_LOOP_S = 1.0
+MAIN_LOOP_S = 2.0
 TAKEN_S, TAKEN_UNHEARD_S = 30.0, 1.0
-"""So long a VM that was taken over is kept, stopped, in case the other side cannot run it: while that is heard of, and not."""
-END_S = 5.0
+"""So long a VM that was taken over is kept, stopped, in case the other side cannot run it: while that is heard of, and
+not."""
+END_S, MOVE_S = 10.0, 1.0
+"""So long a QEMU that ends has for closing its disks: where its VM ends with it, and where the other side waits for it."""
 ENDING_S = 2.0
 """So long a process may take to end when its monitor is gone already."""
 HAND_OVER_S = 10.0
@@ -67,10 +72,12 @@ class Protector:
         self._place: GuardPlace | None = None
         self._control: ControlServer | None = None
         self._guard: Guard | None = None
-        self._unguarded = False
         check_plaintext(config.to, insecure=config.insecure)
         self.primary = QemuPrimary.attach(config.qmp)
+        self._endings = EndingWatch(self.primary.qemu, on_ending=lambda ending: self._stir.set())
+        self._actions: EndingActions | None = None
         try:
+            self._runner = Runner.of(self.primary.qemu.pid) if self.primary.qemu.pid is not None else None
             self._vm = config.vm or self.primary.qemu.name
             if config.init_arbiter:
                 init_arbiter(config.arbiter, vm=self._vm or f"qemu-{self.primary.qemu.pid}", uuid=self.primary.uuid)
@@ -87,8 +94,10 @@ class Protector:
         if qemu.pid is None:
             if self.config.lease_ms:
                 raise QemuError(
-                    "QEMU's process is not known (its QMP socket was made by another, or it runs on another machine), so nothing "
-                    "could stop its VM when the lease ends: run `colo protect` beside QEMU, on a socket that QEMU made itself")
+                    "QEMU's process is not known (its QMP socket was made by another, or it runs on another machine), so "
+                    "nothing "
+                    "could stop its VM when the lease ends: run `colo protect` beside QEMU, on a socket that QEMU made "
+                    "itself")
             return
         self._place = GuardPlace(qemu.pid)
         self._guard = Guard(
@@ -111,17 +120,20 @@ class Protector:
         """Close the monitor's connection; QEMU lives on, under its fence if it is protected or undecided."""
         if self._control is not None:
             self._control.close()
-        if self._guard is not None:
-            self._guard.leave()
+        self._endings.close()
+        if self._actions is not None:
+            self._actions.restore()
+        fenced = self._guard is not None and self._guard.leave() and self.primary.qemu.alive()
         if self._place is not None:
-            self._place.close(fence_stays=self._unguarded)
+            self._place.close(fence_stays=fenced)
         self.primary.detach()
         self._arbiter.close()
 
     # -- requests, from any thread
 
     def stop(self, reason: str = "asked to end protection") -> None:
-        """End protection in order: this side claims the VM first, so that the secondary does not take over; the VM runs on."""
+        """End protection in order: this side claims the VM first, so that the secondary does not take over; the VM runs
+        on."""
         self._leave = self._leave or reason
         self._stir.set()
 
@@ -194,6 +206,10 @@ class Protector:
     def _protect(self) -> ProtectorReport:
         """Meet the secondary, have the lease held, make QEMU a primary, and watch it."""
         self.state = "setting up"
+        if self._actions is None:
+            self._actions = EndingActions.hold(self.primary.qemu)
+            if self._actions.notice:
+                self._tell("notice", self._actions.notice)
         self._begin_lease()
         began = self.primary.streams_begun
         try:
@@ -207,6 +223,8 @@ class Protector:
             if report.ending is Ending.ALONE:
                 raise
             return report
+        for text in self.primary.notices:
+            self._tell("notice", text)
         self.state = "protecting"
         self._tell("protecting", self.config.to)
         return self._watch()
@@ -221,6 +239,7 @@ class Protector:
         identity = self._arbiter.identity
         sock = guard.reach()  # first: a generation is not claimed for a secondary that is not there
         if identity is not None:
+            assert self._runner is not None
             claimed = take_first(self._arbiter, self._runner, reason="protect")
             self._generation, self._claim_token = claimed.generation, claimed.token
         meeting = Meeting(
@@ -229,10 +248,6 @@ class Protector:
             claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who)
         guard.meet(sock, meeting)
         guard.hold(notes={"to": self.config.to, "arbiter": self.config.arbiter, "vm": self._vm})
-
-    @property
-    def _runner(self) -> Runner:
-        return Runner.of(self.primary.qemu.pid)
 
     @property
     def _who(self) -> str:
@@ -256,9 +271,11 @@ class Protector:
             if found.notes.get("arbiter") not in (None, self.config.arbiter):
                 guard.leave()
                 raise QemuError(
-                    f"this QEMU is protected already, with --arbiter {found.notes['arbiter']} and --to {found.notes.get('to')}: "
+                    f"this QEMU is protected already, with --arbiter {found.notes['arbiter']} and --to "
+                    f"{found.notes.get('to')}: "
                     "give these, or end that protection first (`colo unprotect`)")
-            self._tell("notice", f"this VM's fence (pid {found.fence_pid}) is here: protection goes on where the guard left it")
+            self._tell("notice", f"this VM's fence (pid {found.fence_pid}) is here: protection goes on where the guard "
+                                 "left it")
             if found.state in ("OVER", "STANDS"):
                 return self._stands_still(found.reason)
         elif self.primary.migration_status() == "colo":
@@ -286,8 +303,9 @@ class Protector:
         """The generation that this very QEMU holds. Raises ArbitrationLost when it is another's."""
         if not self.config.lease_ms or self._arbiter.identity is None:
             return None
+        assert self._runner is not None
         held = self._arbiter.holder()
-        may_take_first(held, self._runner)
+        may_protect(held, self._runner)
         return held
 
     def _meet_again(self) -> None:
@@ -350,8 +368,8 @@ class Protector:
             self._stir.wait(WATCH_S)
             self._stir.clear()
             now = time.monotonic()
-            if not self.primary.qemu.alive():
-                return self._process_gone()
+            if (ending := self._endings.ending) is not None or not self.primary.qemu.alive():
+                return self._ending(ending or self._endings.verdict())
             if self._end is not None:
                 return self._end_on_purpose(self._end)
             if self._leave is not None:
@@ -438,7 +456,6 @@ class Protector:
                 self.state = "undecided"
                 self._pause_while_undecided()
                 if self._wait_undecided():
-                    self._unguarded = self.config.lease_ms > 0
                     raise ArbitrationError(
                         f"{error}. Its fence keeps the VM as the lease allows (stopped, once that is over): `colo protect` "
                         "again settles it when the arbiter answers") from error
@@ -463,13 +480,8 @@ class Protector:
         """Whether QEMU could be told to run alone: its main loop answers, once (``yank``) its hanging channel is gone."""
         if self._guard is not None and self._guard.stopped_in_time:
             return True  # stopped, in time: nothing can be asked before it goes on, and nothing was wrong before
-        try:
-            if yank:
-                self.primary.yank(timeout_s=MAIN_LOOP_S)
-            self.primary.qemu.status(MAIN_LOOP_S)
-        except QmpError:
-            return bool(self._guard is not None and self._guard.stopped_in_time)
-        return True
+        answers = self.primary.why_not_alone(MAIN_LOOP_S) is None if yank else self.primary.main_loop_responds(MAIN_LOOP_S)
+        return answers or bool(self._guard is not None and self._guard.stopped_in_time)
 
     def _is_ending(self) -> bool:
         """Whether QEMU is gone, or its monitor is: then its process soon will be."""
@@ -561,21 +573,45 @@ class Protector:
         return self._run_alone(claim.generation, reason, Ending.ALONE, time.monotonic())
 
     def _process_gone(self) -> ProtectorReport:
-        """The fence says so to the other side by itself; it stays until that was heard."""
-        return self._report(Ending.PRIMARY_GONE, "its process ended")
+        return self._ending(self._endings.verdict())
+
+    def _ending(self, how: QemuEnding | None) -> ProtectorReport:
+        """QEMU ends, or has ended: its VM ends with it, or moves over. The fence tells the other side, and stays until
+        that was heard."""
+        status = self._guard.status if self._guard is not None else None
+        if status is not None and status.taken:
+            return self._report(Ending.STOPPED, f"the other side took over, generation {status.taken} (ended by the fence)")
+        text = how.text if how is not None else "its process ended"
+        self.state = "ending"
+        if how is not None and how.outcome(self.config.on_crash) is Follows.ENDS:
+            self._close_generation(text)
+            if self._guard is not None:
+                self._guard.ended(text)
+            self._endings.wait_gone(END_S)
+            return self._report(Ending.ENDED, text)
+        self._endings.wait_gone(MOVE_S)
+        if self._guard is not None:
+            self._guard.moves(text)
+        return self._report(Ending.PRIMARY_GONE, text)
+
+    def _close_generation(self, reason: str) -> None:
+        try:
+            self._arbiter.close_generation(self._generation, reason, runner=self._runner)
+        except ArbitrationLost:
+            raise
+        except ArbitrationError as error:
+            self._tell("notice", f"the arbiter was not told that the VM was ended: {error}")
 
     def _end_on_purpose(self, reason: str) -> ProtectorReport:
         """End the VM: nobody runs it after this, and nobody revives it."""
         self.state = "ending"
         try:
-            self._arbiter.close_generation(self._generation, reason)
+            self._close_generation(reason)
         except ArbitrationLost as error:
             return self._lost(f"{reason}; {error}")
-        except ArbitrationError as error:
-            self._tell("notice", f"the arbiter was not told that the VM was ended: {error}")
         if self._guard is not None and self.config.lease_ms:
-            self.primary.quit_gently(END_S)
             self._guard.ended(reason)
+        self.primary.quit_gently(END_S)
         self.primary.end_loser()
         if self._guard is not None:
             self._guard.release(stopped=True)

@@ -32,6 +32,8 @@ class ProtectorConfig:
     promise (a QEMU): then the arbiter must be one that fences (``exec:``), or ``none``."""
     set_up_s: float = 60.0
     """Most that the first copy may take."""
+    on_crash: str = "takeover"
+    """When the guest's kernel panics: ``takeover`` from the checkpoint before it, or ``end``: the VM ends."""
     init_arbiter: bool = False
     """Make the arbiter where there is none yet."""
     reconnect: bool = False
@@ -44,7 +46,10 @@ class ProtectorConfig:
     def __post_init__(self) -> None:
         if not self.arbiter:
             raise ArbitrationError(
-                "without an arbiter both sides may run after a loss: --arbiter file:DIR, etcd:URL/PREFIX, exec:COMMAND, or none")
+                "without an arbiter both sides may run after a loss: --arbiter file:DIR, etcd:URL/PREFIX, exec:COMMAND, "
+                "or none")
+        if self.on_crash not in ("takeover", "end"):
+            raise ValueError(f"on_crash is 'takeover' or 'end', not {self.on_crash!r}")
         if self.lease_ms:
             lease_ns_of(self.lease_ms)
         elif not self.arbiter.startswith("exec:") and self.arbiter != "none":

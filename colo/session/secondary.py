@@ -37,8 +37,9 @@ from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
 from colo.session.door import Door
 from colo.session.follower import Follower, explain
+from colo.session.foresight import Rehearsal, room_notice
 from colo.session.heat import DirtyHeat
-from colo.session.keeper import StandbyKeeper
+from colo.session.keeper import StandbyKeeper, check_room_for_sockets
 from colo.session.secondary_config import SecondaryConfig
 from colo.session.statistics import CheckpointStatistics
 from colo.session.takeover import TakeoverReport
@@ -47,6 +48,8 @@ from colo.transport import abort, listen, tune
 
 __all__ = ["Secondary", "SecondaryConfig"]
 
+STANDBY_NAME, REHEARSAL_NAME = "standby", "r"
+LOADABLE = "tried: the stand-by can load this VM"
 HOLD_LOOK_S = 0.2
 """How often a session that holds its checkpoint looks whether the other side runs."""
 LOAD_ATTEMPTS = 2
@@ -70,7 +73,8 @@ class Secondary:
             print(report.qmp_path, report.pid)
 
     ``on_event(kind, data)`` is called, from the session's threads, with ``listening``, ``connected``, ``announced``,
-    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice`` and ``running``.
+    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice``, ``verdict`` (of a trial:
+    why the stand-by would refuse the VM, or that it loads it) and ``running``.
     :meth:`request_failover`, :meth:`status` and :meth:`stop` may be called from any thread.
     """
 
@@ -92,6 +96,7 @@ class Secondary:
         self._result: Future[TakeoverReport] = Future()
         self._follower: Follower | None = None
         self._keeper: StandbyKeeper | None = None
+        self._rehearsal: Rehearsal | None = None
         self._arbiter: Arbiter | None = None
         self._generation: int | None = None
         self._won = False
@@ -119,6 +124,7 @@ class Secondary:
                 )
             self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", vm=config.vm)
             self._cleanup.callback(self._arbiter.close)
+            check_room_for_sockets(Path(config.ram_dir) / STANDBY_NAME, of="--ram-dir")
             self._generation = self._arbiter.current()
         self.image = self._cleanup.enter_context(RamImage(config.ram_dir, max_ram_bytes=config.max_ram_bytes))
         self._listener = self._cleanup.enter_context(
@@ -130,7 +136,8 @@ class Secondary:
         self._cleanup.callback(self.promises.close)
         if config.standby is not None and not config.lease_ms:
             self._no_lease = (
-                "no lease was asked for (--no-lease): a primary that is cut off is not stopped by time, so both sides can run "
+                "no lease was asked for (--no-lease): a primary that is cut off is not stopped by time, so both sides can "
+                "run "
                 "unless the arbiter itself fences (exec:)")
         self._door = Door(
             self._listener.socket, handshake_s=config.deadlines.handshake_s,
@@ -157,6 +164,8 @@ class Secondary:
         if self._follower is not None:
             self._follower.close()
             self._follower = None
+        if self._rehearsal is not None:
+            self._rehearsal.join(5.0)
         if self._keeper is not None:
             self._keeper.close()
             self._keeper = None
@@ -238,6 +247,10 @@ class Secondary:
         self._tell("listening", self.address)
         if self._no_lease:
             self._tell("notice", self._no_lease)
+        if self.config.standby is not None and self.config.trial:
+            self._rehearsal = Rehearsal(
+                self.config.standby, Path(self.config.ram_dir) / STANDBY_NAME / REHEARSAL_NAME,
+                lambda text: self._tell("notice", text))
         watch = ArbiterWatch(self._arbiter, self._alarm) if self._arbiter is not None else None
         try:
             follower, loss = self._follow_until_committed(watch)
@@ -332,7 +345,13 @@ class Secondary:
             raise VmEnded(f"the VM was ended at the primary ({self.promises.ended}): nothing is to be taken over")
         if self.promises.alone and not self._won:
             raise ArbitrationLost(
-                f"the primary's VM runs on alone, in generation {self.promises.alone}: {self.promises.said or 'no reason given'}")
+                f"the primary's VM runs on alone, in generation {self.promises.alone}: "
+                f"{self.promises.said or 'no reason given'}")
+
+    def _foreseen(self, text: str | None) -> None:
+        """What a trial of the stand-by found, or None: it can load the VM. The primary's user is to know it too."""
+        self.promises.notice(text or "")
+        self._tell("verdict", text or LOADABLE)
 
     def _alarm(self, text: str) -> None:
         """What this side sees at the arbiter does not fit, so nothing would be protected; "": it does again."""
@@ -345,10 +364,14 @@ class Secondary:
 
     def _announced(self, configuration: Configuration, blocks: list[RamBlockInfo]) -> None:
         self._tell("announced", (configuration, blocks))
+        if text := room_notice(self.config.ram_dir, sum(block.used_length for block in blocks)):
+            self._tell("notice", text)
         if self.config.standby is not None:
             self._keeper = StandbyKeeper(
-                self.config.standby, self.image, Path(self.config.ram_dir) / "standby",
+                self.config.standby, self.image, Path(self.config.ram_dir) / STANDBY_NAME,
                 share_ram=self.config.share_ram, on_event=lambda text: self._tell("notice", text),
+                rehearsal=self._rehearsal, trial=self.config.trial,
+                on_verdict=self._foreseen,
             )
             self._keeper.start(configuration, blocks)
 
@@ -356,6 +379,8 @@ class Secondary:
         self.state = "protecting"
         self.promises.progress()
         self.statistics.add(report)
+        if self._keeper is not None:
+            self._keeper.committed(committed)
         self._tell("checkpoint", report)
 
     def _follow(self, follower: Follower) -> Loss:
@@ -371,7 +396,8 @@ class Secondary:
                 self._cut(follower)
             # Else the connection lives until the takeover has claimed the VM: a primary that saw it go would claim too.
             return Loss(
-                self._requested or ("stopped" if self._stopping else self.promises.lapsed or "the primary ended it"), noticed_ns)
+                self._requested or ("stopped" if self._stopping else self.promises.lapsed or "the primary ended "
+                                                                                             "it"), noticed_ns)
         except Exception as error:
             # Whatever it is: what was committed before must survive it.
             noticed_ns = time.monotonic_ns()
@@ -496,6 +522,7 @@ class Secondary:
         other one stopped; after a loss it waits first: the primary, if it lives, is to win, as its VM has lost nothing.
         """
         assert self._arbiter is not None
+        won_before = self._won
         asked = self._requested is not None or self._arbiter.fences
         try:
             if not self._won:
@@ -512,7 +539,8 @@ class Secondary:
             if not self._won:
                 self.promises.relent()
             raise
-        self.failover.feed(FailoverEvent.WON)
+        if not won_before:
+            self.failover.feed(FailoverEvent.WON)
 
     def _claim(self, standby: Standby, reason: str) -> None:
         assert self._arbiter is not None and self._generation is not None

@@ -30,6 +30,8 @@ class SecondaryConfig:
     that nobody guards is let in. Then nothing stops its VM by time: use an arbiter that fences (``exec:``)."""
     share_ram: bool = True
     """Let the stand-by map the RAM image; False sends all pages at takeover."""
+    trial: bool = True
+    """Find out beforehand, in a twin that never runs, whether the stand-by can load the VM."""
     on_loss: str = "takeover"
     """``takeover``, or ``hold``: wait for a request."""
     deadlines: Deadlines = field(default_factory=Deadlines)

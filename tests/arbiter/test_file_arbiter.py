@@ -143,7 +143,7 @@ def test_an_empty_file_made_by_hand_will_do(shared: Path) -> None:
 
 def test_an_empty_directory_is_an_error_that_says_what_to_do(shared: Path) -> None:
     for name in ("lost+found", "README"):
-        with pytest.raises(ArbitrationError, match=rf"is what both sides share mounted.*colo arbiter init {shared} --vm NAME"):
+        with pytest.raises(ArbitrationError, match=rf"is what both sides share mounted.*colo arbiter init file:{shared} --vm NAME"):
             arbiter_from_uri(f"file:{shared}")
         assert state_of(shared) == []
         (shared / name).touch()

@@ -60,6 +60,7 @@ class Rig:
             "standby": machine(accel="kvm", serial=self.serial),
             "arbiter": f"file:{self.arbiter_dir}",
             "deadlines": DEADLINES,
+            "lease_ms": 0.0,  # these primaries are led by the test itself: nobody is there to ask for one
             "takeover_s": 10.0,
         }
         self.config = replace(SecondaryConfig("tcp:127.0.0.1:0", self.ram_dir), **(values | config))

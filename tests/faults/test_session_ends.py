@@ -116,12 +116,12 @@ def test_the_command_line_s_own_way(machine: Machine, run_dir: Path) -> None:
             status = colo("status", "--ram-dir", str(ram), "--json")
             assert status.returncode == 0, status.stderr
             told = json.loads(status.stdout)
-            assert told["state"] == "protecting" and told["checkpoint"] >= 2 and told["generation"] == 0
+            assert told["state"] == "protecting" and told["checkpoint"] >= 2 and told["generation"] == 1
             done = colo("failover", "--ram-dir", str(ram), "--json")
             assert done.returncode == 0, done.stderr
             report = json.loads(done.stdout)
             assert report["checkpoint"] >= told["checkpoint"] and report["reason"] == "request"
-            assert report["generation"] == 1
+            assert report["generation"] == 2
             assert session.wait() == 0, session.errors
             assert psutil.pid_exists(report["pid"]) and Path(report["qmp_path"]).is_socket()
             ended = watched.finish()

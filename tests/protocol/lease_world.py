@@ -178,7 +178,7 @@ class World:
                 self.let_go(self.primary, "stopped")
             elif action is FenceAction.KILL_VM:
                 self.primary.dead = True
-                self.at(self.now + self.latency(), "F", lambda: self.do(self.fence.gone()))
+                self.at(self.now + self.latency(), "F", lambda: self.do(self.fence.gone(self.clock("P"))))
             elif action is FenceAction.CERTIFY:
                 self.certify()
             else:
@@ -189,6 +189,8 @@ class World:
         state, end_ns, wanted = fence.state, fence.lease.end_ns, fence.wanted
 
         def hear() -> None:
+            if state is FenceState.GONE:
+                self.at(self.now + self.latency(), "F", lambda: self.do(self.fence.moves("its process ended")))
             self.known_state, self.known_end_ns = state, max(end_ns, self.known_end_ns)
             if wanted and state in (FenceState.LEASED, FenceState.OVER) and self.guard_state == "watching":
                 self.settle("the secondary wants it")
@@ -377,7 +379,7 @@ class World:
         if name == "Q":
             self.primary.dead = True
             self.colo = False
-            self.at(self.now + self.latency(), "F", lambda: self.do(self.fence.gone()))
+            self.at(self.now + self.latency(), "F", lambda: self.do(self.fence.gone(self.clock("P"))))
         else:
             self.dead.add(name)
         if name == "G":

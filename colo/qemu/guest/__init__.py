@@ -13,6 +13,9 @@ already written), and :func:`check_guest_memory` finds any page that is from ano
 keeps the counter in a register too, which travels with the device state: RAM and device state of
 different checkpoints make it print ``colo guest TORN``.
 
+A key on its PS/2 keyboard (QMP ``send-key``) ends it: ``p`` powers off, ``r`` resets, ``t`` makes a triple
+fault, ``c`` tells a ``pvpanic`` device that the kernel crashed. One that comes while the VM stands still is lost.
+
 It boots from any disk (:func:`make_guest_image`), through SeaBIOS in some seconds, or as the machine's
 firmware (:func:`make_guest_rom`, ``-bios FILE``) within milliseconds. Seen to run on QEMU 7.2, 10.0 and
 11.1, ``pc`` and ``q35``, KVM and TCG.
