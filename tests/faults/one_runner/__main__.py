@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.faults.one_runner import product
+from tests.faults.one_runner.documentation import rows
 from tests.faults.one_runner.failures import VMS, Case, cases
 from tests.faults.one_runner.hosts import missing
 from tests.faults.one_runner.run import LEASE_MS, binary, run_all, table
@@ -26,7 +27,11 @@ def main() -> int:
     parser.add_argument("--vm", action="append", choices=VMS)
     parser.add_argument("--arbiter", action="append", choices=("file", "etcd", "exec", "none"))
     parser.add_argument("--json", metavar="FILE", help="all of it, with what every program said")
+    parser.add_argument("--table", action="append", metavar="FILE", help="no cases: the documentation's table, by these --json files")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(rows([verdict for name in arguments.table for verdict in json.loads(Path(name).read_text())]))
+        return 0
     if why := missing():
         print(why, file=sys.stderr)
         return 2

@@ -106,7 +106,7 @@ class Arbiters:
     def take_away(self, kind: str, name: str) -> None:
         """The host of that name cannot reach its arbiter any more."""
         if kind == "file":
-            self.hosts.unmount(name)
+            self.hosts.hang(name)
         elif kind == "etcd":
             self.hosts.cut(name, "arbiter")
             self.hosts.cut("arbiter", name)
@@ -116,7 +116,7 @@ class Arbiters:
     def give_back(self, kind: str, name: str) -> None:
         """It can again."""
         if kind == "file":
-            self.hosts.mount(name)
+            self.hosts.unhang(name)
         elif kind == "etcd":
             self.hosts.mend(name, "arbiter")
             self.hosts.mend("arbiter", name)

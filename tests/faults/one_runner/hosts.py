@@ -13,6 +13,7 @@ import ctypes
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
+SHARE = Path(__file__).with_name("share.py")
 NAMES = ("primary", "secondary", "arbiter")
 CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -34,6 +36,8 @@ def missing() -> str:
     for tool in ("ip", "nsenter", "unshare", "flock", "setpriv"):
         if not any(os.access(Path(folder) / tool, os.X_OK) for folder in os.environ["PATH"].split(":")):
             return f"no {tool} here: apt-get install iproute2 util-linux"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "no /dev/fuse: a share that hangs is made with it"
     return ""
 
 
@@ -157,6 +161,7 @@ class Hosts:
         self.mounted.mkdir(mode=0o700)
         self._cut: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
+        self._servers: dict[str, subprocess.Popen[bytes]] = {}
         self._hosts: dict[str, Host] = {}
         try:
             self.router = Host("router", "", run_dir, self.group)
@@ -203,12 +208,31 @@ class Hosts:
         return (origin, target) in self._cut
 
     def mount(self, name: str) -> None:
-        """Give that host what both share."""
-        self[name].run("mount", "--bind", str(self.share), str(self.mounted))
+        """Give that host what both share, as a file server does."""
+        server = subprocess.Popen(
+            self[name].command([sys.executable, "-I", str(SHARE), str(self.share), str(self.mounted), str(self._hangs(name))],
+                               inside=False),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"mounted\n"
+        self._servers[name] = server
 
     def unmount(self, name: str) -> None:
         """Take it away: an empty directory is in its place."""
         self[name].run("umount", "-l", str(self.mounted))
+        server = self._servers.pop(name)
+        server.wait(10)
+
+    def hang(self, name: str) -> None:
+        """That host's file server is out of reach: whoever asks for the share waits."""
+        self._hangs(name).touch()
+
+    def unhang(self, name: str) -> None:
+        """It answers again."""
+        self._hangs(name).unlink(missing_ok=True)
+
+    def _hangs(self, name: str) -> Path:
+        return self.run_dir / f"hangs.{name}"
 
     def reset(self) -> None:
         """As when they were new: nothing runs on the primary's and the secondary's host, the network is whole."""
@@ -221,7 +245,12 @@ class Hosts:
 
     def close(self) -> None:
         """Nothing of them is left, but their folders."""
+        for name in self._servers:
+            self.unhang(name)
         for host in (*self._hosts.values(), *([self.router] if hasattr(self, "router") else [])):
             host.close()
+        for server in self._servers.values():
+            server.kill()
+            server.wait()
         with contextlib.suppress(OSError):
             self.group.rmdir()

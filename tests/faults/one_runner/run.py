@@ -21,6 +21,8 @@ from tests.faults.one_runner.world import NotBegun, World
 
 LEASE_MS = 1000
 LOOK_S = 0.05
+ASKING_S = 6.0
+"""So long a command that asks a session may take."""
 FETCHED = Path(os.environ.get("COLO_QEMU_DIR", ROOT / ".qemu"))
 
 
@@ -83,9 +85,12 @@ class Place:
     def _settle(self, world: World, most_s: float, goes_on_after_s: float = float("inf")) -> None:
         """Until who runs cannot change any more, or protection goes on after then; or so long."""
         end = time.monotonic() + most_s
+        latest = end + ASKING_S
         sure = 0
-        while time.monotonic() < end:
+        while time.monotonic() < end or (world.is_asking() and time.monotonic() < latest):
             time.sleep(LOOK_S)
+            if world.is_asking():
+                continue
             sure = sure + 1 if world.is_decided() or world.is_protected_since(goes_on_after_s) else 0
             if sure * LOOK_S >= 0.3:
                 return

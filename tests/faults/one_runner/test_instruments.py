@@ -46,12 +46,32 @@ def test_a_link_is_cut_one_way(place: Place) -> None:
 
 def test_a_share_is_taken_from_one_host(place: Place) -> None:
     hosts = place.hosts
-    (hosts.share / "seen").touch()
-    place.arbiters.take_away("file", "primary")
-    assert "seen" not in hosts["primary"].run("ls", str(hosts.mounted))
-    assert "seen" in hosts["secondary"].run("ls", str(hosts.mounted))
-    place.arbiters.give_back("file", "primary")
-    assert "seen" in hosts["primary"].run("ls", str(hosts.mounted))
+    (hosts.share / "seen").write_text("by both")
+    for name in ("primary", "secondary"):
+        assert hosts[name].run("cat", str(hosts.mounted / "seen")) == "by both"
+    hosts["primary"].run("mv", str(hosts.mounted / "seen"), str(hosts.mounted / "moved"))
+    assert "moved" in hosts["secondary"].run("ls", str(hosts.mounted))
+    hosts.unmount("primary")
+    assert "moved" not in hosts["primary"].run("ls", str(hosts.mounted))
+    assert "moved" in hosts["secondary"].run("ls", str(hosts.mounted))
+    hosts.mount("primary")
+    assert "moved" in hosts["primary"].run("ls", str(hosts.mounted))
+
+
+def test_a_share_hangs_for_one_host_and_goes_on(place: Place) -> None:
+    hosts = place.hosts
+    (hosts.share / "here").touch()
+    hosts.hang("primary")
+    dies = hosts["primary"].start(["cat", str(hosts.mounted / "here")])
+    waits = hosts["primary"].start(["touch", str(hosts.mounted / "made")])
+    time.sleep(0.5)
+    assert waits.poll() is None and dies.poll() is None
+    hosts["secondary"].run("ls", str(hosts.mounted))
+    dies.kill()
+    assert dies.wait(5) == -9
+    hosts.unhang("primary")
+    assert waits.wait(10) == 0
+    assert {path.name for path in hosts.share.iterdir()} >= {"made"}
 
 
 def beating(place: Place) -> str:

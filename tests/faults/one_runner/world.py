@@ -210,6 +210,10 @@ class World:
         """Where a guest runs now."""
         return [name for name, output in self.outputs.items() if output.runs_now(within_s)]
 
+    def is_asking(self) -> bool:
+        """Whether a command that the user gave is still at work."""
+        return any(program.exit_code() is None for program in self.programs if program.name.startswith("failover"))
+
     def is_decided(self) -> bool:
         """Whether exactly one side's VM runs, and the other side's cannot any more: its process is gone, or its session ended."""
         running = self.running()
@@ -224,8 +228,6 @@ class World:
     def is_protected_since(self, when_s: float) -> bool:
         """Whether the primary's VM runs, and a checkpoint of it was committed after then."""
         if self.running() != ["primary"] or self.follower is None or self.follower.exit_code() is not None:
-            return False
-        if any(program.exit_code() is None for program in self.programs if program.name.startswith("failover")):
             return False
         return any(event.get("event") == "checkpoint" and event["time"] > when_s for event in self.follower.events()[-5:])
 
