@@ -69,7 +69,11 @@ def _follower(number: signal.Signals) -> Action:
 
 
 def _standby(number: signal.Signals) -> Action:
-    return lambda world: world.signal(world.standby_pid(), number)
+    def act(world: World) -> None:
+        if not world.outputs["secondary"].read():  # else it is the VM by now
+            world.signal(world.standby_pid(), number)
+
+    return act
 
 
 def _cut(*ways: tuple[str, str]) -> Action:

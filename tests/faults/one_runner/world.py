@@ -122,7 +122,7 @@ class World:
                 "--arbiter", self.uri, "--lease-ms", str(self.lease_ms), "--vm", product.VM_NAME]
         if role == "secondary":
             (self.secondary.folder / "ram").mkdir(mode=0o700, exist_ok=True)
-            argv += ["--control", str(self.secondary.folder / "ram" / "control")]
+            argv += ["--control", str(self.secondary.folder / "ram" / "control.sock")]
         return self._program(role, argv, f"toy-{role}")
 
     def _program(self, host: str, argv: list[str], name: str) -> Program:
