@@ -2,6 +2,8 @@
 
 ``file:DIR``
     A directory on storage that both sides can reach: a file that only one of two renames can move.
+``etcd:http(s)://HOST:PORT,…/PREFIX``
+    Keys in etcd, compared and written in one transaction.
 ``exec:COMMAND``
     The user's fencing script; its exit code decides.
 ``none``

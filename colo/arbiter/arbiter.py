@@ -141,6 +141,10 @@ class Arbiter(ABC):
         Raises ArbitrationLost when ``generation`` is over.
         """
 
+    def seen(self, holder: Holder) -> bool | None:
+        """Is the session alive that made this claim? None where nothing tells; False proves nothing."""
+        return None
+
     def still_holds(self, generation: int) -> bool:
         """Is ``generation``, which this side holds, still the one that may run?
 

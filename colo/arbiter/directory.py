@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from colo.arbiter.arbiter import ArbiterIdentity, Holder, init_command
 from colo.arbiter.record import RECORD_BYTES, parse_holder, parse_identity, printable
-from colo.errors import ArbitrationError
+from colo.errors import ArbitrationError, StorageError
+from colo.private import PrivateDirectory
 
 IDENTITY = "identity"
 SEED = "seed.{token}"
@@ -64,27 +65,19 @@ class ArbiterDirectory:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[int]:
-        """The directory, opened anew by its path (a share may have been unmounted since) and checked."""
+        """The directory, opened anew by its path (a share may have been unmounted since); nobody but root and this user
+        may be able to change what is in it, or to put another in its place."""
         try:
-            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as error:
-            if os.path.islink(self.path):
-                raise self.error("is a symbolic link, which can be pointed elsewhere: name the directory itself") from error
-            remedy = (
-                "make it, and mount what both sides share there"
-                if error.errno == errno.ENOENT
-                else "see to it"
-            )
-            raise self.error(f"cannot open the directory: {error.strerror}; {remedy}") from error
-        try:
-            info = os.fstat(directory)
-            if info.st_uid not in {0, os.geteuid()}:
-                raise self.error(f"belongs to user {info.st_uid}, who could decide alone: chown it")
-            if info.st_mode & stat.S_IWOTH:
-                raise self.error(f"everybody may write to it (mode {info.st_mode & 0o7777:o}): chmod o-w it")
-            yield directory
-        finally:
-            os.close(directory)
+            opened = PrivateDirectory.open(self.path, make=False, secret=False)
+        except StorageError as error:
+            missing = isinstance(error.__cause__, FileNotFoundError)
+            remedy = "; make it, and mount what both sides share there" if missing else ""
+            raise self.error(f"{error}{remedy}") from error
+        with opened:
+            mode = os.fstat(opened.fd).st_mode
+            if mode & stat.S_ISVTX and mode & 0o022:
+                raise self.error(f"others may put something in it (mode {stat.S_IMODE(mode):04o}): chmod go-w {self.path}")
+            yield opened.fd
 
     def read(self, directory: int, name: str) -> bytes:
         """What is in the regular file, as far as a record goes. Raises OSError."""

@@ -8,7 +8,7 @@ import re
 import uuid as uuids
 from typing import Any
 
-from colo.arbiter.arbiter import ArbiterIdentity, Holder
+from colo.arbiter.arbiter import GENERATION_MAX, ArbiterIdentity, Holder
 from colo.arbiter.runner import Runner
 from colo.errors import ArbitrationError
 
@@ -116,6 +116,12 @@ def parse_holder(text: bytes, generation: int) -> Holder | None:
     if role and runner is None:
         return None
     return Holder(generation, str(role), runner, float(since_s), printable(reason), token, fields["closed"])
+
+
+def stated_generation(text: bytes) -> int | None:
+    """Which generation a record speaks of, or None."""
+    generation = (_object(text) or {}).get("generation")
+    return generation if isinstance(generation, int) and _integer(generation) and generation < GENERATION_MAX else None
 
 
 def _json(record: dict[str, object]) -> bytes:

@@ -7,7 +7,8 @@ from colo.errors import ArbitrationError
 
 
 def arbiter_from_uri(uri: str, *, role: str = "", vm: str = "", uuid: str = "") -> Arbiter:
-    """The arbiter that ``uri`` names: ``file:DIR``, ``exec:COMMAND`` or ``none``. Never makes one.
+    """The arbiter that ``uri`` names: ``file:DIR``, ``etcd:http(s)://HOST:PORT,…/PREFIX``, ``exec:COMMAND`` or
+    ``none``. Never makes one.
 
     :param role: "primary" or "secondary", for humans and the fencing script.
     :param vm: the VM's name: an arbiter of another VM is refused, and ``exec:``'s script is told. "" takes any.
@@ -20,6 +21,10 @@ def arbiter_from_uri(uri: str, *, role: str = "", vm: str = "", uuid: str = "") 
         from colo.arbiter.file_arbiter import FileArbiter
 
         arbiter: Arbiter = FileArbiter(rest, role=role, vm=vm)
+    elif kind == "etcd" and rest:
+        from colo.arbiter.etcd_arbiter import EtcdArbiter
+
+        arbiter = EtcdArbiter(uri, role=role, vm=vm)
     elif kind == "exec" and rest.strip():
         from colo.arbiter.exec_arbiter import ExecArbiter
 
@@ -35,7 +40,7 @@ def arbiter_from_uri(uri: str, *, role: str = "", vm: str = "", uuid: str = "") 
 
 
 def init_arbiter(uri: str, *, vm: str, uuid: str = "") -> ArbiterIdentity:
-    """Make the arbiter that ``uri`` names (``file:DIR``; the directory must exist) the one of this VM, once.
+    """Make the arbiter that ``uri`` names the one of this VM, once: ``file:DIR`` (which must exist) or ``etcd:…``.
 
     Again, for the same VM, it only says whose it is. Raises ArbitrationError when it is another VM's, or it cannot be made.
     """
@@ -44,6 +49,10 @@ def init_arbiter(uri: str, *, vm: str, uuid: str = "") -> ArbiterIdentity:
         from colo.arbiter.file_making import make_file_arbiter
 
         return make_file_arbiter(rest, vm=vm, uuid=uuid)
+    if kind == "etcd" and rest:
+        from colo.arbiter.etcd_arbiter import make_etcd_arbiter
+
+        return make_etcd_arbiter(uri, vm=vm, uuid=uuid)
     if (kind == "exec" and rest.strip()) or (kind == "none" and not colon):
         raise ArbitrationError(f"{kind} keeps nothing, so there is nothing to make: give it to both sides as it is")
     raise _no_arbiter(uri)
@@ -59,6 +68,7 @@ def _check_uuid(arbiter: Arbiter, uri: str, uuid: str) -> None:
 
 def _no_arbiter(uri: str) -> ArbitrationError:
     return ArbitrationError(
-        f"{uri!r} names no arbiter: use file:DIR (a directory that both sides can reach), exec:COMMAND "
-        "(a fencing script), or none (both sides may then run at once)"
+        f"{uri!r} names no arbiter: use file:DIR (a directory that both sides can reach), "
+        "etcd:http(s)://HOST:PORT,HOST:PORT,…/PREFIX, exec:COMMAND (a fencing script), or none (both "
+        "sides may then run at once)"
     )

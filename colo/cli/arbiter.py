@@ -80,6 +80,8 @@ def _release(arguments: argparse.Namespace) -> int:
                 f"{reopen_command(arbiter.uri, arguments.vm)}")
         if holder.runner is not None and holder.runner.alive():
             raise ArbitrationLost(f"the VM runs on this host, as {holder.describe()}: end that process first")
+        if arbiter.seen(holder):
+            raise ArbitrationLost(f"the session of {holder.describe()} is alive: end it there first")
         if not holder.free:
             _confirm(
                 arguments,
@@ -149,9 +151,11 @@ def _print(arbiter: Arbiter, holder: Holder, *, json_output: bool) -> None:
     if json_output:
         found |= {
             "role": holder.role, "since_s": holder.since_s, "runner": asdict(runner) if runner else None,
-            "alive": runner.alive() if runner else None,
+            "alive": runner.alive() if runner else None, "session_seen": arbiter.seen(holder),
         }
     elif runner is not None:
         alive = runner.alive()
         found["process"] = "cannot be told from here" if alive is None else "lives, on this host" if alive else "gone"
+        if (seen := arbiter.seen(holder)) is not None:
+            found["session"] = "alive" if seen else "not heard of, which proves nothing"
     print_mapping(found, json_output=json_output)

@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--qmp", required=True, metavar="SOCKET", help="QMP unix socket of the running QEMU")
     parser.add_argument("--to", required=True, metavar="URI", help="the secondary: tcp:HOST:PORT or unix:PATH")
     parser.add_argument("--arbiter", required=True, metavar="ARBITER",
-                        help="who may run after a loss: file:DIR, exec:COMMAND or none; the secondary's own")
+                        help="who may run after a loss: file:DIR, etcd:URL/PREFIX, exec:COMMAND or none; the secondary's own")
     parser.add_argument("--vm", default="", metavar="NAME", help="the VM's name: an arbiter of another VM is refused")
     parser.add_argument("--init-arbiter", action="store_true", help="make the arbiter where there is none yet")
     parser.add_argument("--lease-ms", type=float, default=LEASE_MS, metavar="N",

@@ -44,7 +44,8 @@ def add_parser(subparsers: Any) -> None:
                         help="where the RAM image lives, on tmpfs for speed; made with mode 0700 if missing")
     parser.add_argument("--standby", metavar="COMMAND", help="the primary's QEMU command line; what a stand-by needs "
                         "besides (RAM backend, -incoming, our QMP socket) is added")
-    parser.add_argument("--arbiter", default="", metavar="ARBITER", help="who may run: file:DIR, exec:COMMAND or none")
+    parser.add_argument("--arbiter", default="", metavar="ARBITER",
+                        help="who may run: file:DIR, etcd:URL/PREFIX, exec:COMMAND or none")
     parser.add_argument("--vm", default="", metavar="NAME", help="the VM's name: an arbiter of another VM is refused")
     parser.add_argument("--lease-ms", type=float, default=LEASE_MS, metavar="N",
                         help="the longest lease that is promised; the primary's decides within it (default %(default)g)")

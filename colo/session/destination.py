@@ -61,8 +61,8 @@ class DestinationConfig:
     machine: str | None = None
     """Take only a stream of this machine type; None: any."""
     arbiter: str = "none"
-    """``file:DIR`` or ``exec:COMMAND``, the source's too: asked before the VM runs, so that a source that lost this side's
-    answer can find out."""
+    """``file:DIR``, ``etcd:URL/PREFIX`` or ``exec:COMMAND``, the source's too: asked before the VM runs, so that a source
+    that lost this side's answer can find out."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     """``idle_s`` is how long the source may be silent between two sections, as one that waits for leave to switch over."""
     limits: StreamLimits = field(default_factory=StreamLimits)

@@ -22,7 +22,7 @@ class PrimaryConfig:
     to: str
     """Where the secondary listens: ``tcp:HOST:PORT`` or ``unix:PATH``."""
     arbiter: str
-    """``file:DIR``, ``exec:COMMAND`` or ``none``."""
+    """``file:DIR``, ``etcd:URL/PREFIX``, ``exec:COMMAND`` or ``none``."""
     vm: str = ""
     """The VM's name: an arbiter of another VM is refused. "": whichever the arbiter's is."""
     lease_ms: float = LEASE_MS
@@ -78,7 +78,7 @@ class PrimaryConfig:
             raise ValueError(f"sending is 'copy' or 'direct', not {self.sending!r}")
         if not self.arbiter:
             raise ArbitrationError(
-                "without an arbiter both sides may run after a loss: file:DIR, exec:COMMAND, or none")
+                "without an arbiter both sides may run after a loss: file:DIR, etcd:URL/PREFIX, exec:COMMAND, or none")
         if self.lease_ms and self.mode is Mode.EARLY:
             lease_ns_of(self.lease_ms)
         elif self.mode is not Mode.EARLY and not self.arbiter.startswith("exec:") and self.arbiter != "none":

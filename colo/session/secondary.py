@@ -120,7 +120,7 @@ class Secondary:
             if not config.arbiter:
                 raise ArbitrationError(
                     "a takeover needs an arbiter, or both sides may run: --arbiter file:DIR (storage both reach), "
-                    "exec:COMMAND (your fencing), or none to go without"
+                    "etcd:URL/PREFIX, exec:COMMAND (your fencing), or none to go without"
                 )
             self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", vm=config.vm)
             self._cleanup.callback(self._arbiter.close)

@@ -22,7 +22,7 @@ class SecondaryConfig:
     standby: Sequence[str] | None = None
     """QEMU command line (the primary's will do) of the VM that takes over. None: checkpoints are kept, no takeover."""
     arbiter: str = ""
-    """``file:DIR``, ``exec:COMMAND`` or ``none``; a takeover needs one."""
+    """``file:DIR``, ``etcd:URL/PREFIX``, ``exec:COMMAND`` or ``none``; a takeover needs one."""
     vm: str = ""
     """The VM's name: an arbiter of another VM is refused. "": whichever the arbiter's is."""
     lease_ms: float = 3000.0

@@ -107,7 +107,7 @@ def test_none_warns_and_lets_everybody_win() -> None:
         arbiters[0].claim(0)
 
 
-@pytest.mark.parametrize("uri", ["", "none:", "None", "file:", "file", "exec:", "exec:  ", "/tmp", "etcd:x"])
+@pytest.mark.parametrize("uri", ["", "none:", "None", "file:", "file", "exec:", "exec:  ", "/tmp", "etcd:", "etcd"])
 def test_other_names_are_no_arbiter(uri: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -228,8 +228,13 @@ def test_what_is_in_the_file_decides_nothing(shared: Path, content: bytes) -> No
 
 def test_a_directory_that_everybody_may_write_to_is_refused(shared: Path) -> None:
     made(shared)
-    shared.chmod(0o777)
-    with pytest.raises(ArbitrationError, match="chmod o-w"):
+    for mode in (0o777, 0o1777):
+        shared.chmod(mode)
+        with pytest.raises(ArbitrationError, match=rf"mode {mode:04o}.*chmod go-w"):
+            FileArbiter(shared)
+    shared.chmod(0o700)
+    shared.parent.chmod(0o777)
+    with pytest.raises(ArbitrationError, match=rf"others may write to {shared.parent} "):
         FileArbiter(shared)
 
 
@@ -237,7 +242,7 @@ def test_no_directory_and_no_directory_but_a_file_are_refused(shared: Path) -> N
     with pytest.raises(ArbitrationError, match="No such file or directory; make it"):
         made(shared / "none")
     (shared / "file").touch()
-    with pytest.raises(ArbitrationError, match="Not a directory"):
+    with pytest.raises(ArbitrationError, match="is a file and no directory"):
         made(shared / "file")
 
 

@@ -17,6 +17,10 @@ import pytest
 from colo.arbiter import Arbiter, Runner, arbiter_from_uri
 from colo.cli import main
 from colo.cli.arbiter import arbiter_uri
+from tests.arbiter.conftest import one
+from tests.arbiter.etcd_cluster import Cluster, wait_until
+
+__all__ = ["one"]
 
 HERE = Runner.of()
 FAR = replace(HERE, host="far", machine="0" * 32)
@@ -153,3 +157,23 @@ def test_what_a_file_says_cannot_steer_a_terminal(arbiter: Arbiter, shared: Path
     path.rename(shared / "generation.\x1b[2J")
     assert main(["arbiter", "show", arbiter.uri]) == 5
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_one_in_etcd_is_made_shown_and_released(one: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = one.uri("tests/cli")
+    assert main(["arbiter", "show", uri]) == 5
+    assert f"colo arbiter init {uri} --vm NAME" in capsys.readouterr().err
+    assert main(["arbiter", "init", uri, "--vm", "vm1"]) == 0
+    assert shown(capsys, uri)["state"] == "free"
+    session = arbiter_from_uri(uri, role="primary")
+    session.claim(0, runner=FAR)
+    wait_until(lambda: shown(capsys, uri)["session_seen"], "the session is seen")
+    release = ["arbiter", "release", uri, "--vm", "vm1", "--yes"]
+    assert main(release) == 4
+    assert "the session of far" in capsys.readouterr().err
+    session.close()
+    wait_until(lambda: not shown(capsys, uri)["session_seen"], "the session is seen no more")
+    assert main(["arbiter", "show", uri]) == 0
+    assert "not heard of, which proves nothing" in capsys.readouterr().out
+    assert main(release) == 0
+    assert shown(capsys, uri)["state"] == "free"
