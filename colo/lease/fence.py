@@ -24,6 +24,8 @@ SOCKET_NAME = "fence.sock"
 LOCK_NAME = "guard.lock"
 ANSWER_S = 2.0
 """A fence that does not answer within this is as good as dead: another is started."""
+ALONE_S = 0.5
+"""The VM may stand still until it has answered this; and it is not needed any more."""
 STATUS_BYTES_MAX = 1 << 17
 
 
@@ -172,9 +174,9 @@ class FenceHandle:
 
     # -- commands
 
-    def status(self) -> FenceStatus:
-        """What it says now. Raises FenceLost."""
-        return self._ask("status")
+    def status(self, wait_s: float = ANSWER_S) -> FenceStatus:
+        """What it says now. Raises FenceLost when it does not within ``wait_s``."""
+        return self._ask("status", wait_s=wait_s)
 
     def lease(
         self, peer: tuple[int, object], *, token: str, generation: int, lease_ms: float, notes: dict[str, Any], end_ns: int
@@ -187,12 +189,15 @@ class FenceHandle:
             generation=generation, lease_ms=lease_ms, notes=notes, end_ns=end_ns)
 
     def answering(self) -> None:
-        """The guard is at it."""
-        self._ask("answering")
+        """The guard is at it. Said, not asked: a fence that hangs must not hold up who saves the VM. Raises FenceLost."""
+        try:
+            self._sock.send(json.dumps({"command": "answering"}).encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except OSError as error:
+            raise FenceLost(f"the fence is gone: {error.strerror or error}") from error
 
     def alone(self, generation: int, reason: str) -> FenceStatus:
         """``generation`` was won: the VM runs on, without a lease, and the secondary is told."""
-        return self._ask("alone", generation=generation, reason=reason)
+        return self._ask("alone", wait_s=ALONE_S, generation=generation, reason=reason)
 
     def prove(self, reason: str) -> FenceStatus:
         """Stop the VM for good, as far as this generation goes, and say so to the secondary."""
@@ -234,8 +239,10 @@ class FenceHandle:
         """Whether it is gone."""
         return self._lost
 
-    def _ask(self, command: str, **more: Any) -> FenceStatus:
-        with self._lock:
+    def _ask(self, command: str, *, wait_s: float = ANSWER_S, **more: Any) -> FenceStatus:
+        if not self._lock.acquire(timeout=wait_s):
+            raise FenceLost(f"the fence has not answered another command for {wait_s:g} s")
+        try:
             self._number += 1
             number = self._number
             try:
@@ -243,10 +250,12 @@ class FenceHandle:
             except OSError as error:
                 raise FenceLost(f"the fence is gone: {error.strerror or error}") from error
             with self._changed:
-                there = self._changed.wait_for(lambda: self._lost or number in self._answers, ANSWER_S)
+                there = self._changed.wait_for(lambda: self._lost or number in self._answers, wait_s)
                 answer = self._answers.pop(number, None)
+        finally:
+            self._lock.release()
         if answer is None:
-            raise FenceLost("the fence is gone" if there else f"the fence did not answer `{command}` within {ANSWER_S:g} s")
+            raise FenceLost("the fence is gone" if there else f"the fence did not answer `{command}` within {wait_s:g} s")
         if answer["error"]:
             raise Unsupported(f"the fence: {answer['error']}")
         status = FenceStatus(**answer["status"])

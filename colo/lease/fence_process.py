@@ -37,6 +37,8 @@ from colo.protocol.lease import lease_ns_of
 
 COMMAND_BYTES_MAX = 16384
 REALTIME_PRIORITY = 20
+STOPPED_LOOK_NS = 10_000_000
+"""How often a VM that was stopped is looked at: whether it still is."""
 MCL_CURRENT_AND_FUTURE = 3
 PR_SET_NAME, PR_SET_DUMPABLE = 15, 4
 
@@ -118,6 +120,7 @@ class FenceProcess:
                 if link is not None and link.sock is not None and link.sock.fileno() in ready:
                     self._do(self.holding.hear(now_ns()))
                 self._do(self.holding.tend(now_ns()))
+                self._keep_stopped()
                 self._pat_watchdog()
             if self.guard is not None and self.guard.fileno() in ready:
                 self._hear_guard()
@@ -133,7 +136,20 @@ class FenceProcess:
             return None
         now = now_ns()
         due = self.holding.due_ns(now)
+        if self._is_stopped:
+            due = min(due or sys.maxsize, now + STOPPED_LOOK_NS)
         return None if due is None else max(0.0, (due - now) / 1e6) + 0.05
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether the VM is not to execute, and its process is there."""
+        return not self.vm_gone and self.holding is not None and self.holding.fence.state in (FenceState.OVER, FenceState.STANDS)
+
+    def _keep_stopped(self) -> None:
+        """Anybody may send SIGCONT to a process that stands still: who thaws what he froze, without a thought of leases."""
+        if self._is_stopped and not self.process.stands:
+            self._stop_vm()
+            self._tell()
 
     def _nothing_to_prove(self) -> bool:
         """The proof was sent, or time has proven the same."""

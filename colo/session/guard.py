@@ -28,8 +28,12 @@ from colo.transport import connect
 
 LEASED_S = 5.0
 """Within this a fence must have its first promise."""
-LATE_NS = 60_000_000
+LATE_NS = 40_000_000
 """So late a fence may be with stopping the VM before the guard does."""
+LOOK_S = 0.01
+"""How often the guard looks whether it is."""
+SAY_S = 0.025
+"""A fence that does not say within this that all is well is not waited for."""
 
 
 class Guard:
@@ -53,8 +57,9 @@ class Guard:
         self._lost = threading.Event()
         self._meeting = Meeting()
         self._welcome = Welcome()
-        self._stopped_here = False
+        self._stopped_here = threading.Event()
         self._holds = False
+        self._second_line: threading.Thread | None = None
         self._notes: dict[str, Any] = {}
         self._peer: tuple[int, object] = (0, None)
 
@@ -89,7 +94,7 @@ class Guard:
             **notes, "token": self._welcome.token, "lease_ms": self._welcome.lease_ms, "peer": [int(self._peer[0]),
             self._peer[1]]}
         self._lease(end_ns)
-        self._holds = True
+        self._begin_holding()
         deadline = time.monotonic() + LEASED_S
         while not self._state_is(FenceState.LEASED):
             if time.monotonic() > deadline:
@@ -104,10 +109,15 @@ class Guard:
 
     def adopt(self, status: FenceStatus) -> None:
         """Go on with a fence that was found, as it is."""
-        self._holds = True
+        self._begin_holding()
         self._notes = status.notes
         self._meeting = Meeting(generation=status.generation)
         self._heard(status.notice)
+
+    def _begin_holding(self) -> None:
+        self._holds = True
+        self._second_line = threading.Thread(target=self._look_at_lease, name="colo-second-line", daemon=True)
+        self._second_line.start()
 
     def _lease(self, end_ns: int) -> None:
         assert self._fence is not None
@@ -125,7 +135,8 @@ class Guard:
         """See to fence and connection; to be called many times a second. Raises Unsupported when no fence can be had."""
         if self._holds and self._lost.is_set():
             self._replace()
-        self._stop_in_its_stead()
+        if self._stopped_here.is_set() and self.status is not None and self.status.state == FenceState.LEASED.name:
+            self._ask_why()
         if self._holds and self.status is not None:
             self._heard(self.status.notice)
 
@@ -161,7 +172,7 @@ class Guard:
         else:
             self.status = status
             if status.state != FenceState.LEASED.name or status.lease_end_ns > now_ns():
-                self._stopped_here = False
+                self._stopped_here.clear()
         self._wake()
 
     def _replace(self) -> None:
@@ -192,15 +203,29 @@ class Guard:
             if b"fence_process" in Path(f"/proc/{status.fence_pid}/cmdline").read_bytes() and start_ticks(status.fence_pid):
                 os.kill(status.fence_pid, signal.SIGKILL)
 
-    def _stop_in_its_stead(self) -> None:
-        status = self.status
-        if not self._holds or self._stopped_here or status is None or status.state != FenceState.LEASED.name:
-            return
-        if not status.lease_end_ns or now_ns() < status.lease_end_ns + LATE_NS:
-            return
-        # Each promise is told at once, so what is known is the newest. First the VM, then the question why.
-        self._stopped_here = True
-        self._signal(signal.SIGSTOP)
+    def _look_at_lease(self) -> None:
+        """On a thread of its own: whatever else the guard waits for, a VM whose lease is over does not run."""
+        while self._holds and self._second_line is threading.current_thread():
+            time.sleep(LOOK_S)
+            status = self.status
+            if self._stopped_here.is_set() or status is None or status.state != FenceState.LEASED.name:
+                continue
+            if self._holds and status.lease_end_ns and now_ns() >= status.lease_end_ns + LATE_NS and not self._is_well():
+                self._stopped_here.set()
+                self._signal(signal.SIGSTOP)
+                self._wake()
+
+    def _is_well(self) -> bool:
+        """Whether the fence is there and does its work. What it told before may be old, if it is the guard that was frozen."""
+        try:
+            assert self._fence is not None
+            status = self._fence.status(SAY_S)
+        except (AssertionError, FenceLost, Unsupported):
+            return False
+        self.status = status
+        return status.state != FenceState.LEASED.name or now_ns() < status.lease_end_ns + LATE_NS
+
+    def _ask_why(self) -> None:
         self._tell("the lease ran out and the fence did not stop the VM: the guard did")
         try:
             assert self._fence is not None
@@ -211,6 +236,11 @@ class Guard:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(QemuError):
             self.qemu.send_signal(number)
+
+    @property
+    def stopped_in_time(self) -> bool:
+        """Whether the VM stands still because its lease is over, by the fence or by this guard."""
+        return self._holds and (self._stopped_here.is_set() or self.state_is(FenceState.OVER))
 
     @property
     def vm_is_stopped(self) -> bool:
@@ -227,11 +257,12 @@ class Guard:
 
     def alone(self, generation: int, reason: str) -> None:
         """``generation`` was won: the VM goes on, and the secondary hears so, if it hears."""
-        self._command(lambda fence: fence.alone(generation, reason), lambda: self._signal(signal.SIGCONT))
-        if self._stopped_here:
-            self._stopped_here = False
-            self._signal(signal.SIGCONT)
         self._holds = False
+        if self._second_line is not None:
+            self._second_line.join()
+        if self._stopped_here.is_set():
+            self._signal(signal.SIGCONT)
+        self._command(lambda fence: fence.alone(generation, reason), lambda: self._signal(signal.SIGCONT))
 
     def prove(self, reason: str) -> None:
         """Leave the VM to the other side: stopped for good, and said so."""

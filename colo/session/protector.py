@@ -478,10 +478,10 @@ class Protector:
 
     def _usable(self, *, yank: bool) -> bool:
         """Whether QEMU could be told to run alone: its main loop answers, once (``yank``) its hanging channel is gone."""
-        if self._guard is not None and self._guard.state_is(FenceState.OVER):
-            return True  # stopped by the fence, in time: nothing can be asked before it goes on, and nothing was wrong before
+        if self._guard is not None and self._guard.stopped_in_time:
+            return True  # stopped, in time: nothing can be asked before it goes on, and nothing was wrong before
         answers = self.primary.why_not_alone(MAIN_LOOP_S) is None if yank else self.primary.main_loop_responds(MAIN_LOOP_S)
-        return answers or bool(self._guard is not None and self._guard.state_is(FenceState.OVER))
+        return answers or bool(self._guard is not None and self._guard.stopped_in_time)
 
     def _is_ending(self) -> bool:
         """Whether QEMU is gone, or its monitor is: then its process soon will be."""
