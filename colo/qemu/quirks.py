@@ -136,6 +136,14 @@ FACTS: tuple[Fact, ...] = (
         "told to end (SIGTERM) while commands wait on its monitor, it says SHUTDOWN and then hangs for good: kill it",
     ),
     Fact(
+        "runs_on_at_its_end",
+        Version(11, 0),
+        FUTURE,
+        "11.1.3 in 3 of 900; 7.2.22 and 10.0.13 in none of 100",
+        "a COLO primary that is told to end (SIGTERM) says SHUTDOWN and COLO_EXIT, hangs for good, and its VM runs on "
+        "(RESUME): kill it; only the end of its process is a proof",
+    ),
+    Fact(
         "silent_debug_exit",
         ANCIENT,
         Version(10, 0),
