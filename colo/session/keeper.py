@@ -26,7 +26,7 @@ from colo.stream import Configuration, RamBlockInfo
 RESTARTS = 3
 WATCH_S = 0.25
 TRIAL_NAME = "t"
-LONGEST_NAME = max(f"/999/{name}" for name in (QMP_NAME, INCOMING_NAME))
+LONGEST_NAME = max((f"/999/{name}" for name in (QMP_NAME, INCOMING_NAME)), key=len)
 """The longest that a stand-by's sockets are called behind the keeper's directory."""
 
 

@@ -181,7 +181,7 @@ class TrialRuns:
             committed, command = self._newest, self._command()
             assert committed is not None
             if command is None:  # there is no stand-by yet
-                self._ended.wait(0.05)
+                self._ended.wait(0.2)
                 continue
             shape = shape_of(committed)
             if shape != tried:
@@ -204,6 +204,8 @@ class TrialRuns:
     def stop(self) -> None:
         """End them; returns at once. Idempotent."""
         self._ended.set()
+        if self.verdict is None:
+            self.verdict = Verdict(untried="there was no time for it")
         self._trial.stop()
 
     def close(self) -> None:
