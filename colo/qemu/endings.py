@@ -165,8 +165,8 @@ class EndingWatch:
     def wait_gone(self, timeout_s: float, *, kill: bool = True) -> bool:
         """Wait until the process is gone; with ``kill``, SIGKILL it when ``timeout_s`` seconds have passed.
 
-        For an ending that QEMU has announced: until it is gone, nothing proves that its VM stands still. QEMU 11.1 may
-        say SHUTDOWN and let its VM run on for ever, 7.2 may never be gone when commands wait on its monitor (quirks.py:
+        For an ending that QEMU has announced: until it is gone, nothing proves that its VM stands still. It may say
+        SHUTDOWN and let its VM run on for ever, and 7.2 hangs when commands wait on its monitor (quirks.py:
         ``runs_on_at_its_end``, ``hangs_at_its_end``). So send none once :attr:`ending` is known, and let it be killed.
 
         :raises QemuError: it may not be signalled, or is not gone even so.

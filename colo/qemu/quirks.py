@@ -137,11 +137,11 @@ FACTS: tuple[Fact, ...] = (
     ),
     Fact(
         "runs_on_at_its_end",
-        Version(11, 0),
+        ANCIENT,
         FUTURE,
-        "11.1.3 in 3 of 900; 7.2.22 and 10.0.13 in none of 100",
-        "a COLO primary that is told to end (SIGTERM) says SHUTDOWN and COLO_EXIT, hangs for good, and its VM runs on "
-        "(RESUME): kill it; only the end of its process is a proof",
+        "11.1.3 in 3 of 1000, 7.2.22 in 1 of 220; 10.0.13 in none of 220",
+        "a COLO primary that is told to end (SIGTERM, quit) says SHUTDOWN and COLO_EXIT, hangs for good, and its VM runs "
+        "on (RESUME): kill it; only the end of its process is a proof",
     ),
     Fact(
         "silent_debug_exit",
