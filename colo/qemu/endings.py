@@ -21,6 +21,8 @@ from colo.qemu.options import Properties, split_options
 from colo.qemu.process import Qemu, QemuProcess
 from colo.qemu.qmp import QmpCommandError, QmpEvent
 
+GRACE_S = {"ENDS": 10.0, "MOVES": 1.0}
+"""How long a QEMU may take from its word to its end, to close its disks; then it is killed. 2 to 42 ms is usual."""
 DRAIN_S = 2.0
 """Most that a monitor takes to close after its process is gone."""
 
@@ -163,10 +165,9 @@ class EndingWatch:
     def wait_gone(self, timeout_s: float, *, kill: bool = True) -> bool:
         """Wait until the process is gone; with ``kill``, SIGKILL it when ``timeout_s`` seconds have passed.
 
-        For an ending that QEMU has announced: until it is gone, nothing proves that its VM stands still, and it may
-        never be gone by itself (QEMU 7.2 hangs at its end when commands wait on its monitor: see quirks.py). So send
-        none once :attr:`ending` is known, and let it be killed. It closes its disks before it can hang so: give one whose
-        VM ENDS the time for that (10 s and more); one whose VM MOVES keeps the other side waiting (1 s).
+        For an ending that QEMU has announced: until it is gone, nothing proves that its VM stands still. It may say
+        SHUTDOWN and let its VM run on for ever, and 7.2 hangs when commands wait on its monitor (quirks.py:
+        ``runs_on_at_its_end``, ``hangs_at_its_end``). So send none once :attr:`ending` is known, and let it be killed.
 
         :raises QemuError: it may not be signalled, or is not gone even so.
         """
@@ -179,6 +180,19 @@ class EndingWatch:
                 return True
             time.sleep(0.002)
         return True
+
+    def conclude(self, on_crash: str = "takeover") -> Ending | None:
+        """As :meth:`verdict`, but when there is one it returns only once the process is gone: that is the proof.
+
+        One that has announced its end is killed when it is not gone after :data:`GRACE_S`. A crash whose VM ENDS or MOVES
+        by ``on_crash`` has as long as those.
+
+        :raises QemuError: its process is not known here, or may not be killed, and it is not gone.
+        """
+        ending = self.verdict()
+        if ending is not None:
+            self.wait_gone(GRACE_S[ending.outcome(on_crash).name])
+        return ending
 
     def close(self) -> None:
         """Hear no more. Idempotent."""

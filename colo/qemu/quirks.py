@@ -136,6 +136,14 @@ FACTS: tuple[Fact, ...] = (
         "told to end (SIGTERM) while commands wait on its monitor, it says SHUTDOWN and then hangs for good: kill it",
     ),
     Fact(
+        "runs_on_at_its_end",
+        ANCIENT,
+        FUTURE,
+        "11.1.3 in 3 of 1000, 7.2.22 in 1 of 220; 10.0.13 in none of 220",
+        "a COLO primary that is told to end (SIGTERM, quit) says SHUTDOWN and COLO_EXIT, hangs for good, and its VM runs "
+        "on (RESUME): kill it; only the end of its process is a proof",
+    ),
+    Fact(
         "silent_debug_exit",
         ANCIENT,
         Version(10, 0),

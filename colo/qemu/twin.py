@@ -73,7 +73,10 @@ def twin_command(standby: StandbyCommand, directory: Path) -> StandbyCommand:
 
 
 def rehearsal_command(standby: StandbyCommand) -> StandbyCommand:
-    """The stand-by's command line as it is, only that it takes no memory before it is needed, and never runs."""
+    """The stand-by's command line as it is, only that it takes no memory before it is needed, and never runs.
+
+    Nor does it make unix sockets: one that it left behind would look as if the primary had it.
+    """
     options = []
     for option in split_options(standby.argv[1:]):
         if option.name in ("S", "overcommit", "mem-prealloc"):
@@ -86,9 +89,22 @@ def rehearsal_command(standby: StandbyCommand) -> StandbyCommand:
                 properties.set("reserve", False)
                 options.append(Option("object", str(properties)))
                 continue
+        if _is_unix_server(option):
+            properties = Properties(option.value or "", "backend")
+            options.append(Option(option.name, _silent(properties) if option.name == "chardev" else "null"))
+            continue
         options.append(option)
     options.append(Option("S"))
     return StandbyCommand((standby.argv[0], *(word for option in options for word in option.words())))
+
+
+def _is_unix_server(option: Option) -> bool:
+    value = option.value or ""
+    if option.name == "chardev":
+        properties = Properties(value, "backend")
+        return properties.get("backend") == "socket" and bool(properties.get("path")) and properties.get("server") not in (
+            "", "off")
+    return option.name in CHARACTER_OPTIONS and value.startswith("unix:") and "server" in value
 
 
 def _refuse(option: Option) -> None:

@@ -29,7 +29,7 @@ WATCH_S = 0.25
 TRIAL_NAME = "t"
 STANDBY_NAMES = ("standby", "stand-2")
 """In the RAM directory, by the set of files that they map: where stand-bys have their sockets, each in a directory ``N``."""
-LONGEST_NAME = max(f"/999/{name}" for name in (QMP_NAME, INCOMING_NAME))
+LONGEST_NAME = max((f"/999/{name}" for name in (QMP_NAME, INCOMING_NAME)), key=len)
 """The longest that a stand-by's sockets are called behind the keeper's directory."""
 
 

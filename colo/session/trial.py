@@ -69,7 +69,7 @@ def _send_low_pages(encoder: PageEncoder, block: RamBlock, deadline_ns: int) -> 
 class Trial:
     """One twin at a time, in ``work_dir``. :meth:`run` may be ended from another thread by :meth:`stop`."""
 
-    def __init__(self, work_dir: Path, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, work_dir: Path, *, timeout_s: float = 60.0) -> None:
         self.work_dir = work_dir
         self.timeout_s = timeout_s
         self._stopped = threading.Event()
@@ -145,7 +145,7 @@ class Trial:
 class TrialRuns:
     """Trials while checkpoints come in: one at first, and one whenever a checkpoint's shape has changed.
 
-    ``on_verdict`` hears each verdict that differs from the one before.
+    One that came to no answer is made again. ``on_verdict`` hears each verdict that differs from the one before.
     """
 
     LOOK_S = 5.0
@@ -181,7 +181,7 @@ class TrialRuns:
             committed, command = self._newest, self._command()
             assert committed is not None
             if command is None:  # there is no stand-by yet
-                self._ended.wait(0.05)
+                self._ended.wait(0.2)
                 continue
             shape = shape_of(committed)
             if shape != tried:
@@ -189,7 +189,7 @@ class TrialRuns:
                 if self._ended.is_set():
                     return
                 self._decide(verdict)
-                tried = shape
+                tried = shape if verdict.untried is None else None
                 self._ended.wait(again_s)
                 again_s = min(2 * again_s, self.LONGEST_S)
             else:
@@ -204,6 +204,8 @@ class TrialRuns:
     def stop(self) -> None:
         """End them; returns at once. Idempotent."""
         self._ended.set()
+        if self.verdict is None:
+            self.verdict = Verdict(untried="there was no time for it")
         self._trial.stop()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from colo.arbiter import init_arbiter
-from colo.errors import ColoError
+from colo.errors import ColoError, QemuError
 from colo.qemu.capabilities import capabilities_of
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.primary import ColoSettings, QemuPrimary
@@ -125,3 +125,33 @@ def test_what_was_left_on_by_others_is_no_obstacle_to_a_second_protection(
             assert [name for name, state in capabilities_of(qemu).items() if state] == ["x-ignore-shared"]
         lines = len(wait_for_lines(run_dir / "serial", 0))
         wait_for_lines(run_dir / "serial", lines + 2)
+
+
+@pytest.mark.parametrize("name", ["multifd", "postcopy-ram", "dirty-bitmaps", "validate-uuid"])
+@pytest.mark.parametrize("version", ["7.2", "10.0", "11.1"])
+def test_what_the_command_line_switches_on_is_off_until_it_runs(
+    machine: Machine, run_dir: Path, version: str, name: str,
+) -> None:
+    """``-global migration.…`` is on both sides' command lines: the primary, the stand-by and its twin do without it."""
+    option = ("-global", f"migration.x-{name}=on")
+    path = binary(version)
+    try:
+        first = QemuProcess.start([path, *machine(*option, accel="kvm", serial=run_dir / "serial")[1:]], run_dir / "q")
+    except QemuError as error:
+        assert "migration" in str(error)
+        pytest.skip(f"QEMU {version}: {error}")
+    with first as qemu, contextlib.ExitStack() as cleanup:
+        wait_for_lines(run_dir / "serial", 1)
+        primary = QemuPrimary(qemu)
+        follower = Follower(run_dir, 1, [path, *machine(*option, accel="kvm", serial=run_dir / "other")[1:]])
+        cleanup.callback(follower.close)
+        primary.set_up(follower.secondary.address, ColoSettings(checkpoint_delay_ms=20), timeout_s=30)
+        assert any(f"capability {name} was on" in text for text in primary.notices)
+        follower.await_checkpoints()
+        wait_until(lambda: follower.secondary.status()["standby"] == "ready", 20.0, "the trial")
+        qemu.send_signal(signal.SIGKILL)
+        report = follower.taken_over()
+        cleanup.callback(killed, report.pid)
+        wait_for_lines(run_dir / "other", 1)
+        with QemuPrimary.attach(report.qmp_path) as taken_over:
+            assert [name for name, state in capabilities_of(taken_over.qemu).items() if state] == [name]

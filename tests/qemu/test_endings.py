@@ -114,9 +114,10 @@ def test_ended_by_its_host_it_moves(protected: Protected, how: str) -> None:
             protected.qemu.qmp.execute("quit")
     else:
         protected.qemu.send_signal(signal.Signals[how])
-    assert protected.watch.wait_gone(10, kill=False)
-    ending = protected.watch.verdict()
+    assert protected.watch.wait(10) is not None
+    ending = protected.watch.conclude()  # 11.1 may say so, and let its VM run on: see quirks.py
     assert ending is not None
+    assert not protected.qemu.alive()
     assert (ending.follows, ending.event) == (Follows.MOVES, "SHUTDOWN")
     assert ending.reason == ("host-qmp-quit" if how == "quit" else "host-signal")
 
@@ -126,7 +127,8 @@ def test_a_guest_that_powers_off_ends(protected: Protected) -> None:
     ending = pressed_until(protected, "p")
     assert (ending.follows, ending.reason) == (Follows.ENDS, "guest-shutdown")
     assert "powered its machine off" in ending.text
-    assert protected.watch.wait_gone(10)
+    assert protected.watch.conclude() == ending
+    assert not protected.qemu.alive()
 
 
 @pytest.mark.qemu
@@ -181,8 +183,8 @@ def test_one_that_would_pause_ends_while_it_is_protected(protected: Protected, k
     actions = EndingActions.hold(protected.qemu)
     assert "shutdown=pause, panic=pause does not hold" in actions.notice
     assert pressed_until(protected, key).follows is follows
-    assert protected.watch.wait_gone(10, kill=False)
-    assert protected.qemu.returncode == 0
+    assert protected.watch.wait_gone(5)
+    assert protected.qemu.returncode in (0, -signal.SIGKILL)  # not SIGABRT
     actions.restore()
 
 

@@ -86,6 +86,15 @@ def test_a_rehearsal_takes_no_memory(tmp_path: Path) -> None:
         "qemu -m 4G -object memory-backend-ram,id=m,size=4G,reserve=off -machine pc,memory-backend=m -vnc :0 -S")
 
 
+def test_a_rehearsal_makes_no_unix_sockets() -> None:
+    line = ("qemu -chardev socket,id=c,path=/x,server=on,wait=off -chardev socket,id=d,path=/y -chardev "
+            "socket,id=e,host=h,port=1,server=on -serial unix:/z,server=on -serial tcp::1,server=on")
+    words = rehearsal_command(StandbyCommand(tuple(shlex.split(line)))).argv
+    assert shlex.join(words) == (
+        "qemu -chardev null,id=c -chardev socket,id=d,path=/y -chardev socket,id=e,host=h,port=1,server=on -serial null "
+        "-serial tcp::1,server=on -S")
+
+
 def test_disks_that_are_locked_only_at_a_takeover_are_named() -> None:
     line = ("qemu -drive file=/a,if=virtio -blockdev driver=qcow2,node-name=b,file.driver=file,file.filename=/b "
             "-drive file=/iso,media=cdrom -drive file=/ro,readonly=on -hda /c -drive if=none,file=null-co:// /d")
