@@ -20,7 +20,7 @@ from typing import Any
 from colo.cli import exit_code
 from colo.emulator import EmbeddedVm, Walk
 from colo.emulator.console_link import ConsoleLink
-from colo.errors import ColoError, Unsupported, VmError
+from colo.errors import ColoError, Interrupted, NoCheckpoint, Unsupported, VmError
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.outbox import Outbox
 from colo.session.primary import Primary, PrimaryConfig
@@ -155,10 +155,23 @@ def follow(settings: SideSettings) -> None:
         vm.console.output = link.send
 
     vm = EmbeddedVm(settings.ram_bytes, tick_s=settings.tick_s, on_load=reach_the_world)
+    came_to_nothing: list[str] = []
+
+    def hear(kind: str, data: Any) -> None:
+        tell(kind, data)
+        if kind == "notice" and "nothing to resume from" in str(data):
+            came_to_nothing.append(str(data))
+            secondary.stop()  # it would wait for another primary; here nobody will come any more
+
     with InProcessSecondary(
-        vm, InProcessConfig("tcp:127.0.0.1:0", settings.arbiter, heat_map=settings.heat_map), on_event=tell
+        vm, InProcessConfig("tcp:127.0.0.1:0", settings.arbiter, heat_map=settings.heat_map), on_event=hear
     ) as secondary:
-        secondary.run()
+        try:
+            secondary.run()
+        except Interrupted:
+            if came_to_nothing:
+                raise NoCheckpoint(came_to_nothing[0]) from None
+            raise
         if secondary.heat is not None:
             tell("heat", secondary.heat)
         while vm.failure is None and not (vm.off and not vm.running):
