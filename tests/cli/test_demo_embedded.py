@@ -47,7 +47,7 @@ def test_the_command_proves_itself_and_tells_json():
     summary = events[-1]["data"]
     assert events[-1]["event"] == "summary"
     assert summary["proved"] and summary["faults"] == [] and summary["lines"] == 42
-    assert summary["seed"] == 4 and summary["takeover"]["generation"] == 1
+    assert summary["seed"] == 4 and summary["takeover"]["generation"] == 2
 
 
 @pytest.mark.parametrize("point", ["deliver:3", "delivered:3", "resume:9", "save:8", "committed:12"])
