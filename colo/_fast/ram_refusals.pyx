@@ -10,6 +10,10 @@ cdef extern from "wire_numbers.h":
     const int WIRE_XBZRLE_ENCODING
 
 
+SMALLEST_PAGE = 1024
+"""Bytes of the smallest target page whose offsets leave room for the flags."""
+
+
 cdef object refusal(int code, uint64_t value, str where, uint64_t offset, size_t staged_records):
     if code == BAD_FLAGS:
         flags = value & (WIRE_PAGE_BYTES - 1)
@@ -44,7 +48,10 @@ cdef str flag_text(flags):
     named = [f.name for f in RamFlag if flags & f]
     unknown = flags & ~sum(RamFlag)
     if unknown:
-        return f"unknown flag {unknown:#x} in {flags:#x}" + (f" beside {', '.join(named)}" if named else "")
+        small = unknown & (WIRE_PAGE_BYTES - SMALLEST_PAGE) and not unknown & (SMALLEST_PAGE - 1)
+        why = f": a page smaller than {WIRE_PAGE_BYTES} bytes, which is not served (colo inspect reads it)" if small else ""
+        return f"unknown flag {unknown:#x} in {flags:#x}" + (f" beside {', '.join(named)}" if named else "") + why
     if not flags:
-        return "a record without a type flag"
+        return (f"a record without a type flag; it may be that the target's pages are larger than {WIRE_PAGE_BYTES} bytes, "
+                "which is not served (colo inspect reads them)")
     return f"flags {', '.join(named)} ({flags:#x}) do not go together in one record"

@@ -39,6 +39,13 @@ def read_command(buf: ReadBuffer) -> CommandItem:
     return CommandItem(offset, command, buf.read_exact(length))
 
 
+def meaning_of(item: CommandItem) -> str:
+    """What a command says beside its name, where its payload decides: "" if nothing."""
+    if item.command is Command.POSTCOPY_ADVISE:
+        return "dirty-bitmaps" if not item.payload else "postcopy-ram"
+    return ""
+
+
 def payload_fits(command: Command, length_bytes: int) -> bool:
     """Whether ``command`` may have a payload of that length."""
     allowed = COMMAND_PAYLOAD_BYTES[command]

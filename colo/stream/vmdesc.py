@@ -69,11 +69,18 @@ class VmdescStruct:
         """Whether :attr:`size_bytes` is surely what was sent.
 
         QEMU describes an array by its first element. One of null pointers, or of structs that hold arrays or
-        data of no fixed length, may have had elements of another length.
+        data of no fixed length, may have had elements of another length. A first element that is a null pointer
+        can show as a struct without fields that yet has a byte.
         """
         return all(sub.exact for sub in self.subsections) and all(
             field.type != "nullptr"
-            and (field.struct is None or (field.struct.exact if field.count <= 1 else field.struct.uniform))
+            and (
+                field.struct is None
+                or (
+                    field.struct.size_bytes == field.size_bytes
+                    and (field.struct.exact if field.count <= 1 else field.struct.uniform)
+                )
+            )
             for field in self.fields
         )
 
