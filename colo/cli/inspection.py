@@ -34,10 +34,12 @@ from colo.stream.mapped_ram import CAPABILITY as MAPPED_RAM
 from colo.stream.mapped_ram import MappedBlock, read_mapped_block
 from colo.stream.survey import SurveyReader
 from colo.stream.vmdesc import VmdescStruct
-from colo.wire import RAM_IDSTR, ColoMessage, Command
+from colo.wire import RAM_IDSTR, ColoMessage, Command, SectionType
 
 ADVISE_BYTES = 16
 """POSTCOPY_ADVISE's payload: the host's page sizes, the target's page size."""
+ROWS_MAX = 4096
+"""PARTs of live sections, and commands, that are listed: those of a long stream would fill memory."""
 TRAILING_BYTES_MAX = 1 << 40
 """Bytes behind the end that are counted, which in a file is no work."""
 
@@ -84,6 +86,7 @@ class Inspection:
         self._pages = SectionPages(buf, page_bytes)
         self._capabilities: tuple[str, ...] = ()
         self._advised = False
+        self._left_out = 0
         self._first: tuple[DeviceSection, ...] = ()
 
     def read(self) -> None:
@@ -111,6 +114,8 @@ class Inspection:
 
     def _tell_problems(self) -> None:
         self.found["notes"] += [*self._reader.notes, *self._pages.notes]
+        if self._left_out:
+            self.found["notes"].append(f"{self._left_out} more parts of live sections and commands are not listed")
         self.found["page_bytes"] = self._pages.page_bytes
         self.found["errors"] = [problem_row(problem) for problem in self._reader.problems]
 
@@ -132,6 +137,9 @@ class Inspection:
             if item.command is Command.POSTCOPY_ADVISE and len(item.payload) == ADVISE_BYTES:
                 self._advised = True
                 self._pages.state(int.from_bytes(item.payload[8:], "big"), "POSTCOPY_ADVISE")
+            if len(into["commands"]) >= ROWS_MAX:
+                self._left_out += 1
+                return
             into["commands"].append(
                 {
                     "offset": item.offset,
@@ -168,7 +176,10 @@ class Inspection:
             "version": section.version_id,
             "served": section.idstr == RAM_IDSTR,
         }
-        into["sections"].append(row)
+        if section.type is not SectionType.PART or len(into["sections"]) < ROWS_MAX:
+            into["sections"].append(row)
+        else:
+            self._left_out += 1
         start = self._buf.position
         if not row["served"]:
             self._reader.pass_over(section)

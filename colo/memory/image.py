@@ -17,21 +17,25 @@ from urllib.parse import quote
 
 from colo._fast.ramblock import RamBlock
 from colo.errors import LimitExceeded, StorageError, StreamError
+from colo.memory.host import host_memory_bytes
 
 LOCK_NAME = "session.lock"
 BLOCKS_NAME = "blocks"
 WHERE = "ram MEM_SIZE"
 
 
-def host_memory_bytes() -> int:
-    """Physical memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _list_difference(before: list[str], now: list[str]) -> str:
+    """Which names are new, gone, or elsewhere."""
+    words = [f"'{name}' is new" for name in now if name not in before]
+    words += [f"'{name}' is gone" for name in before if name not in now]
+    moved = next((f"'{b}' comes where '{a}' was" for a, b in zip(before, now, strict=False) if a != b), "")
+    return "; ".join((words or [moved])[:8])
 
 
 class RamImage:
     """RAM blocks backed by files in ``directory`` (made with mode 0700 if it is missing; files have mode 0600).
 
-    ``max_ram_bytes`` bounds the sum of all blocks (default: this machine's physical memory). Raises
+    ``max_ram_bytes`` bounds the sum of all blocks (default: this machine's memory, or its control group's limit). Raises
     :class:`~colo.errors.StorageError` when the directory is open to other users, in use by another session, or cannot
     be written.
     """
@@ -100,8 +104,7 @@ class RamImage:
         before, now = [b.idstr for b in self.blocks], [idstr for idstr, _ in wanted]
         if before != now:
             raise StreamError(
-                f"the list of RAM blocks changed: {', '.join(now)} instead of {', '.join(before)}",
-                where=WHERE, value=now,
+                f"the list of RAM blocks changed: {_list_difference(before, now)}", where=WHERE, value=now,
             )
         return [
             block if block.used_length == length else self._resize(block, length)

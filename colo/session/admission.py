@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from colo.errors import Interrupted
+from colo.stream.magic import what_is
 from colo.wire import FILE_MAGIC
 
 PENDING_LIMIT = 4
@@ -96,7 +97,7 @@ def _opens_stream(sock: socket.socket, refused: Callable[[str], None], waiting: 
         time.sleep(0.005)
         return False
     if first:
-        reason = f"{first!r} is not the start of a migration stream"
+        reason = what_is(first) or f"{first!r} is not the start of a migration stream"
     refused(f"a connection was refused: {reason}")
     del waiting[sock]
     sock.close()

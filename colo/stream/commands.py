@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from colo.errors import StreamError
+from colo.protocol.messages import capability_behind
 from colo.stream.sections import CommandItem
 from colo.wire import COMMAND_PAYLOAD_BYTES, Command, SectionType
 
@@ -42,7 +43,7 @@ def read_command(buf: ReadBuffer) -> CommandItem:
 def meaning_of(item: CommandItem) -> str:
     """What a command says beside its name, where its payload decides: "" if nothing."""
     if item.command is Command.POSTCOPY_ADVISE:
-        return "dirty-bitmaps" if not item.payload else "postcopy-ram"
+        return capability_behind(item.command, item.payload)
     return ""
 
 

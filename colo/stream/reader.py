@@ -13,6 +13,7 @@ from colo.stream.configuration import read_configuration
 from colo.stream.devices import read_devices, read_vmdesc_if_any
 from colo.stream.limits import DEFAULT_LIMITS, StreamLimits
 from colo.stream.magic import what_is
+from colo.stream.mapped_ram import CAPABILITY as MAPPED_RAM
 from colo.stream.names import read_name
 from colo.stream.sections import (
     CommandItem,
@@ -118,7 +119,16 @@ class StreamReader:
             yield self._read_header()
             if self.buf.peek(1) == bytes((SectionType.CONFIGURATION,)):
                 self.buf.skip(1)
-                yield read_configuration(self.buf, self.limits)
+                configuration = read_configuration(self.buf, self.limits)
+                if MAPPED_RAM in configuration.capabilities:
+                    raise StreamError(
+                        "the pages lie at fixed places of a file (capability mapped-ram), which is not served: switch it "
+                        "off at the source (colo inspect reads it)",
+                        where="CONFIGURATION",
+                        offset=configuration.offset,
+                        value=MAPPED_RAM,
+                    )
+                yield configuration
         while True:
             item = self._read_item()
             yield item
@@ -198,6 +208,10 @@ class StreamReader:
                 where=where,
                 offset=offset,
                 value=idstr,
+            )
+        if len(self._live) >= self.limits.device_sections:
+            raise LimitExceeded(
+                f"more than {self.limits.device_sections} live sections", where=where, offset=offset, value=len(self._live) + 1
             )
         if section.section_id in self._restartable:
             self._restartable.discard(section.section_id)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FOOTER_BYTES = 5
 START_HEADER_MAX = 1 + 4 + 1 + IDSTR_MAX_BYTES + 4 + 4
 """Bytes of the longest START or FULL header."""
-WINDOW_BYTES = 1 << 20
+WINDOW_BYTES_MIN, WINDOW_BYTES = 1 << 10, 1 << 20
 LOOK_BYTES_MAX = 16 << 30
 """How far an item is looked for: the longest body of a live section that is passed over."""
 _COMMANDS = frozenset(Command)
@@ -90,9 +90,11 @@ def _seek(buf: ReadBuffer, mark: bytes, live: Collection[int]) -> bool:
     )
     need = len(mark) + START_HEADER_MAX
     limit = buf.position + LOOK_BYTES_MAX
+    size = WINDOW_BYTES_MIN  # most bodies are short
     while buf.position < limit and not buf.at_end():
-        window = buf.peek(WINDOW_BYTES)
-        last = len(window) < WINDOW_BYTES
+        window = buf.peek(size)
+        last = len(window) < size
+        size = min(2 * size, WINDOW_BYTES)
         go_on = len(window) if last else len(window) - need
         at = -1
         while (found := places.search(window, at + 1)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from colo._fast.buffers import ReadBuffer
-from colo.errors import ChannelError, StreamError
+from colo.errors import ChannelError, LimitExceeded, StreamError
 from colo.stream.commands import read_command
 from colo.stream.configuration import read_configuration
 from colo.stream.delimit import DeviceScan, End
@@ -142,6 +142,8 @@ class SurveyReader(StreamReader):
         self._refused_start = None
         try:
             return super()._read_start(offset)
+        except LimitExceeded:
+            raise
         except StreamError as error:
             # Its header was read, so its body begins here: what is wrong is the id, or the version.
             live = self._refused_start

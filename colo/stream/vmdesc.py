@@ -136,12 +136,13 @@ def parse_vmdesc(text: bytes, *, offset: int = 0, limits: StreamLimits = DEFAULT
     """Check ``text`` (which starts at ``offset`` in the stream) against the schema and return it as records.
 
     Raises LimitExceeded if it is nested deeper, or has more values, than the limits allow, before it is
-    parsed; StreamError, with the byte offset, if it is not JSON, and with the path of the value if a value is
-    not as it must be.
+    parsed; StreamError, with the byte offset, if it is not UTF-8 or not JSON, and with the path of the value if a
+    value is not as it must be.
     """
     _bound(text, offset, limits)
     try:
-        top = json.loads(text, parse_constant=_refuse_constant)
+        # As text: given bytes, the parser would take UTF-16 and UTF-32 too, whose brackets were not counted.
+        top = json.loads(text.decode(), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise StreamError(
             f"not JSON: {error.msg}",

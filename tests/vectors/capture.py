@@ -111,6 +111,7 @@ VECTORS: dict[str, Vector] = {
         ("dirty-bitmaps",),
         disk=True,
         bitmap=True,
+        parameters={"max-bandwidth": 1 << 20},  # else it has 70,000 empty parts
         folder=INSPECT,
     ),
     # Neither CONFIGURATION nor footers.
