@@ -211,7 +211,7 @@ class StreamReader:
             )
         if len(self._live) >= self.limits.device_sections:
             raise LimitExceeded(
-                f"more than {self.limits.device_sections} live sections", where=where, offset=offset, value=len(self._live) + 1
+                f"more than {self.limits.device_sections} live sections", where=where, offset=offset, value=idstr
             )
         if section.section_id in self._restartable:
             self._restartable.discard(section.section_id)

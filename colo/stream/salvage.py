@@ -147,6 +147,7 @@ def _headers(data: bytes | bytearray, end: int, footers: bool) -> list[int]:
     section ids go on counting."""
     starts: list[int] = []
     ids: set[int] = set()
+    largest = 0
     for match in _HEADER.finditer(data, 0, end):
         start = match.start()
         if footers and start and data[start - FOOTER_BYTES : start - FOOTER_BYTES + 1] != bytes((SectionType.FOOTER,)):
@@ -160,9 +161,10 @@ def _headers(data: bytes | bytearray, end: int, footers: bool) -> list[int]:
         if not footers and start:
             name = bytes(data[start + 6 : body - 8]).decode()
             version = int.from_bytes(data[body - 4 : body], "big")
-            if not _DEVICE_NAME.fullmatch(name) or number > max(ids) + _ID_STEP_MAX or version > 0xFFFF:
+            if not _DEVICE_NAME.fullmatch(name) or number > largest + _ID_STEP_MAX or version > 0xFFFF:
                 continue
         ids.add(number)
+        largest = max(largest, number)
         starts.append(start)
     return starts
 

@@ -241,6 +241,11 @@ class TestWithoutFooters:
         assert reader.problems == []
 
 
+def test_devices_without_footers_that_begin_with_no_name():
+    reader, _ = survey(TestWithoutFooters.RAM_PARTS + b"\x04\0\0\0\3\5\xff\xfe\0\0\0" + device("timer", 10, bytes(24)))
+    assert reader.problems or reader.notes
+
+
 def test_a_hostile_body_is_gone_through_once():
     """Millions of places that could be an item, none of which is."""
     body = b"\x01\x04\0\x7e\0\0\0\x07\x04" * 300_000
