@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import pytest
 
 from colo.abc import BlockMemory
-from colo.cli import main, report
+from colo.cli import report
 from colo.cli.figures import BYTE_KINDS, PAGE_KINDS, report_bytes, report_pages, size
 from colo.cli.output import COLUMNS, SessionOutput, shown_columns
 from colo.cli.recording import SAMPLES, VALUES, Recording, Values
