@@ -114,11 +114,17 @@ class Protector:
         """Pauses seen so far."""
         return self._meter.count if self._meter else 0
 
+    @property
+    def running_share(self) -> float | None:
+        """Which part of the last 5 s the VM ran between its pauses; None of a session younger than a second."""
+        return self._meter.running_share if self._meter else None
+
     def run(self) -> ProtectorReport:
         """Protect until it ends; the report says how. Raises QemuError or QemuUnsupported if it cannot begin."""
         for disk in self.primary.unreplicated_disks():
             self._on_event("notice", f"disk {disk} is not replicated: it must be on storage that both sides share")
-        self._meter = self.primary.measure_pauses(lambda pause_ms: self._on_event("pause", pause_ms))
+        self._meter = self.primary.measure_pauses(
+            lambda pause_ms: self._on_event("pause", pause_ms), lambda text: self._on_event("notice", text))
         began = self.primary.streams_begun
         try:
             self.primary.set_up(self.config.to, self.config.settings, timeout_s=self.config.set_up_s)
