@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import colo.errors
+from colo.cli.conditions import link
 from colo.cli.demo_side import KillPoint, SideSettings, final_state
 from colo.cli.demo_verdict import Verdict, judge, print_summary, proof
 from colo.cli.output import SessionOutput
-from colo.cli.conditions import link
 from colo.cli.recording import Recording
 from colo.cli.reporting import reported
 from colo.emulator import EmbeddedVm, Walk

@@ -272,7 +272,8 @@ def _takeover(run: Mapping[str, Any]) -> str:
 
 def _conditions(run: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><th>{svg.escape(name)}</th><td>{svg.escape(str(words))}</td></tr>" for name, words in run["conditions"].items() if words)
+        f"<tr><th>{svg.escape(name)}</th><td>{svg.escape(str(words))}</td></tr>"
+        for name, words in run["conditions"].items() if words)
     return f'<h2 class="apart">Conditions</h2><table id="conditions">{rows}</table>' if rows else ""
 
 
