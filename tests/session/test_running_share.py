@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+
+from colo.cli.watch import Watch
 
 _spec = importlib.util.spec_from_file_location("test_primary", Path(__file__).with_name("test_primary.py"))
 assert _spec is not None and _spec.loader is not None
@@ -47,6 +52,11 @@ def test_an_interval_too_short_for_the_vm_is_told(tmp_path: Path) -> None:
     status, notices = run_until(1.0, 0.05, tmp_path / "a", told=True)
     assert status["statistics"]["running_share"] < 0.5
     assert len(notices) == 1 and "interval_ms" in notices[0]
+    watch, picture = Watch("test"), io.StringIO()
+    watch.add(status, None)
+    words = f"runs {status['statistics']['running_share']:.0%} of the time"
+    Console(file=picture, width=120).print(watch)
+    assert words in watch.line() and words in picture.getvalue()
 
 
 def test_one_that_leaves_it_time_is_not(tmp_path: Path) -> None:
