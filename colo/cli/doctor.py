@@ -43,7 +43,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="what works on this machine, and why not",
-        description="Looks at QEMU, KVM, userfaultfd, dirty trackers, huge pages, shared memory, control groups, SIMD, what a "
+        description="Looks at QEMU, KVM, userfaultfd, dirty trackers, huge pages, shared memory, control groups, SIMD, "
+                    "what a "
         "fence may do, permissions and Python packages. The last line follows from the others. Exit code 1 if a VM cannot be "
         "protected, or not taken over, here.",
     )

@@ -216,7 +216,8 @@ class Guard:
                 self._wake()
 
     def _is_well(self) -> bool:
-        """Whether the fence is there and does its work. What it told before may be old, if it is the guard that was frozen."""
+        """Whether the fence is there and does its work. What it told before may be old, if it is the guard that was
+        frozen."""
         try:
             assert self._fence is not None
             status = self._fence.status(SAY_S)
