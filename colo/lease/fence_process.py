@@ -143,7 +143,9 @@ class FenceProcess:
     @property
     def _is_stopped(self) -> bool:
         """Whether the VM is not to execute, and its process is there."""
-        return not self.vm_gone and self.holding is not None and self.holding.fence.state in (FenceState.OVER, FenceState.STANDS)
+        if self.vm_gone or self.holding is None:
+            return False
+        return self.holding.fence.state in (FenceState.OVER, FenceState.STANDS)
 
     def _keep_stopped(self) -> None:
         """Anybody may send SIGCONT to a process that stands still: who thaws what he froze, without a thought of leases."""
