@@ -15,7 +15,6 @@ import resource
 import select
 import signal
 import socket
-import stat
 import subprocess
 import threading
 import time
@@ -23,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from colo.errors import QemuError
+from colo.errors import QemuError, StorageError
+from colo.private import PrivateDirectory
 from colo.qemu.qmp import UNIX_PATH_MAX_BYTES, QmpConnection, QmpError, QmpLost, QmpTimeout
 from colo.qemu.quirks import Quirks, Version, quirks_of
 
@@ -38,21 +38,17 @@ _WATCHER = 'read -r word; [ "$word" = release ] || kill -KILL "$1" 2>/dev/null'
 def private_directory(path: str | os.PathLike[str]) -> Path:
     """Make ``path`` a directory that only we can enter (0700), parents as they come.
 
-    :raises QemuError: it exists and others can enter it, or is not ours, or it cannot be made.
+    :raises QemuError: others can enter it, or change what is on the way to it; it is not ours; it cannot be made.
     """
-    directory = Path(path)
+    _open_private(path).close()
+    return Path(path)
+
+
+def _open_private(path: str | os.PathLike[str]) -> PrivateDirectory:
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = directory.stat()
-    except OSError as error:
-        raise QemuError(f"cannot make the directory {directory}: {error.strerror}") from error
-    if facts.st_uid != os.geteuid():
-        raise QemuError(f"{directory} belongs to another user: sockets and guest memory must stay private")
-    if stat.S_IMODE(facts.st_mode) & 0o077:
-        raise QemuError(
-            f"{directory} can be entered by others: run `chmod 700 {directory}` or name another one"
-        )
-    return directory
+        return PrivateDirectory.open(path)
+    except StorageError as error:
+        raise QemuError(f"QEMU's sockets must stay private: {error}") from error
 
 
 def unix_path(path: Path) -> str:
@@ -185,9 +181,11 @@ class QemuProcess(Qemu):
         watcher: _Watcher,
         output: _Output,
         qmp_path: Path,
+        directory: PrivateDirectory,
     ) -> None:
         super().__init__(qmp, process.pid)
         self.qmp_path = qmp_path
+        self._directory = directory
         self._process = process
         self._watcher = watcher
         self._output = output
@@ -211,14 +209,31 @@ class QemuProcess(Qemu):
 
         :raises QemuError: the binary is missing, or QEMU ended, or said nothing in ``timeout_s`` seconds.
         """
-        directory = private_directory(work_dir)
-        qmp_path = directory / socket_name
-        address = unix_path(qmp_path)
-        with contextlib.suppress(FileNotFoundError):
-            qmp_path.unlink()
+        unix_path(Path(work_dir) / socket_name)  # others have to reach it by this name
+        directory = _open_private(work_dir)
+        try:
+            return cls._start(argv, directory, socket_name, Path(work_dir) / socket_name, timeout_s, pass_fds)
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                directory.unlink(socket_name)
+            directory.close()
+            raise
+
+    @classmethod
+    def _start(
+        cls,
+        argv: Sequence[str],
+        directory: PrivateDirectory,
+        socket_name: str,
+        qmp_path: Path,
+        timeout_s: float,
+        pass_fds: Sequence[int],
+    ) -> Self:
+        address = directory.address(socket_name)
+        directory.unlink(socket_name)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            os.fchmod(listener.fileno(), 0o600)  # what bind() makes takes it over
             listener.bind(address)
-            qmp_path.chmod(0o600)
             listener.listen(1)
             fd = listener.fileno()
             arguments = [
@@ -239,7 +254,6 @@ class QemuProcess(Qemu):
                     umask=0o077,
                 )
             except OSError as error:
-                qmp_path.unlink(missing_ok=True)
                 raise QemuError(f"cannot start {argv[0]}: {error.strerror}") from error
         assert process.stdout is not None
         output = _Output(process.stdout)
@@ -252,9 +266,8 @@ class QemuProcess(Qemu):
             process.kill()
             process.wait()
             watcher.dismiss()
-            qmp_path.unlink(missing_ok=True)
             raise
-        return cls(qmp, process, watcher, output, qmp_path)
+        return cls(qmp, process, watcher, output, qmp_path, directory)
 
     @staticmethod
     def _first_connection(
@@ -304,7 +317,7 @@ class QemuProcess(Qemu):
                     self._process.wait(timeout_s) if timeout_s > 0 else self._process.poll()
             if self._process.returncode is not None:
                 self._watcher.dismiss()
-                self.qmp_path.unlink(missing_ok=True)
+                self._remove_socket()
 
     def explain(self, error: Exception) -> str:
         """``error`` in words, with what QEMU itself said and how it ended, if it did."""
@@ -333,8 +346,18 @@ class QemuProcess(Qemu):
         self._clean_up()
 
     def _clean_up(self) -> None:
+        self._remove_socket()
         self.detach()
-        self.qmp_path.unlink(missing_ok=True)
+
+    def _remove_socket(self) -> None:
+        if self._directory.fd >= 0:
+            with contextlib.suppress(StorageError):
+                self._directory.unlink(self.qmp_path.name)
+
+    def detach(self) -> None:
+        """Close our QMP connection, which its monitor is then free of. Idempotent."""
+        super().detach()
+        self._directory.close()
 
     def release(self) -> None:
         """Let it outlive us: from here on it is the user's. Its monitor stays, free for another client."""
