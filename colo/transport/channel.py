@@ -8,9 +8,11 @@ import os
 import select
 import threading
 import time
+from collections.abc import Collection
 from socket import socket as Socket
 
-from colo.errors import AddressError, ChannelError, DeadlineExceeded, Interrupted
+from colo.errors import AddressError, ChannelError, DeadlineExceeded, Interrupted, StrangerRefused
+from colo.transport.peers import check_accepting
 from colo.transport.process import adopt_fd, is_listening, start_exec
 from colo.transport.sockets import TcpOptions, is_tcp, tune
 from colo.transport.tcp import address_of, connect_tcp, listen_tcp
@@ -93,7 +95,7 @@ class Listener:
         with self._lock:
             once, self._once = self._once, None
         if once is not None:
-            return once
+            return once  # handed over by whoever started us
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         if self._sock is not None:
@@ -202,12 +204,15 @@ def connect(
     *,
     insecure: bool = False,
     options: TcpOptions | None = None,
+    allow_uids: Collection[int] = (),
 ) -> Socket:
     """Connect to ``uri``: a blocking socket with its options set.
 
     :param timeout: in seconds, for all of it (resolving, every address of a name).
     :param insecure: allow plaintext TCP beyond this machine.
+    :param allow_uids: users, besides root and this process's own, who may be the ones that listen on this machine.
     :raises AddressError: the URI is malformed or refused.
+    :raises StrangerRefused: another user of this machine listens there; nothing was sent.
     :raises DeadlineExceeded: it took longer than ``timeout``.
     :raises ChannelError: nobody listens, or may not be reached.
     """
@@ -227,5 +232,13 @@ def connect(
         sock = start_exec(where)
     elif isinstance(where, FileUri):
         raise AddressError(f"{where}: nothing answers from a file; it can be inspected, or loaded")
-    tune(sock, options=options)
+    try:
+        if isinstance(where, TcpUri | UnixUri):
+            check_accepting(sock, allow_uids)
+        tune(sock, options=options)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, StrangerRefused):
+            raise StrangerRefused(f"{where}: {error}") from None
+        raise
     return sock
