@@ -25,9 +25,15 @@
 
 from __future__ import annotations
 
+from colo.text import printable
+
 
 class ColoError(Exception):
-    """Root of all errors raised by colo."""
+    """Root of all errors raised by colo. Its text may have words of a peer, a file or QEMU in it: whoever prints or logs it
+    gets them :func:`printable <colo.text.printable>`, in one line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class StreamError(ColoError):

@@ -20,7 +20,7 @@ from typing import Any
 from colo.cli.figures import size
 from colo.cli.output import SessionOutput
 from colo.cli.recording import Recording
-from colo.cli.reporting import reported
+from colo.cli.reporting import concluded, reported
 from colo.errors import ColoError, QemuError, Unsupported
 from colo.qemu.guest import STATE_ADDRESS, GuestParams, make_guest_rom
 from colo.qemu.primary import ColoSettings
@@ -67,9 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
             tempfile.TemporaryDirectory(prefix="colo-demo-", dir=shared_memory) as ram:
         output = SessionOutput(json_lines=arguments.json, title=title, recording=recording)
         try:
-            return Demo(arguments, Path(work), Path(ram), output, recording).run()
+            code = Demo(arguments, Path(work), Path(ram), output, recording).run()
         finally:
             output.close()
+    return concluded(code, recording)
 
 
 class Demo:

@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from colo.cli.figures import printable
+from colo.text import printable
 
 WIDTH = 960
 LEFT, RIGHT, TOP, BOTTOM = 64, 108, 26, 34

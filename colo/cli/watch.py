@@ -18,10 +18,10 @@ from colo.cli.figures import (
     compression_ratio,
     heat_strip,
     pages_by_kind,
-    printable,
     size,
     sparkline,
 )
+from colo.text import printable
 
 SAMPLES = 120
 SPARK_WIDTH = 30

@@ -31,6 +31,7 @@ from colo.session.control import ControlServer
 from colo.session.deadlines import Deadlines
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
+from colo.session.listening import listening
 from colo.session.statistics import CheckpointStatistics
 from colo.session.vm_hold import VmHold
 from colo.session.vm_state import decode_state
@@ -87,6 +88,8 @@ class InProcessConfig:
     limits: StreamLimits = field(default_factory=StreamLimits)
     mode: Mode = Mode.EARLY
     insecure: bool = False
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may connect."""
     heat_map: bool = False
     """Count the pages of each checkpoint by place (:attr:`InProcessSecondary.heat`)."""
     control: str | None = None
@@ -140,7 +143,7 @@ class InProcessSecondary:
         self.failover = Failover()
         self.state = "starting"
         self.report: InProcessTakeover | None = None
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._own = tuple(vm.memory.blocks)
         self._spare: tuple[GuestBlock, ...] | None = None
         self._held: _Held | None = None
@@ -263,7 +266,7 @@ class InProcessSecondary:
                 sock = admit(
                     self._listener.socket, handshake_s=self.config.deadlines.handshake_s, wake_fd=self._wake_fd,
                     prepare=lambda s: tune(s, self.config.deadlines.message_s),
-                    refused=lambda text: self._tell("notice", text),
+                    refused=lambda text: self._tell("notice", text), allow_uids=self.config.allow_uids,
                 )
             except Interrupted:
                 self._woken()

@@ -18,7 +18,8 @@ from colo.errors import ArbitrationError, ArbitrationLost, QemuError
 from colo.qemu.primary import ColoSettings, PauseMeter, QemuPrimary
 from colo.qemu.qmp import QmpError
 from colo.session.arbiter import arbiter_from_uri
-from colo.transport import check_plaintext
+from colo.session.listening import listening
+from colo.transport import check_listening, check_plaintext
 
 WATCH_S = 0.02
 GENERATION_S = 0.2
@@ -42,6 +43,8 @@ class ProtectorConfig:
     """Most that the first copy may take."""
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may listen there."""
 
 
 class Ending(Enum):
@@ -83,12 +86,13 @@ class Protector:
         self, config: ProtectorConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None
     ) -> None:
         self.config = config
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._stop = threading.Event()
         if not config.arbiter:
             raise ArbitrationError(
                 "without an arbiter both sides may run after a loss: --arbiter file:DIR, exec:COMMAND, or none")
         check_plaintext(config.to, insecure=config.insecure)
+        check_listening(config.to, config.allow_uids)
         self._arbiter = arbiter_from_uri(config.arbiter, role="primary")
         self._generation = self._arbiter.current()
         self.primary = QemuPrimary.attach(config.qmp)

@@ -36,6 +36,7 @@ from colo.session.control import SOCKET_NAME, ControlServer
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
 from colo.session.keeper import StandbyKeeper
+from colo.session.listening import listening
 from colo.session.secondary_config import SecondaryConfig
 from colo.session.statistics import CheckpointStatistics
 from colo.session.takeover import TakeoverReport
@@ -80,7 +81,7 @@ class Secondary:
         self.failover = Failover()
         self.state = "starting"
         self.report: TakeoverReport | None = None
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._cleanup = contextlib.ExitStack()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._cleanup.callback(os.close, self._wake_fd)
@@ -219,7 +220,7 @@ class Secondary:
         sock = admit(
             self._listener.socket, handshake_s=self.config.deadlines.handshake_s, wake_fd=self._wake_fd,
             prepare=lambda s: tune(s, self.config.deadlines.message_s),
-            refused=lambda reason: self._tell("notice", reason),
+            refused=lambda reason: self._tell("notice", reason), allow_uids=self.config.allow_uids,
         )
         self._listener.close()  # one primary: there is no second one to admit
         self.state = "connected"

@@ -34,6 +34,8 @@ class SecondaryConfig:
     mode: Mode = Mode.EARLY
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may connect."""
     takeover_s: float = 30.0
     """Most a stand-by may take to load the checkpoint and run."""
     heat_map: bool = False

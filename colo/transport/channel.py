@@ -12,10 +12,10 @@ from collections.abc import Collection
 from socket import socket as Socket
 
 from colo.errors import AddressError, ChannelError, DeadlineExceeded, Interrupted, StrangerRefused
-from colo.transport.peers import check_accepting
+from colo.transport.peers import check_accepting, check_listener, check_uid
 from colo.transport.process import adopt_fd, is_listening, start_exec
 from colo.transport.sockets import TcpOptions, is_tcp, tune
-from colo.transport.tcp import address_of, connect_tcp, listen_tcp
+from colo.transport.tcp import address_of, connect_tcp, listen_tcp, resolve
 from colo.transport.unix import UnixName, connect_unix, listen_unix
 from colo.transport.uri import ExecUri, FdUri, FileUri, TcpUri, TransportUri, UnixUri, parse_uri
 
@@ -242,3 +242,23 @@ def connect(
             raise StrangerRefused(f"{where}: {error}") from None
         raise
     return sock
+
+
+def check_listening(uri: str | TransportUri, allow_uids: Collection[int] = ()) -> None:
+    """Refuse an address of this machine on which another user listens; for what others are to connect to.
+
+    Nobody may listen there yet, and it may be another machine's: that is no matter. Of a unix socket, its owner is looked at.
+
+    :raises StrangerRefused: neither root, nor this process's user, nor one of ``allow_uids`` listens there.
+    :raises AddressError: the URI is malformed or cannot be resolved.
+    """
+    where = parse_uri(uri) if isinstance(uri, str) else uri
+    try:
+        if isinstance(where, TcpUri):
+            for _, address in resolve(where, time.monotonic() + 30, passive=False):
+                check_listener(address, allow_uids)
+        elif isinstance(where, UnixUri):
+            with contextlib.suppress(OSError):
+                check_uid(os.stat(where.path).st_uid, allow_uids, "what listens there is")
+    except StrangerRefused as error:
+        raise StrangerRefused(f"{where}: {error}") from None

@@ -106,15 +106,27 @@ def listener_uid(address: Address) -> int | None:
     return None if best is None else best[1]
 
 
+def check_listener(name: tuple[object, ...], allow_uids: Collection[int] = ()) -> None:
+    """Raises StrangerRefused when a user of this machine listens on this socket address who is not to be let in."""
+    uid = listener_uid(_address(name))
+    if uid is not None:
+        check_uid(uid, allow_uids, "what listens there is")
+
+
+def check_uid(uid: int, allow_uids: Collection[int], what: str) -> None:
+    """Raises StrangerRefused unless it is root's, ours or one of those."""
+    if uid not in {0, os.geteuid(), *allow_uids}:
+        raise StrangerRefused(
+            f"{what} uid {uid} of this machine: neither root nor uid {os.geteuid()}, so it is refused; "
+            f"--allow-uid {uid} lets it in")
+
+
 def _check(peer: Peer, allow_uids: Collection[int], what: str) -> None:
-    if not peer.local or peer.uid in {0, os.geteuid()} or (peer.uid is not None and peer.uid in allow_uids):
-        return
-    if peer.uid is None:
+    if peer.uid is not None:
+        check_uid(peer.uid, allow_uids, what)
+    elif peer.local:
         raise StrangerRefused(
             f"{what} a user of this machine who cannot be told (it is gone, or in another namespace): refused")
-    raise StrangerRefused(
-        f"{what} uid {peer.uid} of this machine: neither root nor uid {os.geteuid()}, so it is refused; "
-        f"--allow-uid {peer.uid} lets it in")
 
 
 def _address(name: tuple[object, ...]) -> Address:
