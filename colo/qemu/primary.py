@@ -16,6 +16,7 @@ from colo.errors import QemuError, QemuUnsupported
 from colo.qemu.process import Qemu
 from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpTimeout
 from colo.qemu.standby import capability_list
+from colo.text import printable
 
 PAUSES_KEPT = 100_000
 UNLIMITED_BANDWIDTH = (1 << 63) - 1
@@ -81,7 +82,7 @@ class QemuPrimary:
         return cls(Qemu.attach(path, timeout_s))
 
     def _on_exit(self, event: QmpEvent) -> None:
-        self.exit_reason = str(event.data.get("reason", ""))
+        self.exit_reason = printable(str(event.data.get("reason", "")))
         self.colo_exited.set()
 
     # Setting up
@@ -105,8 +106,8 @@ class QemuPrimary:
             )
 
     def _capabilities(self) -> dict[str, bool]:
-        entries = self.qemu.qmp.execute("query-migrate-capabilities")
-        return {str(entry["capability"]): bool(entry["state"]) for entry in entries}
+        entries = self.qemu.qmp.records("query-migrate-capabilities")
+        return {entry.string("capability"): entry.flag("state") for entry in entries}
 
     def unreplicated_disks(self) -> list[str]:
         """Its writable block devices: what the guest writes to them, COLO does not move.
@@ -115,10 +116,10 @@ class QemuPrimary:
         graph.
         """
         disks = []
-        for entry in self.qemu.qmp.execute("query-block"):
-            inserted = entry.get("inserted")
-            if inserted and not inserted.get("ro") and inserted.get("drv") not in ("replication", "quorum"):
-                disks.append(str(entry.get("device") or entry.get("qdev") or inserted.get("node-name")))
+        for entry in self.qemu.qmp.records("query-block"):
+            inserted = entry.record("inserted")
+            if inserted and not inserted.flag("ro", False) and inserted.string("drv", "") not in ("replication", "quorum"):
+                disks.append(entry.string("device", "") or entry.string("qdev", "") or inserted.string("node-name", "?"))
         return disks
 
     def set_up(self, uri: str, settings: ColoSettings | None = None, *, timeout_s: float = 60.0) -> None:
@@ -192,8 +193,7 @@ class QemuPrimary:
             if status == "active":
                 self.streams_begun += 1
             if status in ENDED:
-                information = self.qemu.qmp.execute("query-migrate")
-                reason = information.get("error-desc")
+                reason = self.qemu.qmp.record("query-migrate").string("error-desc", "")
                 if status == "completed":
                     reason = (
                         "it finished as a plain migration: this QEMU's COLO is broken, or the secondary "
@@ -222,7 +222,7 @@ class QemuPrimary:
 
     def migration_status(self, timeout_s: float = 10.0) -> str:
         """``colo`` while it is a primary; else ``none``, ``active``, ``completed``, ``failed``, …"""
-        return str(self.qemu.qmp.execute("query-migrate", timeout_s=timeout_s).get("status", "none"))
+        return self.qemu.qmp.record("query-migrate", timeout_s=timeout_s).string("status", "none")
 
     def measure_pauses(self, on_pause: Callable[[float], None] | None = None) -> PauseMeter:
         """Measure every pause from now on; ``on_pause`` gets each, in ms, on the monitor's thread."""

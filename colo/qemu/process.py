@@ -26,6 +26,8 @@ from colo.errors import QemuError, StorageError
 from colo.private import PrivateDirectory
 from colo.qemu.qmp import UNIX_PATH_MAX_BYTES, QmpConnection, QmpError, QmpLost, QmpTimeout
 from colo.qemu.quirks import Quirks, Version, quirks_of
+from colo.qemu.replies import reply_string
+from colo.text import printable
 
 OUTPUT_KEPT_LINES = 200
 OUTPUT_LINE_MAX_BYTES = 1000
@@ -93,22 +95,22 @@ class Qemu:
     @property
     def accelerator(self) -> str:
         """``kvm`` or ``tcg`` (or another that is not KVM, which QMP does not tell from TCG)."""
-        return "kvm" if self.qmp.execute("query-kvm").get("enabled") else "tcg"
+        return "kvm" if self.qmp.record("query-kvm").flag("enabled", False) else "tcg"
 
     @property
     def machine_type(self) -> str:
         """The machine's name as in a migration stream, e.g. ``pc-i440fx-7.2``: never an alias."""
-        name = str(self.qmp.execute("qom-get", {"path": "/machine", "property": "type"}))
+        name = reply_string(self.qmp.execute("qom-get", {"path": "/machine", "property": "type"}), "qom-get")
         return name.removesuffix("-machine")
 
     @property
     def name(self) -> str:
         """What ``-name`` says, or an empty string."""
-        return str(self.qmp.execute("query-name").get("name", ""))
+        return self.qmp.record("query-name").string("name", "")
 
     def status(self, timeout_s: float = 10.0) -> str:
         """``running``, ``paused``, ``inmigrate``, ``colo``, … (QMP ``query-status``)."""
-        return str(self.qmp.execute("query-status", timeout_s=timeout_s)["status"])
+        return self.qmp.record("query-status", timeout_s=timeout_s).string("status")
 
     def command_line(self) -> list[str] | None:
         """Its argument list, as the kernel tells it; None if not on this machine or not ours to read."""
@@ -408,7 +410,7 @@ class _Output:
     def _read(self, stream: IO[bytes]) -> None:
         with stream:
             while line := stream.readline(OUTPUT_LINE_MAX_BYTES):
-                self._lines.append(line.decode(errors="replace").rstrip())
+                self._lines.append(printable(line.decode(errors="replace").rstrip()))
 
     def lines(self) -> list[str]:
         return list(self._lines)

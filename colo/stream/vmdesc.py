@@ -134,7 +134,8 @@ def parse_vmdesc(text: bytes, *, offset: int = 0, limits: StreamLimits = DEFAULT
     """
     _bound(text, offset, limits)
     try:
-        top = json.loads(text, parse_constant=_refuse_constant)
+        # Decoded here: of bytes, json.loads guesses the encoding, and the bounds were told from the bytes of UTF-8.
+        top = json.loads(text.decode(), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise StreamError(
             f"not JSON: {error.msg}",
@@ -291,8 +292,8 @@ class _Schema:
     def field(self, value: object, path: Path) -> VmdescField:
         field = self.mapping(value, path)
         kind = field.get("type", "")
-        if not isinstance(kind, str):
-            raise self.wrong((path, "type"), "a string", kind)
+        if not isinstance(kind, str) or not kind.isprintable():
+            raise self.wrong((path, "type"), "a string of printable characters", kind)
         index = field.get("index")
         return VmdescField(
             self.name(field.get("name"), path, "name"),

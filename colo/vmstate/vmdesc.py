@@ -43,7 +43,7 @@ def parse_vmdesc(text: object) -> VmDesc:
     if len(raw) > VMDESC_MAX_BYTES:
         raise LimitExceeded(f"it is over {VMDESC_MAX_BYTES} bytes long", where="vmdesc", value=len(raw))
     try:
-        told = json.loads(raw, object_pairs_hook=_object)
+        told = json.loads(raw if isinstance(raw, str) else raw.decode(), object_pairs_hook=_object)
     except json.JSONDecodeError as exc:
         kind = Truncated if exc.pos >= len(raw) else StreamError
         raise kind(f"no JSON: {exc.msg}", where="vmdesc", offset=exc.pos) from exc
