@@ -25,6 +25,7 @@ from rich.table import Table
 
 from colo.errors import ColoError
 from colo.qemu.survey import QemuFound, find_binaries, survey
+from colo.text import printable
 
 OK, LIMITED, NO = "ok", "limited", "no"
 STYLES = {OK: "green", LIMITED: "yellow", NO: "red"}
@@ -114,7 +115,7 @@ def show(findings: list[Finding], works: bool) -> None:
     if not sys.stdout.isatty():
         for finding in findings:
             advice = f" -> {finding.advice}" if finding.advice else ""
-            print(f"{finding.state:7} {finding.area}: {finding.name}: {finding.text}{advice}")
+            print(printable(f"{finding.state:7} {finding.area}: {finding.name}: {finding.text}{advice}"))
         print(verdict)
         return
     table = Table(title="colo doctor", show_lines=False)
@@ -124,10 +125,11 @@ def show(findings: list[Finding], works: bool) -> None:
     for finding in findings:
         if previous and finding.area != previous:
             table.add_section()
-        text = escape(finding.text) + (f"\n[dim]{escape(finding.advice)}[/dim]" if finding.advice else "")
+        advice = f"\n[dim]{escape(printable(finding.advice))}[/dim]" if finding.advice else ""
+        text = escape(printable(finding.text)) + advice
         style = STYLES[finding.state]
         area = finding.area if finding.area != previous else ""
-        table.add_row(f"[{style}]{finding.state}[/{style}]", area, escape(finding.name), text)
+        table.add_row(f"[{style}]{finding.state}[/{style}]", area, escape(printable(finding.name)), text)
         previous = finding.area
     console = Console()
     console.print(table)

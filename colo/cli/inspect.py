@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from colo._fast.buffers import ReadBuffer
-from colo.cli import exit_code
+from colo.cli import complain, exit_code
 from colo.cli.inspection import Inspection
 from colo.errors import ColoError, StreamError
+from colo.text import printable
 
 
 def add_parser(subparsers: Any) -> None:
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         (_show_tables if console.is_terminal else _show_lines)(inspection.found, fields, console)
     if error is not None:
         sys.stdout.flush()
-        print(f"colo inspect: {error}", file=sys.stderr)
+        complain(f"colo inspect: {error}")
         return exit_code(error)
     return 0
 
@@ -97,7 +98,7 @@ def _show_lines(found: dict[str, Any], fields: bool, console: Console) -> None:
     """One line per thing, made for grep: kind, offset, then words."""
     for kind, offset, words in _lines(found, fields):
         place = "" if offset is None else f"{offset:#x}"
-        print(f"{kind:<13} {place:>10}  {words}")
+        print(f"{kind:<13} {place:>10}  {printable(words)}")
 
 
 def _lines(found: dict[str, Any], fields: bool) -> Iterator[tuple[str, int | None, str]]:
@@ -211,7 +212,7 @@ def _show_tables(found: dict[str, Any], fields: bool, console: Console) -> None:
         {**found, "ram_blocks": [], "sections": [], "devices": [], "checkpoints": []}, fields
     ):
         console.print(f"[bold]{kind}[/]" + ("" if offset is None else f" at {offset:#x}"), end=" ")
-        console.print(words, markup=False)
+        console.print(printable(words), markup=False)
     pages = [label for _, label in _PAGE_KINDS]
     _table(
         console,
@@ -307,10 +308,10 @@ def _hex(value: int | None) -> str | None:
 def _table(console: Console, title: str, headings: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     if not rows:
         return
-    table = Table(title=title, title_justify="left", expand=False)
+    table = Table(title=Text(printable(title)), title_justify="left", expand=False)
     for i, heading in enumerate(headings):
         numbers = all(row[i] is None or isinstance(row[i], int) for row in rows)
         table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("–" if cell is None else Text(str(cell)) for cell in row))
+        table.add_row(*("–" if cell is None else Text(printable(str(cell))) for cell in row))
     console.print(table)
