@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import os
 import resource
 import select
@@ -20,9 +21,10 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Self, cast
 
 from colo.errors import QemuError, StorageError
+from colo.forked import keep_from_children
 from colo.private import PrivateDirectory
 from colo.qemu.qmp import UNIX_PATH_MAX_BYTES, QmpConnection, QmpError, QmpLost, QmpTimeout
 from colo.qemu.quirks import Quirks, Version, quirks_of
@@ -383,6 +385,7 @@ class _Watcher:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        keep_from_children(cast(io.IOBase, self._process.stdin))  # or a child of ours would hold the pipe when we are dead
         self.watching = True
 
     def dismiss(self) -> None:

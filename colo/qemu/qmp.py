@@ -30,6 +30,7 @@ from qemu.qmp.error import ProtocolError as LibraryProtocolError
 from qemu.qmp.message import Message
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
+from colo.forked import keep_from_children
 from colo.qemu.replies import QmpError, QmpReplyError, Record, event_whole, reply_records, reply_string
 from colo.text import printable
 
@@ -257,6 +258,7 @@ class QmpConnection:
     @classmethod
     def _on_socket(cls, peer: socket.socket, path: str, timeout_s: float) -> QmpConnection:
         connection = cls(path)
+        keep_from_children(peer)
         with contextlib.suppress(OSError):
             pid, _uid, _gid = struct.unpack("iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             connection.peer_pid = pid or None

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from colo import errors
 from colo.errors import ChannelLost, ColoError, Interrupted, StorageError, Unsupported
+from colo.forked import keep_from_children
 from colo.private import PrivateDirectory
 from colo.transport.uri import UNIX_PATH_MAX_BYTES
 
@@ -56,6 +57,7 @@ class ControlServer:
             self._socket.bind(self._directory.address(path.name))
             os.chmod(path.name, 0o600, dir_fd=self._directory.fd)
             self._socket.listen(4)
+            keep_from_children(self._socket)
         except BaseException as error:
             self._socket.close()
             self._directory.close()
@@ -70,6 +72,7 @@ class ControlServer:
                 client, _ = self._socket.accept()
             except OSError:
                 return  # closed
+            keep_from_children(client)
             if not self._slots.acquire(blocking=False):
                 client.close()
                 continue

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from socket import socket as Socket
 
 from colo.errors import AddressError, ChannelError, DeadlineExceeded, Interrupted, StrangerRefused
+from colo.forked import keep_from_children
 from colo.transport.peers import check_accepting, check_listener, check_uid
 from colo.transport.process import adopt_fd, is_listening, start_exec
 from colo.transport.sockets import TcpOptions, is_tcp, tune
@@ -49,6 +50,7 @@ class Listener:
         self._accepting = 0
         if sock is not None:
             sock.setblocking(False)
+            keep_from_children(sock)
 
     @property
     def address(self) -> str:
