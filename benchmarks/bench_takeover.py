@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from benchmarks.session_vm import WAIT_S, ColoSecondary, PrimaryVm, wait_until
+from colo.arbiter import init_arbiter
 from colo.errors import ColoError
 from colo.session.control import SOCKET_NAME, ask
 
@@ -32,6 +33,7 @@ def take_over(qemu: str, memory_mib: int, by_request: bool, folder: Path, ram_di
     folder.mkdir(mode=0o700)
     arbiter = folder / "arbiter"
     arbiter.mkdir(mode=0o700)
+    init_arbiter(f"file:{arbiter}", vm="bench")
     report: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         vm = stack.enter_context(PrimaryVm(qemu, memory_mib, folder / "vm"))

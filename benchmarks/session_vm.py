@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from colo.qemu.capabilities import capability_list
 from colo.qemu.guest import GuestParams, make_guest_rom
 from colo.qemu.primary import ColoSettings, PauseMeter, QemuPrimary
 from colo.qemu.process import QemuProcess
-from colo.qemu.standby import capability_list
 
 WAIT_S = 60.0
 GUEST_PAGES = 50

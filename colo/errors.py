@@ -12,6 +12,7 @@
     │   ├── DeadlineExceeded   the peer was silent, or too slow, for longer than allowed
     │   └── Interrupted        this side asked the wait to end
     ├── NoCheckpoint           there is nothing to resume from yet
+    ├── VmEnded                the VM was ended on purpose: nobody is to run it
     ├── ArbitrationError       who may run could not be decided: nobody does
     │   └── ArbitrationLost    the other side won this generation
     ├── VmError                the protected VM's own methods raised, hung or returned what is no state
@@ -20,6 +21,7 @@
     ├── QemuError              a QEMU process or its QMP
     │   ├── QemuUnsupported    this QEMU cannot do what is asked, and why
     │   └── StandbyError       the stand-by does not fit the stream, died, or refused to load
+    │       └── StandbyRefused it loaded the checkpoint and refuses to run it (a disk that another QEMU holds): nothing ran
     └── Unsupported            this machine or build cannot do it, and why
 """
 
@@ -119,6 +121,10 @@ class NoCheckpoint(ColoError):
     """There is no committed checkpoint to resume from."""
 
 
+class VmEnded(ColoError):
+    """The VM was ended on purpose, by its guest or its user: there is nothing to take over, and nothing to protect."""
+
+
 class ArbitrationError(ColoError):
     """It could not be decided who may run; in doubt, nobody takes over."""
 
@@ -149,6 +155,10 @@ class QemuUnsupported(QemuError):
 
 class StandbyError(QemuError):
     """The stand-by QEMU does not fit the stream, died, or refused to load it."""
+
+
+class StandbyRefused(StandbyError):
+    """The stand-by loaded the checkpoint and refuses to run it: no processor of it has started, the checkpoint is whole."""
 
 
 class Unsupported(ColoError):

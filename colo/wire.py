@@ -197,6 +197,47 @@ class BitmapForm(IntEnum):
 BITMAP_HEADER_BYTES = 9
 
 
+LEASE_MAGIC = 0x434F4C4C
+"""``COLL``: opens each frame of a lease connection, and so tells one from a migration stream. Colo's own."""
+LEASE_FRAME_BYTES = 32
+"""``u32 magic, u8 kind, u8 0, u16 length of what follows, u64 generation, u64 sequence, u64 value``, big-endian."""
+LEASE_TEXT_BYTES_MAX = 8192
+"""Most that may follow a frame: JSON, in MEET, WELCOME, REFUSED, NOTICE."""
+
+
+class LeaseMessage(IntEnum):
+    """What the two sides say over a lease connection. From the primary's side:"""
+
+    MEET = 1
+    """Opens a connection: who this is, and what it sees at the arbiter; or the token of a session that is known."""
+    RENEW = 2
+    """``sequence``: promise again, please."""
+    GONE = 3
+    """Proof: the VM's process is gone, in this generation."""
+    STANDS = 4
+    """Proof: the VM stands still, and will not go on in this generation."""
+    ENDED = 5
+    """The VM was ended on purpose (its guest powered off, its user stopped it): nobody is to run it."""
+    ALONE = 6
+    """The primary has claimed ``value`` and runs on alone: what the secondary holds is of no use any more."""
+    WELCOME = 17
+    """From here on from the secondary's side. The answer to MEET: the session's token, and what it sees."""
+    REFUSED = 18
+    """The answer to MEET: no, and why. The connection is then closed."""
+    PROMISE = 19
+    """Of RENEW ``sequence``: "I shall not run the VM before ``value`` nanoseconds have passed"."""
+    WANTS = 20
+    """It promises no more: it wants to run the VM, and waits for a proof or the end of its promise."""
+    STOP = 21
+    """It has claimed ``value``: stop the VM, and prove it."""
+    END = 22
+    """The VM is loaded at the secondary and about to run: end the one here."""
+    RETURNED = 23
+    """It could not run the VM: the generation ``value``, which it holds, may be claimed from it."""
+    NOTICE = 24
+    """What the primary's user should know of the secondary's side: why it could not take over, or "" that it can."""
+
+
 def c_numbers() -> Iterator[tuple[str, int]]:
     """The numbers the C core shares, as (macro name, value)."""
     yield "WIRE_PAGE_BYTES", TARGET_PAGE_BYTES

@@ -1,7 +1,7 @@
 """A VM in thirty lines, protected: its lines leave only once the checkpoint that knows of them is committed.
 
 Both sides run in this process here; in earnest each has its own machine, and the arbiter's directory is on storage that
-both reach.
+both reach: `colo arbiter init DIR --vm NAME` makes it, once.
 """
 
 import tempfile
@@ -11,6 +11,7 @@ import time
 from tiny_vm import Counter
 
 from colo import InProcessConfig, InProcessSecondary, Outbox, Primary, PrimaryConfig
+from colo.arbiter import init_arbiter
 
 
 class Speaker(Counter):
@@ -31,6 +32,7 @@ def main() -> None:
     first, second = Speaker(Outbox(world.append)), Speaker(Outbox(world.append))
     second.outbox.bypass(True)  # nobody protects the second: what it says leaves at once
     with tempfile.TemporaryDirectory() as arbiter:
+        init_arbiter(f"file:{arbiter}", vm="example")
         config = InProcessConfig("tcp:127.0.0.1:0", f"file:{arbiter}")
         with InProcessSecondary(second, config) as secondary:
             follower = threading.Thread(target=secondary.run)

@@ -14,7 +14,7 @@ from colo._fast.kernels cimport active
 from colo._fast.ram_refusals cimport (
     BAD_COMPRESSED, BAD_COMPRESSED_LENGTH, BAD_EMPTY_NAME, BAD_FILL, BAD_FLAGS, BAD_MARK, BAD_METHOD, BAD_NO_BLOCK,
     BAD_OFFSET, BAD_UNKNOWN_BLOCK, BAD_XBZRLE, BAD_XBZRLE_BASE, BAD_XBZRLE_HEADER, BAD_XBZRLE_LENGTH,
-    COMPRESSED_MAX, OUT_OF_MEMORY, OUT_OF_RECORDS, refusal,
+    COMPRESSED_MAX, OUT_OF_MEMORY, OUT_OF_RECORDS, OUT_OF_STORAGE, refusal,
 )
 from colo._fast.ramblock cimport RamBlock, ram_block, set_bit, test_bit
 from colo._fast.staging cimport NO_MEMORY, NO_ROOM, STAGED_PAGE, STAGED_XBZRLE, STAGED_ZERO, Staging
@@ -44,6 +44,7 @@ cdef enum:
     LARGEST_RECORD = 8 + 256 + 4 + 4110
     WINDOW_BYTES = 1 << 20
     READ_BYTES = 1 << 20
+    LEAST_READ_BYTES = 4096
 
 EOS = -1
 """What :meth:`PageDecoder.decode` returns at the end of the body."""
@@ -130,7 +131,7 @@ cdef class PageDecoder:
         cdef uint64_t bad_offset = 0
         if s.blocks == NULL:
             s.begin([], WINDOW_BYTES + LARGEST_RECORD)
-        if buffer.exporter is not None and not self.immediate and (s.used == 0 or s.lender is buffer):
+        if buffer.exporter is not None and not self.immediate and not s.filed and (s.used == 0 or s.lender is buffer):
             return self.decode_in_place(buffer)
         if s.lender is not None:
             # Part of the checkpoint lies in another stream's memory: its log moves to where this one goes on.
@@ -160,10 +161,16 @@ cdef class PageDecoder:
                     want = s.limit - self.filled
                     if want > READ_BYTES:
                         want = READ_BYTES
-                    got = buffer.read_direct(s.arena + self.filled, want)
-                    if got > 0:
-                        self.filled += got
-                        continue
+                    # Where little is free, it is read in smaller pieces: they may be all there is to come.
+                    while s.back_log(self.filled + want) and want > LEAST_READ_BYTES:
+                        want = want // 2
+                    if s.back_log(self.filled + want):
+                        found = OUT_OF_STORAGE
+                    else:
+                        got = buffer.read_direct(s.arena + self.filled, want)
+                        if got > 0:
+                            self.filled += got
+                            continue
             if code:
                 raise StorageError(
                     f"RAM block {s.block_list[bad_block].idstr}: no storage for the page at {bad_offset:#x}: "
@@ -180,6 +187,8 @@ cdef class PageDecoder:
                 return EOS
             if found == FOUND_MEM_SIZE:
                 return self.value
+            if found == OUT_OF_STORAGE:
+                raise s.storage_error()
             raise refusal(found, self.value, self.place(), buffer.offset(), s.count)
 
     cdef decode_in_place(self, ReadBuffer buffer):

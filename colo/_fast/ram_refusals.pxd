@@ -21,6 +21,7 @@ cdef enum:
     BAD_ENCODED = 18
     BAD_TWICE = 19
     BAD_METHOD = 20
+    OUT_OF_STORAGE = 21         # its error is Staging.storage_error()
     # compressBound(4096) of zlib: a sender's buffer for one page is no larger.
     COMPRESSED_MAX = 4096 + 13 + 1
 

@@ -1,9 +1,22 @@
 """A RAM block as the core sees it: a name, a length, memory, and what is known of each page."""
+from libc.errno cimport ENXIO, errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+import os
+
 from colo.wire import IDSTR_MAX_BYTES, TARGET_PAGE_BYTES
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <unistd.h>
+    """
+    long lseek(int fd, long offset, int whence) noexcept nogil
+    int SEEK_DATA, SEEK_HOLE
 
 
 cdef class RamBlock:
@@ -103,6 +116,33 @@ cdef class RamBlock:
             words[i] = self.c.zero[i]
         if self.pages % 64:
             words[self.words - 1] &= (<uint64_t>1 << (self.pages % 64)) - 1
+
+    def note_storage(self):
+        """Learn from the file behind the block which pages have storage; all others are zero. Before it is written to."""
+        cdef long at = 0, end
+        cdef uint64_t page
+        cdef long length = <long>self.c.used_length
+        cdef int code = 0
+        if self.c.fd < 0:
+            return
+        with nogil:
+            while at < length:
+                at = lseek(self.c.fd, at, SEEK_DATA)
+                if at < 0:
+                    code = errno if errno != ENXIO else 0   # ENXIO: holes to the end
+                    break
+                end = lseek(self.c.fd, at, SEEK_HOLE)
+                if end < 0:
+                    code = errno
+                    break
+                if end > length:
+                    end = length
+                for page in range(<uint64_t>at // 4096, (<uint64_t>end + 4095) // 4096):
+                    set_bit(self.c.present, page)
+                    clear_bit(self.c.zero, page)
+                at = end
+        if code:
+            raise OSError(code, os.strerror(code))
 
     def adopt(self, RamBlock other):
         """Take over what ``other`` (the same block at another length) knows of the pages both have."""

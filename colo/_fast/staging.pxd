@@ -34,6 +34,11 @@ cdef class Staging:
     cdef size_t count
     cdef size_t room
     cdef size_t count_limit
+    cdef int log_fd, entries_fd, pages_fd       # the log's files, -1: it is this process's memory
+    cdef bint filed                             # whether the checkpoint under way is in them
+    cdef size_t entries_bytes                   # of their mapping; 0: allocated
+    cdef size_t arena_backed, entries_backed, pages_backed      # bytes that have storage
+    cdef int storage_errno, storage_fd          # what was refused last
     cdef size_t used                # arena bytes that belong to staged records
     cdef size_t high_bytes
     cdef ram_block **blocks
@@ -41,8 +46,14 @@ cdef class Staging:
     cdef readonly list block_list
     cdef readonly uint64_t staged_pages
 
+    cdef int map_log(self, size_t need, bint filed) except -1
+    cdef int back(self, int fd, size_t *backed, size_t end, size_t most) noexcept nogil
+    # Storage for the log up to ``end``, before it is written: 0, or an errno.
+    cdef int back_log(self, size_t end) noexcept nogil
+    cdef int check_entries(self, size_t records, size_t log_bytes, size_t pages_bytes, size_t *bad) noexcept nogil
+    # 0, NO_ROOM, NO_MEMORY or OUT_OF_STORAGE.
     cdef int add(self, int kind, int block, uint64_t page_offset, uint64_t data, uint32_t length) noexcept nogil
-    # Where a page may be made of its compressed record. 0, NO_ROOM or NO_MEMORY.
+    # Where a page may be made of its compressed record. 0, or as add().
     cdef int room_for_page(self, uint8_t **room) noexcept nogil
     cdef bint no_room_for_page(self) noexcept nogil
     # Add the page that was made there.

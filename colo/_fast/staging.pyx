@@ -5,15 +5,19 @@ do with them. (A stream that lies in memory already is its own arena.) Until the
 touched, and dropping the checkpoint is forgetting the entries. Once committed, the entries are replayed onto the image
 in the order they came. Replaying is idempotent (XBZRLE replaces bytes, it does not add them), so a replay cut short is
 repeated from the start: the committed state is image plus log at every instant.
+
+The log can live in files instead of this process's own memory: then it outlives the process, and another one adopts it.
+Its storage is made before it is touched, so that a full disk is an error here and no signal.
 """
-from libc.errno cimport ENOSYS, EOPNOTSUPP, errno
+from libc.errno cimport EINTR, EIO, ENOSPC, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 import os
 
 from colo._fast.kernels cimport active
+from colo._fast.ram_refusals cimport OUT_OF_STORAGE
 from colo._fast.ramblock cimport RamBlock, clear_bit, ram_block, set_bit, test_bit
 
 from colo.errors import StorageError
@@ -35,7 +39,8 @@ cdef extern from *:
     void *mmap(void *address, size_t length, int prot, int flags, int fd, long offset) noexcept nogil
     int munmap(void *address, size_t length) noexcept nogil
     int madvise(void *address, size_t length, int advice) noexcept nogil
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_HUGEPAGE, MADV_DONTDUMP, MADV_DONTNEED
+    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+    int MADV_HUGEPAGE, MADV_DONTDUMP, MADV_DONTNEED
     void *MAP_FAILED
 
 cdef extern from "populate.h" nogil:
@@ -51,11 +56,14 @@ cdef extern from *:
     int fallocate(int fd, int mode, off_t offset, off_t length);
     """
     int fallocate(int fd, int mode, long offset, long length) noexcept nogil
+    int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+    ssize_t pread(int fd, void *data, size_t n, long offset) noexcept nogil
     ssize_t pwrite(int fd, const void *data, size_t n, long offset) noexcept nogil
 
 cdef enum:
     MAX_BLOCKS = 4096
     SLACK_BYTES = 16 << 20
+    BACKED_STEP_BYTES = 2 << 20
 
 cdef uint8_t zero_page[4096]
 
@@ -65,11 +73,17 @@ cdef class Staging:
 
     One object serves all checkpoints of a session in turn: :meth:`begin`, records added by
     :class:`~colo._fast.pagedecoder.PageDecoder`, :meth:`reserve`, then :meth:`apply` or :meth:`drop`.
+
+    ``files``: descriptors of three files, open for reading and writing, that hold the log of unlimited checkpoints (the
+    stream's bytes, the entries, the pages made of compressed records). They are borrowed and must stay open.
     """
+
+    def __init__(self, files=None):
+        self.unmap()
+        self.log_fd, self.entries_fd, self.pages_fd = (-1, -1, -1) if files is None else files
 
     def __dealloc__(self):
         self.unmap()
-        free(self.entries)
         free(self.blocks)
 
     cdef void unmap(self) noexcept:
@@ -79,6 +93,14 @@ cdef class Staging:
         if self.inflated != NULL:
             munmap(self.inflated, self.arena_bytes)
             self.inflated = NULL
+        if self.entries_bytes:
+            munmap(self.entries, self.entries_bytes)
+        else:
+            free(self.entries)
+        self.entries = NULL
+        self.entries_bytes = 0
+        self.room = 0
+        self.arena_backed = self.entries_backed = self.pages_backed = 0
 
     def begin(self, list blocks, limit_bytes=None):
         """Start an empty checkpoint over ``blocks`` (list of RamBlock, in the stream's order; at most 4096).
@@ -95,12 +117,9 @@ cdef class Staging:
         for block in blocks:
             pages += block.c.used_length >> WIRE_PAGE_BITS
         need = limit_bytes if limit_bytes is not None else pages * (WIRE_PAGE_BYTES + 8) + SLACK_BYTES
-        if self.arena == NULL or self.arena_bytes < need:
-            self.unmap()
-            self.arena = reserve_address_space(need)
-            self.arena_bytes = need
-        self.limit = need
         self.count_limit = 2 * pages + 1024 if limit_bytes is None else need // 8
+        self.map_log(need, limit_bytes is None and self.log_fd >= 0)
+        self.limit = need
         table = <ram_block **>realloc(self.blocks, max(1, len(blocks)) * sizeof(ram_block *))
         if table == NULL:
             raise MemoryError("no memory for the table of RAM blocks")
@@ -112,6 +131,130 @@ cdef class Staging:
         self.log = self.arena
         self.lender = None
         self.forget()
+
+    cdef int map_log(self, size_t need, bint filed) except -1:
+        """Address space for a log of ``need`` bytes, and, in files, for all of its entries and made pages."""
+        cdef size_t entries_bytes = whole_pages(self.count_limit * sizeof(staged_entry))
+        if self.arena != NULL and self.arena_bytes >= need and self.filed == filed \
+                and (not filed or self.entries_bytes >= entries_bytes):
+            return 0
+        self.unmap()
+        self.filed = filed
+        if not filed:
+            self.arena = reserve_address_space(need)
+            self.arena_bytes = need
+            return 0
+        need = whole_pages(need)
+        self.arena = map_file(self.log_fd, need)
+        self.arena_bytes = need
+        self.entries = <staged_entry *>map_file(self.entries_fd, entries_bytes)
+        self.entries_bytes = entries_bytes
+        self.inflated = map_file(self.pages_fd, need)
+        return 0
+
+    cdef int back(self, int fd, size_t *backed, size_t end, size_t most) noexcept nogil:
+        """Storage for [0, end) of a log's file, and for some more if there is: 0, or the errno."""
+        cdef size_t to
+        cdef int code
+        if end <= backed[0]:
+            return 0
+        to = min(whole_pages(backed[0] + BACKED_STEP_BYTES), whole_pages(most))
+        if to < end:
+            to = whole_pages(end)
+        code = make_storage(fd, backed[0], to)
+        if code == ENOSPC and to > whole_pages(end):
+            to = whole_pages(end)
+            code = make_storage(fd, backed[0], to)
+        if code:
+            self.storage_errno = code
+            self.storage_fd = fd
+            return code
+        backed[0] = to
+        return 0
+
+    cdef int back_log(self, size_t end) noexcept nogil:
+        if not self.filed:
+            return 0
+        return self.back(self.log_fd, &self.arena_backed, end, self.arena_bytes)
+
+    def storage_error(self):
+        """The last refusal of storage for the log, as an exception to raise."""
+        name = os.readlink(f"/proc/self/fd/{self.storage_fd}") if self.storage_fd >= 0 else "the redo log"
+        return StorageError(
+            f"{name}: no storage for the checkpoint under way: {os.strerror(self.storage_errno)}; free space there, or give "
+            "another directory with --ram-dir")
+
+    @property
+    def extent(self):
+        """What is staged, for :meth:`adopt`: (entries, bytes of the stream, bytes of made pages)."""
+        return self.count, self.used, self.inflated_used
+
+    def adopt(self, list blocks, size_t records, size_t log_bytes, size_t pages_bytes):
+        """Take the log that the files hold for the staged checkpoint over ``blocks``: another process's, that has ended.
+
+        All of it is checked, nothing believed. Raises :class:`~colo.errors.StorageError`, with nothing staged, when a file is
+        too short or an entry says what no checkpoint of these blocks can.
+        """
+        cdef size_t bad = 0
+        cdef int code
+        if self.log_fd < 0:
+            raise ValueError("a log in files is needed")
+        for fd, wanted in ((self.log_fd, log_bytes), (self.entries_fd, records * sizeof(staged_entry)),
+                           (self.pages_fd, pages_bytes)):
+            if os.fstat(fd).st_size < wanted:
+                raise StorageError(
+                    f"{os.readlink(f'/proc/self/fd/{fd}')} has {os.fstat(fd).st_size} bytes, the decision record says {wanted}: "
+                    "it was cut short, and the checkpoint cannot be had from it")
+        self.begin(blocks)
+        if records > self.count_limit or log_bytes > self.limit or pages_bytes > self.limit:
+            raise StorageError(
+                f"a redo log of {records} entries, {log_bytes} and {pages_bytes} bytes is more than its RAM blocks can call for")
+        # Where a hole is, looking would need storage, and end in SIGBUS without.
+        code = self.back_log(log_bytes)
+        if code == 0:
+            code = self.back(self.entries_fd, &self.entries_backed, records * sizeof(staged_entry), self.entries_bytes)
+        if code == 0:
+            code = self.back(self.pages_fd, &self.pages_backed, pages_bytes, self.arena_bytes)
+        if code:
+            raise self.storage_error()
+        with nogil:
+            code = self.check_entries(records, log_bytes, pages_bytes, &bad)
+        if code:
+            raise StorageError(
+                f"{os.readlink(f'/proc/self/fd/{self.entries_fd}')}: entry {bad} of {records} is none of a checkpoint of these "
+                "RAM blocks: the redo log is damaged")
+        self.count = records
+        self.room = self.entries_backed // sizeof(staged_entry)
+        self.used = log_bytes
+        self.inflated_used = pages_bytes
+
+    cdef int check_entries(self, size_t records, size_t log_bytes, size_t pages_bytes, size_t *bad) noexcept nogil:
+        cdef size_t i
+        cdef staged_entry *e
+        cdef uint64_t run, length
+        for i in range(records):
+            bad[0] = i
+            e = &self.entries[i]
+            if e.block >= self.block_count or e.page_offset & (WIRE_PAGE_BYTES - 1):
+                return 1
+            length = self.blocks[e.block].used_length
+            run = e.length if e.kind == STAGED_ZERO else 1
+            if run == 0 or e.page_offset >= length or run > (length - e.page_offset) >> WIRE_PAGE_BITS:
+                return 1
+            if e.kind == STAGED_PAGE:
+                if e.data > log_bytes or log_bytes - e.data < WIRE_PAGE_BYTES:
+                    return 1
+            elif e.kind == STAGED_XBZRLE:
+                if e.length > WIRE_PAGE_BYTES or e.data > log_bytes or log_bytes - e.data < e.length:
+                    return 1
+                if active().xbzrle_check(self.log + e.data, <int>e.length, <int>WIRE_PAGE_BYTES) < 0:
+                    return 1
+            elif e.kind == STAGED_INFLATED:
+                if e.data > pages_bytes or pages_bytes - e.data < WIRE_PAGE_BYTES:
+                    return 1
+            elif e.kind != STAGED_ZERO:
+                return 1
+        return 0
 
     @property
     def staged_bytes(self):
@@ -182,14 +325,21 @@ cdef class Staging:
         cdef size_t n = min((length_bytes + 4095) & ~<size_t>4095, self.arena_bytes & ~<size_t>4095)
         if self.arena != NULL and n:
             with nogil:
-                colo_populate(self.arena, n)
+                if self.filed and make_storage(self.log_fd, 0, n) == 0:
+                    self.arena_backed = max(self.arena_backed, n)
+                if not self.filed or self.arena_backed >= n:
+                    colo_populate(self.arena, n)
 
     def shrink(self, size_t keep_bytes):
         """Return the arena's memory above ``keep_bytes`` to the system; only between checkpoints."""
         cdef size_t keep
         if self.count == 0 and self.arena != NULL and keep_bytes < self.arena_bytes:
             keep = (keep_bytes + 4095) & ~<size_t>4095
-            madvise(self.arena + keep, self.arena_bytes - keep, MADV_DONTNEED)
+            if not self.filed:
+                madvise(self.arena + keep, self.arena_bytes - keep, MADV_DONTNEED)
+            elif fallocate(self.log_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <long>keep,
+                           <long>(self.arena_bytes - keep)) == 0:
+                self.arena_backed = min(self.arena_backed, keep)
 
     cdef int add(self, int kind, int block, uint64_t page_offset, uint64_t data, uint32_t length) noexcept nogil:
         cdef staged_entry *e
@@ -204,7 +354,11 @@ cdef class Staging:
                 return 0
         if self.count >= self.count_limit:
             return NO_ROOM
-        if self.count == self.room:
+        if self.count == self.room and self.filed:
+            if self.back(self.entries_fd, &self.entries_backed, (self.count + 1) * sizeof(staged_entry), self.entries_bytes):
+                return OUT_OF_STORAGE
+            self.room = self.entries_backed // sizeof(staged_entry)
+        elif self.count == self.room:
             room = self.room * 2 if self.room else 4096
             grown = <staged_entry *>realloc(self.entries, room * sizeof(staged_entry))
             if grown == NULL:
@@ -230,6 +384,8 @@ cdef class Staging:
             self.inflated = <uint8_t *>p
         if self.no_room_for_page():
             return NO_ROOM
+        if self.filed and self.back(self.pages_fd, &self.pages_backed, self.inflated_used + WIRE_PAGE_BYTES, self.arena_bytes):
+            return OUT_OF_STORAGE
         room[0] = self.inflated + self.inflated_used
         return 0
 
@@ -332,6 +488,50 @@ cdef inline bint four_ascending_pages(const staged_entry *e) noexcept nogil:
         if e[k].kind != STAGED_PAGE or e[k].block != e[0].block or e[k].page_offset <= e[k - 1].page_offset:
             return False
     return True
+
+
+cdef inline size_t whole_pages(size_t n) noexcept nogil:
+    return (n + 4095) & ~<size_t>4095
+
+
+cdef uint8_t *map_file(int fd, size_t n) except NULL:
+    """A shared mapping of the file's first n bytes; it is made so long, without storage."""
+    cdef void *p
+    if os.fstat(fd).st_size < n:
+        try:
+            os.ftruncate(fd, n)
+        except OSError as error:
+            raise StorageError(f"{os.readlink(f'/proc/self/fd/{fd}')}: cannot be {n} bytes: {error.strerror}") from error
+    p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+    if p == MAP_FAILED:
+        raise MemoryError(f"no address space for {n} bytes of staged pages")
+    madvise(p, n, MADV_HUGEPAGE)   # where the file system has huge pages
+    madvise(p, n, MADV_DONTDUMP)   # guest memory is secret
+    return <uint8_t *>p
+
+
+cdef int make_storage(int fd, size_t start, size_t end) noexcept nogil:
+    """Storage for [start, end) of a file, what is there stays: 0, or an errno."""
+    cdef size_t at
+    cdef ssize_t got
+    cdef uint8_t there[4096]
+    while fallocate(fd, 0, <long>start, <long>(end - start)) != 0:
+        if errno == EINTR:
+            continue
+        if errno != EOPNOTSUPP and errno != ENOSYS:
+            return errno
+        # Writing gives storage anywhere. What is there already is written to itself.
+        at = start
+        while at < end:
+            memset(there, 0, sizeof(there))
+            got = pread(fd, there, 4096, <long>at)
+            if got >= 0:
+                got = pwrite(fd, there, 4096, <long>at)
+            if got != 4096:
+                return errno if got < 0 else EIO
+            at += 4096
+        return 0
+    return 0
 
 
 cdef uint8_t *reserve_address_space(size_t n) except NULL:

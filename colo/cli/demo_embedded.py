@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import colo.errors
+from colo.arbiter import init_arbiter
 from colo.cli.demo_side import KillPoint, SideSettings, final_state
 from colo.cli.demo_verdict import Verdict, judge, print_summary, proof
 from colo.cli.output import SessionOutput
@@ -154,6 +155,7 @@ class Demo:
         """Raises NoCheckpoint when the kill came before there was anything to take over."""
         arbiter = self.work / "arbiter"
         arbiter.mkdir(mode=0o700)
+        init_arbiter(f"file:{arbiter}", vm="demo")
         with ConsoleObserver(self.work / "console", on_line=self._heard) as world, contextlib.ExitStack() as sides:
             settings = SideSettings(
                 dataclasses.asdict(self.walk), self.ram_bytes, TICK_S, f"file:{arbiter}", str(self.work / "console"),

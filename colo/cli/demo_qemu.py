@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from colo.arbiter import init_arbiter
 from colo.cli.figures import size
 from colo.cli.output import SessionOutput
 from colo.cli.recording import Recording
@@ -97,6 +98,7 @@ class Demo:
         make_guest_rom(rom, self.params)
         arbiter = self.work / "arbiter"
         arbiter.mkdir(mode=0o700)
+        init_arbiter(f"file:{arbiter}", vm="demo")
         primary_log, standby_log = self.work / "primary.log", self.work / "standby.log"
         line = command_line(self.arguments.qemu, self.arguments.memory_mib, rom, primary_log)
         standby = command_line(self.arguments.qemu, self.arguments.memory_mib, rom, standby_log)

@@ -10,11 +10,16 @@ from colo.cli.outlet import outlive_terminal
 from colo.cli.output import SessionOutput
 from colo.cli.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
 from colo.cli.secondary import byte_size
+from colo.protocol.lease import LEASE_MS
 from colo.qemu.primary import ColoSettings
 from colo.session.protector import Ending, Protector, ProtectorConfig
 from colo.session.statistics import percentile
 
-EXIT = {Ending.ALONE: 0, Ending.DETACHED: 0, Ending.STOPPED: 4, Ending.PRIMARY_GONE: 9}
+EXIT = {
+    Ending.UNPROTECTED: 0, Ending.ENDED: 0, Ending.STOPPED: 4, Ending.HANDED_OVER: 4, Ending.PRIMARY_GONE: 9, Ending.ALONE:
+    12,
+}
+"""0 only for what was asked for: a VM that runs on alone is unprotected against its user's will."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,12 +29,29 @@ def add_parser(subparsers: Any) -> None:
         "protect", help="set a running QEMU up as primary and watch it",
         description="Connects to a running QEMU's QMP socket, makes it the COLO primary of the secondary at --to, and "
         "watches it: when the secondary is lost or hangs, and the arbiter says so, the VM runs on alone; when the "
-        "secondary took over, it is stopped.",
+        "secondary took over, it is ended. Started on a QEMU that is a primary already, it goes on guarding it. SIGTERM ends "
+        "protection in order: the VM runs on alone. Exit code 0: ended as asked for; 4: the other side runs the VM; 9: "
+        "QEMU is "
+        "gone; 12: the secondary is lost, and the VM runs on unprotected.",
     )
     parser.add_argument("--qmp", required=True, metavar="SOCKET", help="QMP unix socket of the running QEMU")
     parser.add_argument("--to", required=True, metavar="URI", help="the secondary: tcp:HOST:PORT or unix:PATH")
     parser.add_argument("--arbiter", required=True, metavar="ARBITER",
-                        help="who may run after a loss: file:DIR, exec:COMMAND or none; the secondary's own")
+                        help="who may run after a loss: file:DIR, etcd:URL/PREFIX, exec:COMMAND or none; the secondary's own")
+    parser.add_argument("--vm", default="", metavar="NAME", help="the VM's name: an arbiter of another VM is refused")
+    parser.add_argument("--init-arbiter", action="store_true", help="make the arbiter where there is none yet")
+    parser.add_argument("--lease-ms", type=float, default=LEASE_MS, metavar="N",
+                        help="the VM runs only while the secondary has promised, for so long, not to run it (default "
+                             "%(default)g)")
+    parser.add_argument("--no-lease", action="store_true",
+                        help="for a secondary that is a QEMU: nothing stops this VM by time, so --arbiter must be exec: "
+                             "or none")
+    parser.add_argument("--reconnect", action="store_true", help="running alone, go on looking for a secondary at --to, "
+                                                                 "for ever")
+    parser.add_argument("--on-crash", choices=("takeover", "end"), default="takeover",
+                        help="when the guest's kernel panics: resume from the checkpoint before, or let the VM end")
+    parser.add_argument("--watchdog", default="", metavar="DEVICE",
+                        help="have this machine reset when the fence cannot say any more that all is well (/dev/watchdog)")
     parser.add_argument("--checkpoint-delay-ms", type=int, default=defaults.checkpoint_delay_ms, metavar="N",
                         help="from the end of a checkpoint to the next (default %(default)s)")
     parser.add_argument("--xbzrle", action="store_true", help="send changed pages as deltas")
@@ -49,7 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Protect until it ends; the exit code says how."""
     config = ProtectorConfig(
         qmp=arguments.qmp, to=arguments.to, arbiter=arguments.arbiter, deadline_ms=arguments.deadline_ms,
-        set_up_s=arguments.set_up_s, insecure=arguments.insecure, allow_uids=tuple(arguments.allow_uid),
+        set_up_s=arguments.set_up_s, insecure=arguments.insecure, vm=arguments.vm, init_arbiter=arguments.init_arbiter,
+        lease_ms=0.0 if arguments.no_lease else arguments.lease_ms, reconnect=arguments.reconnect,
+        watchdog=arguments.watchdog, on_crash=arguments.on_crash, allow_uids=tuple(arguments.allow_uid),
         settings=ColoSettings(
             checkpoint_delay_ms=arguments.checkpoint_delay_ms, xbzrle=arguments.xbzrle,
             xbzrle_cache_bytes=arguments.xbzrle_cache, compress=arguments.compress,

@@ -15,8 +15,10 @@ from colo.cli.outlet import outlive_terminal
 from colo.cli.output import SessionOutput
 from colo.cli.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
 from colo.protocol import Mode
+from colo.protocol.lease import LEASE_MS
 from colo.session.deadlines import Deadlines
 from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.secondary_config import RETURN_S
 from colo.stream import StreamLimits
 
 PR_SET_DUMPABLE = 4
@@ -37,14 +39,21 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "secondary", help="follow a primary and take over when it is lost",
         description="Listens for a QEMU primary with x-colo (see `colo protect`), keeps its last committed checkpoint in "
-        "--ram-dir, and runs its VM in a stand-by QEMU when the primary is lost.",
+        "--ram-dir, and runs its VM in a stand-by QEMU when the primary is lost. The checkpoint stays there when the "
+        "session ends, however it does; started again with the same arguments, it goes on from it.",
     )
     parser.add_argument("listen", metavar="LISTEN", help="tcp:HOST:PORT or unix:PATH")
     parser.add_argument("--ram-dir", required=True, metavar="DIR",
                         help="where the RAM image lives, on tmpfs for speed; made with mode 0700 if missing")
     parser.add_argument("--standby", metavar="COMMAND", help="the primary's QEMU command line; what a stand-by needs "
                         "besides (RAM backend, -incoming, our QMP socket) is added")
-    parser.add_argument("--arbiter", default="", metavar="ARBITER", help="who may run: file:DIR, exec:COMMAND or none")
+    parser.add_argument("--arbiter", default="", metavar="ARBITER",
+                        help="who may run: file:DIR, etcd:URL/PREFIX, exec:COMMAND or none")
+    parser.add_argument("--vm", default="", metavar="NAME", help="the VM's name: an arbiter of another VM is refused")
+    parser.add_argument("--lease-ms", type=float, default=LEASE_MS, metavar="N",
+                        help="the longest lease that is promised; the primary's decides within it (default %(default)g)")
+    parser.add_argument("--no-lease", action="store_true",
+                        help="let a primary in that nobody guards (QEMU's own commands): nothing stops its VM by time")
     parser.add_argument("--deadline-ms", type=float, metavar="N",
                         help="most silence from the primary, also between checkpoints (so more than its checkpoint delay)")
     defaults = Deadlines()
@@ -57,7 +66,15 @@ def add_parser(subparsers: Any) -> None:
                             help=f"deadline: {text} (default %(default)s)")
     parser.add_argument("--on-loss", choices=("takeover", "hold"), default="takeover",
                         help="hold: keep the checkpoint and wait for `colo failover`")
+    parser.add_argument("--return-s", type=float, default=RETURN_S, metavar="S",
+                        help="started on a checkpoint that an earlier session left in --ram-dir: its primary has so long to "
+                        "come back before the arbiter is asked (default %(default)g)")
+    parser.add_argument("--wait", action="store_true",
+                        help="when the other side won: keep the checkpoint and wait for its primary, instead of ending")
+    parser.add_argument("--discard", action="store_true", help="delete the checkpoint that --ram-dir holds, and begin anew")
     parser.add_argument("--no-shared-ram", action="store_true", help="send all pages to the stand-by at takeover")
+    parser.add_argument("--no-trial", action="store_true", help="do not find out beforehand, in a second QEMU that never "
+                        "runs the VM, whether the stand-by can load it")
     parser.add_argument("--strict", action="store_true", help="acknowledge a checkpoint only when it is applied")
     parser.add_argument("--max-ram", type=byte_size, metavar="SIZE", help="most RAM a primary may announce")
     parser.add_argument("--max-device-state", type=byte_size, default=64 << 20, metavar="SIZE",
@@ -82,8 +99,14 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
         ram_dir=arguments.ram_dir,
         standby=shlex.split(arguments.standby) if arguments.standby else None,
         arbiter=arguments.arbiter,
+        vm=arguments.vm,
+        lease_ms=0.0 if arguments.no_lease else arguments.lease_ms,
         share_ram=not arguments.no_shared_ram,
+        trial=not arguments.no_trial,
         on_loss=arguments.on_loss,
+        return_s=arguments.return_s,
+        wait=arguments.wait,
+        discard=arguments.discard,
         deadlines=deadlines,
         limits=replace(StreamLimits(), device_state_bytes=arguments.max_device_state),
         max_ram_bytes=arguments.max_ram,
@@ -120,6 +143,6 @@ def keep_out_of_core_dumps() -> None:
 
 
 def stop_on_signals(session: Secondary) -> None:
-    """SIGTERM and SIGINT end the session in order: nothing of it is left."""
+    """SIGTERM and SIGINT end the session in order: nothing of it is left but the last committed checkpoint."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: session.stop())

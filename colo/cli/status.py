@@ -19,6 +19,7 @@ from colo.cli.output import print_mapping
 from colo.cli.watch import Watch
 from colo.errors import ChannelLost, ColoError
 from colo.session.control import SOCKET_NAME, ControlClient, ask
+from colo.session.kept import kept_status
 from colo.text import printable
 
 ENDED_WELL = {"running": 0, "alone": 0, "stopped": 4}
@@ -32,7 +33,8 @@ def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "status", help="state, checkpoint, pauses, pages and rates of a running session",
-        description="Asks a running session. Watched, it ends with the session: exit code 0 when the VM runs (taken over, or "
+        description="Asks a running session; where none answers in --dir, shows the checkpoint that one left "
+        "there. Watched, it ends with the session: exit code 0 when the VM runs (taken over, or "
         "alone at the primary), 4 when the other side runs it, 7 when the session's process died, 1 otherwise; 0 on Ctrl-C.")
     add_session_arguments(parser)
     parser.add_argument("--watch", type=seconds, nargs="?", const=1.0, metavar="S",
@@ -44,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     """Which session: one of these."""
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--ram-dir", metavar="DIR", help="a secondary's --ram-dir")
+    which.add_argument("--ram-dir", "--dir", metavar="DIR", help="a secondary's --ram-dir")
     which.add_argument("--socket", metavar="PATH", help="any session's control socket: `control` in its configuration")
 
 
@@ -68,7 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Ask and print; watched, until the session ends or Ctrl-C."""
     path = session_socket(arguments)
     if arguments.watch is None:
-        print_mapping(ask(path, "status"), json_output=arguments.json)
+        try:
+            status = ask(path, "status")
+        except ColoError:
+            # Nobody answers; but a session that is over may have left its checkpoint.
+            left = kept_status(arguments.ram_dir) if arguments.ram_dir is not None else None
+            if left is None:
+                raise
+            status = left
+        print_mapping(status, json_output=arguments.json)
         return 0
     with contextlib.suppress(KeyboardInterrupt):
         return _Watcher(path, arguments.watch, json_lines=arguments.json).run()

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from colo.errors import QemuError, QemuUnsupported
+from colo.qemu.capabilities import MigrationSettings, capabilities_of, capability_list, require_migratable
 from colo.qemu.process import Qemu
-from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpTimeout
-from colo.qemu.standby import capability_list
+from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
 from colo.text import printable
 
 PAUSES_KEPT = 100_000
@@ -51,6 +51,11 @@ class PauseMeter:
         """When the VM stopped, if it stands still now."""
         self._on_pause = on_pause
 
+    def summary(self) -> dict[str, float] | None:
+        """Median and greatest of the last thousand pauses, in ms; None: there was none."""
+        last = sorted(list(self.pauses_ms)[-1000:])
+        return {"p50": round(last[len(last) // 2], 3), "max": round(last[-1], 3)} if last else None
+
     def event(self, event: QmpEvent) -> None:
         """Take one event; others than STOP and RESUME are passed over."""
         if event.name == "STOP":
@@ -74,6 +79,9 @@ class QemuPrimary:
         self.exit_reason = ""
         self.streams_begun = 0
         """How often a migration stream got as far as a connection: from there on the other side may have the VM."""
+        self.notices: tuple[str, ...] = ()
+        """What :meth:`set_up` changed of others' migration settings, for the user; put back when protection ends."""
+        self._settings: MigrationSettings | None = None
         self._end_exit = qemu.qmp.on_event(self._on_exit, "COLO_EXIT")
 
     @classmethod
@@ -90,11 +98,11 @@ class QemuPrimary:
     def require(self) -> None:
         """Refuse a QEMU that cannot be a COLO primary.
 
-        :raises QemuUnsupported: its version, its build or its accelerator, with what to do.
+        :raises QemuUnsupported: its version, its build, its accelerator or its devices, with what to do.
         """
         qemu = self.qemu
         qemu.quirks.require_colo(qemu.accelerator)
-        capabilities = self._capabilities()
+        capabilities = capabilities_of(qemu)
         if "x-colo" not in capabilities:
             raise QemuUnsupported(
                 f"this build of QEMU {qemu.version} has no x-colo (it was configured without replication): "
@@ -104,10 +112,13 @@ class QemuPrimary:
             raise QemuUnsupported(
                 f"QEMU {qemu.version} has no capability return-path, which its x-colo needs"
             )
+        require_migratable(qemu)
 
-    def _capabilities(self) -> dict[str, bool]:
-        entries = self.qemu.qmp.records("query-migrate-capabilities")
-        return {entry.string("capability"): entry.flag("state") for entry in entries}
+    @property
+    def uuid(self) -> str:
+        """The VM's UUID, or "" where it has none."""
+        uuid = self.qemu.qmp.record("query-uuid").string("UUID", "")
+        return "" if not uuid.strip("0-") else uuid
 
     def unreplicated_disks(self) -> list[str]:
         """Its writable block devices: what the guest writes to them, COLO does not move.
@@ -140,18 +151,25 @@ class QemuPrimary:
             raise QemuError(
                 f"QEMU already has a migration in progress ({self.migration_status()}): end it first"
             )
-        capabilities = {"events": True, "xbzrle": settings.xbzrle}
-        if quirks.has_compression:
-            capabilities["compress"] = settings.compress
-        qmp.execute("migrate-set-capabilities", {"capabilities": capability_list(capabilities)})
-        self._enable_colo()
         parameters: dict[str, Any] = {
             "x-checkpoint-delay": settings.checkpoint_delay_ms,
             "max-bandwidth": settings.max_bandwidth_bytes,
         }
         if settings.xbzrle and settings.xbzrle_cache_bytes is not None:
             parameters["xbzrle-cache-size"] = settings.xbzrle_cache_bytes
-        qmp.execute("migrate-set-parameters", parameters)
+        capabilities = {
+            "events": True,
+            "xbzrle": settings.xbzrle,
+            "compress": settings.compress,
+            "return-path": quirks.needs_return_path,
+        }
+        self._settings = MigrationSettings.take(self.qemu, capabilities, parameters)
+        self.notices = self._settings.notices
+        try:
+            self._enable_colo()
+        except QmpError:
+            self.restore_settings()
+            raise
         self.colo_exited.clear()
         with qmp.subscribe("MIGRATION") as events:
             qmp.execute("migrate", {"uri": uri}, timeout_s=timeout_s)
@@ -211,12 +229,15 @@ class QemuPrimary:
 
     def _switch_off(self) -> None:
         deadline = time.monotonic() + 2.0
-        while time.monotonic() < deadline:
-            with contextlib.suppress(QmpError):
-                arguments = {"capabilities": capability_list({"x-colo": False})}
-                self.qemu.qmp.execute("migrate-set-capabilities", arguments, timeout_s=2.0)
-                return
+        while time.monotonic() < deadline and not self.restore_settings():
             time.sleep(0.05)
+
+    def restore_settings(self) -> bool:
+        """Put back the migration settings that :meth:`set_up` changed, x-colo off; False if QEMU does not let us now.
+
+        :meth:`free_from_lost_secondary` has tried it already. Idempotent.
+        """
+        return self._settings is None or self._settings.restore()
 
     # Watching
 
@@ -254,6 +275,40 @@ class QemuPrimary:
             return False
         return True
 
+    def main_loop_responds(self, timeout_s: float = 0.5) -> bool:
+        """Whether QEMU's main loop runs: dead storage blocks it, and so does a peer that hangs amid a checkpoint.
+
+        A QEMU whose main loop is blocked can neither stop its VM nor let it run on alone.
+        """
+        try:
+            self.qemu.qmp.execute("query-status", timeout_s=timeout_s)
+        except QmpError:
+            return False
+        return True
+
+    def why_not_alone(self, timeout_s: float = 2.0) -> str | None:
+        """Why this QEMU could not run on alone if its side won, or None if it could. Ask before you claim.
+
+        A main loop that is blocked only by the peer answers once the channel is yanked, which is done here: call this
+        for a secondary that is given up. A reason is final: leave the VM to the other side, and end this QEMU
+        (:meth:`end_loser`). Takes at most ``timeout_s`` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        if not self.qemu.alive():
+            return "QEMU's process is gone"
+        if self.main_loop_responds(timeout_s / 4):
+            return None
+        try:
+            self.yank(timeout_s=_left(deadline) / 2)
+        except QmpError as error:
+            return f"QEMU's process hangs, it does not even answer out of band: {error}"
+        if self.main_loop_responds(_left(deadline)):
+            return None
+        return (
+            f"QEMU's main loop has not answered for {timeout_s:g} s, also without its peer: it hangs in dead storage, "
+            "or the like, and could not run its VM"
+        )
+
     def lost_heartbeat(self, *, timeout_s: float = 2.0) -> None:
         """Tell QEMU that its secondary is lost: it leaves COLO and runs on. Win the arbitration first."""
         self.qemu.qmp.execute("x-colo-lost-heartbeat", timeout_s=timeout_s)
@@ -277,7 +332,9 @@ class QemuPrimary:
         while True:
             status, migration = self.qemu.status(_left(deadline)), self.migration_status(_left(deadline))
             if status == "running" and migration not in ("colo", "active", "cancelling"):
-                return (time.monotonic() - began) * 1e3
+                freed_ms = (time.monotonic() - began) * 1e3
+                self.restore_settings()
+                return freed_ms
             if time.monotonic() >= deadline:
                 raise QemuError(
                     f"QEMU was told that its secondary is lost, but after {timeout_s:.1f} s it is "
@@ -313,6 +370,34 @@ class QemuPrimary:
             time.sleep(0.002)
         return "killed"
 
+    def end_loser(self, timeout_s: float = 5.0) -> str:
+        """End this QEMU: the other side runs its VM. Returns ``killed``, or ``ended`` if it was gone or had to be asked.
+
+        After this it holds no image lock, port or tap device, and nobody can start its VM again. It is killed, not asked
+        to quit: an orderly end writes what it still has in its caches to disks that the winner may be using already.
+        Only one whose process is not known here (its monitor was made by another) is asked, by `stop` and `quit`.
+
+        :raises QemuError: it is not gone in ``timeout_s`` seconds, or may not be killed.
+        """
+        if not self.qemu.alive():
+            return "ended"
+        if self.qemu.signallable:
+            self.qemu.kill(timeout_s)
+            return "killed"
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._stop_for_good(deadline)
+            with contextlib.suppress(QmpLost):
+                self.qemu.qmp.execute("quit", timeout_s=_left(deadline))
+        except QmpError as error:
+            if self.qemu.alive():
+                raise QemuError(f"the losing QEMU does not end, and its process is not known here: {error}") from error
+        while self.qemu.alive():
+            if time.monotonic() > deadline:
+                raise QemuError(f"the losing QEMU was told to quit, but is still there after {timeout_s:g} s")
+            time.sleep(0.002)
+        return "ended"
+
     def _stop_for_good(self, deadline: float) -> None:
         self.qemu.qmp.execute("stop", timeout_s=_left(deadline))
         if self.migration_status(_left(deadline)) == "colo":
@@ -322,6 +407,13 @@ class QemuPrimary:
             self.qemu.qmp.execute("stop", timeout_s=_left(deadline))
         if self.qemu.status(_left(deadline)) == "running":
             raise QmpTimeout("the VM still runs")
+
+    def quit_gently(self, timeout_s: float) -> None:
+        """Let QEMU write out what its disks have in flight, and quit; it may still be there afterwards."""
+        with contextlib.suppress(QmpError):
+            self.qemu.qmp.execute("stop", timeout_s=timeout_s)
+            self.qemu.qmp.execute("quit", timeout_s=timeout_s)
+            self.qemu.qmp.wait_lost(timeout_s)
 
     def detach(self) -> None:
         """Close our QMP connection; QEMU lives on."""

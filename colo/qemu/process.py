@@ -134,6 +134,11 @@ class Qemu:
         poller.register(self._pidfd, select.POLLIN)
         return not poller.poll(0)
 
+    @property
+    def signallable(self) -> bool:
+        """Whether its process is known here, so that it can be killed whatever its monitor says."""
+        return self._pidfd is not None
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the very process we attached to, never to one that got its pid later.
 
@@ -366,6 +371,11 @@ class QemuProcess(Qemu):
     def release(self) -> None:
         """Let it outlive us: from here on it is the user's. Its monitor stays, free for another client."""
         self._watcher.dismiss()
+
+    def retain(self) -> None:
+        """Take :meth:`release` back: it ends with us again."""
+        if not self._watcher.watching and self.alive():
+            self._watcher = _Watcher(self._process.pid)
 
     def __exit__(self, *exc_info: object) -> None:
         if self._watcher.watching:

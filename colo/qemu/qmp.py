@@ -31,7 +31,8 @@ from qemu.qmp.message import Message
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
 from colo.forked import keep_from_children
-from colo.qemu.replies import QmpError, QmpReplyError, Record, event_whole, reply_records, reply_string
+from colo.qemu.replies import QmpError, QmpReplyError, Record, reply_records, reply_string
+from colo.qemu.unread import Unread
 from colo.text import printable
 
 T = TypeVar("T")
@@ -50,6 +51,10 @@ EVENTS_KEPT = 4096
 __all__ = [
     "EventSubscription", "QmpCommandError", "QmpConnection", "QmpError", "QmpEvent", "QmpLost", "QmpReplyError", "QmpTimeout",
 ]
+
+UNANSWERED_MAX = 6
+"""QEMU's monitor takes 8 commands that its main loop has not got to; then it reads no more, out-of-band ones neither
+(seen on 7.2.22, 10.0.13 and 11.1.3). So with this many unanswered, the next one waits on our side."""
 
 
 class QmpCommandError(QmpError):
@@ -94,6 +99,8 @@ class _Client(QMPClient):
         super().__init__("colo")
         self._colo_on_event = on_event
         self._line_bytes = 0
+        self.unanswered: set[str] = set()
+        """Ids of the in-band commands that QEMU has not answered, also of those that nobody waits for any more."""
 
     _limit = LINE_LIMIT_BYTES
 
@@ -112,21 +119,23 @@ class _Client(QMPClient):
             raise LibraryProtocolError("it sends JSON that is nested too deep") from error
 
     def _cb_outbound(self, msg: Message) -> Message:
+        if "execute" in msg and isinstance(number := msg.get("id"), str):
+            self.unanswered.add(number)
         return msg
 
     def _cb_inbound(self, msg: Message) -> Message:
+        if isinstance(number := msg.get("id"), str):
+            self.unanswered.discard(number)
         return msg
 
     async def _event_dispatch(self, msg: Message) -> None:
-        name, stamp, data = msg["event"], msg.get("timestamp"), msg.get("data")
-        if not isinstance(name, str):
-            return
+        stamp, data = msg.get("timestamp"), msg.get("data")
         stamp = stamp if isinstance(stamp, dict) else {}
         self._colo_on_event(
             QmpEvent(
-                name[:200],
-                data if isinstance(data, dict) and self._line_bytes <= EVENT_LIMIT_BYTES else {},
-                event_whole(stamp, "seconds") * 1_000_000 + event_whole(stamp, "microseconds"),
+                str(msg["event"]),
+                data if isinstance(data, dict) else {},
+                int(stamp.get("seconds", 0)) * 1_000_000 + int(stamp.get("microseconds", 0)),
                 time.monotonic_ns(),
             )
         )
@@ -227,6 +236,7 @@ class QmpConnection:
         self._callbacks: list[tuple[frozenset[str], Callable[[QmpEvent], None]]] = []
         self._on_lost: list[Callable[[], None]] = []
         self._closed_by_us = False
+        self._unread: Unread | None = None
         self._lost = threading.Event()
         self._reason = ""
 
@@ -282,6 +292,7 @@ class QmpConnection:
         except QmpError:
             connection.close()
             raise
+        connection._unread = Unread(peer)
         asyncio.run_coroutine_threadsafe(connection._watch(), connection._loop)
         _connections.add(connection)
         return connection
@@ -335,6 +346,10 @@ class QmpConnection:
         return answer.replace("\r\n", "\n")
 
     async def _execute(self, command: str, arguments: Mapping[str, Any] | None, oob: bool) -> Any:
+        while not oob and len(self._client.unanswered) >= UNANSWERED_MAX:
+            if self._lost.is_set():
+                raise EOFError("it is closed")
+            await asyncio.sleep(0.005)
         return await self._client.execute(command, arguments, oob=oob)
 
     def _run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float, command: str) -> T:
@@ -440,6 +455,7 @@ class QmpConnection:
     async def _watch(self) -> None:
         """Notice the end of the connection, whoever ends it, and tell everyone who waits."""
         client = self._client
+        stream = client._reader
         while client.runstate.name == "RUNNING":
             await client.runstate_changed()
         try:
@@ -448,6 +464,7 @@ class QmpConnection:
             pass
         except Exception as error:
             self._reason = str(error) or type(error).__name__
+        await self._last_words(bytes(getattr(stream, "_buffer", b"")))
         with self._lock:
             self._lost.set()
             subscriptions, callbacks = list(self._subscriptions), self._on_lost
@@ -460,6 +477,18 @@ class QmpConnection:
                     callback()
                 except Exception:
                     _Client.logger.exception("loss callback failed")
+
+    async def _last_words(self, read_already: bytes) -> None:
+        """Hand on the events that the broken connection still held."""
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
+        if self._closed_by_us:
+            unread.close()
+            return
+        for message in unread.events(read_already):
+            with contextlib.suppress(Exception):
+                await self._client._event_dispatch(Message(message))
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Close our end; QEMU lives on. Idempotent."""

@@ -120,6 +120,64 @@ FACTS: tuple[Fact, ...] = (
         "7.2.22, 10.0.13, 11.1.3",
         "the out-of-band command yank frees a migration that hangs in its peer",
     ),
+    Fact(
+        "monitor_queue",
+        Version(2, 12),
+        FUTURE,
+        "7.2.22, 10.0.13, 11.1.3",
+        "a monitor takes 8 commands that the main loop has not answered, then reads no more: out-of-band commands "
+        "do not come through either",
+    ),
+    Fact(
+        "hangs_at_its_end",
+        ANCIENT,
+        Version(10, 0),
+        "7.2.22 in 10 of 300; 10.0.13 and 11.1.3 in none of 150",
+        "told to end (SIGTERM) while commands wait on its monitor, it says SHUTDOWN and then hangs for good: kill it",
+    ),
+    Fact(
+        "runs_on_at_its_end",
+        ANCIENT,
+        FUTURE,
+        "11.1.3 in 3 of 1000, 7.2.22 in 1 of 220; 10.0.13 in none of 220",
+        "a COLO primary that is told to end (SIGTERM, quit) says SHUTDOWN and COLO_EXIT, hangs for good, and its VM runs "
+        "on (RESUME): kill it; only the end of its process is a proof",
+    ),
+    Fact(
+        "silent_debug_exit",
+        ANCIENT,
+        Version(10, 0),
+        "7.2.22; 10.0.13 and 11.1.3 say SHUTDOWN guest-shutdown",
+        "a guest that ends the process by isa-debug-exit does so without an event",
+    ),
+    Fact(
+        "colo_revives_shutdown",
+        ANCIENT,
+        FUTURE,
+        "7.2.22, 10.0.13, 11.1.3, 4 of 4 each",
+        "with -no-shutdown, a COLO primary's next checkpoint starts the VM again that its guest has powered off",
+    ),
+    Fact(
+        "colo_aborts_after_panic",
+        ANCIENT,
+        FUTURE,
+        "7.2.22, 10.0.13, 11.1.3, 4 of 4 each",
+        "with -action panic=pause, a COLO primary aborts at the checkpoint after its guest's panic",
+    ),
+    Fact(
+        "keys_while_stopped",
+        ANCIENT,
+        FUTURE,
+        "7.2.22, 10.0.13, 11.1.3",
+        "input (send-key) that comes while the VM stands still, as in a checkpoint, is dropped",
+    ),
+    Fact(
+        "vapic_needs_its_rom",
+        ANCIENT,
+        FUTURE,
+        "7.2.22, 10.0.13, 11.1.3, with KVM and SeaBIOS",
+        "the device kvm-tpr-opt refuses to load when the option ROM that it patched is not in the guest's RAM below 1 MiB",
+    ),
 )
 
 

@@ -62,6 +62,10 @@ class Record:
             raise _wrong(self.command, f"'{name}'", "an integer of 64 bits", value)
         return value
 
+    def items(self, name: str) -> list[Any]:
+        """A list, empty where there is none."""
+        return list(self._get(name, list, "a list", []))
+
     def record(self, name: str) -> Record | None:
         """An object, or None where there is none."""
         value = self._get(name, dict, "an object", None)

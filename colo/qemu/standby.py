@@ -11,16 +11,21 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from colo.errors import QemuError, QemuUnsupported, StandbyError
+from colo.errors import QemuError, QemuUnsupported, StandbyError, StandbyRefused
+from colo.qemu.capabilities import MigrationSettings
 from colo.qemu.command_line import StandbyCommand
 from colo.qemu.process import QemuProcess, unix_path
-from colo.qemu.qmp import EventSubscription, QmpError, QmpEvent, QmpLost, QmpTimeout
+from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
 
+QMP_NAME, INCOMING_NAME = "qmp", "in"
+"""The sockets in a stand-by's directory: short, as an address has room for 107 bytes of path."""
+LOCK_RETRY_S = 0.1
+"""Between two tries to run a VM whose disks another QEMU still holds."""
 RESIZABLE_PREFIX = "/rom@"
 """Blocks under this name (firmware tables) are grown or shrunk by the incoming stream, up to their total."""
 
@@ -41,12 +46,14 @@ class LoadReport:
     ``accepted_ms`` and ``loaded_ms``: from :meth:`Standby.connect` to the connection taken, and to the
     stream loaded and the VM started, by QEMU's own event timestamps. ``running_ms``: from there to QMP's
     confirmation that it runs. ``total_ms``: from :meth:`Standby.connect` to that confirmation.
+    ``status`` is QEMU's: not ``running`` where the VM ran and stopped again at once (an I/O error, a guest asleep).
     """
 
     accepted_ms: float | None
     loaded_ms: float
     running_ms: float
     total_ms: float
+    status: str = "running"
 
 
 class Standby:
@@ -60,7 +67,7 @@ class Standby:
             command = StandbyCommand(tuple(command))
         self.command = command
         self.work_dir = Path(work_dir)
-        self.incoming_path = self.work_dir / "incoming.sock"
+        self.incoming_path = self.work_dir / INCOMING_NAME
         self.shared_blocks: tuple[str, ...] = ()
         """The RAM blocks over shared files, whose pages the stream must leave out; known after
         :meth:`prepare`.
@@ -69,6 +76,7 @@ class Standby:
         """For the stream's MEM_SIZE entries under x-ignore-shared; known after :meth:`prepare`."""
         self._process: QemuProcess | None = None
         self._events: EventSubscription | None = None
+        self._settings: MigrationSettings | None = None
         self._connected_at_ns = 0
         self._connected_at_us = 0
         self._handed_over = False
@@ -96,7 +104,7 @@ class Standby:
             )
         try:
             self._process = QemuProcess.start(
-                arguments, self.work_dir, timeout_s=timeout_s, socket_name="standby-qmp.sock"
+                arguments, self.work_dir, timeout_s=timeout_s, socket_name=QMP_NAME
             )
         except QemuError as error:
             raise StandbyError(f"the stand-by did not start: {error}") from error
@@ -192,27 +200,26 @@ class Standby:
             addresses[idstr] = address
         return addresses
 
-    def prepare(self, *, share_ram: bool = True) -> None:
+    def prepare(self, *, share_ram: bool = True, activate: bool = True) -> None:
         """Set capabilities and start listening, so that a takeover only has to connect and write.
 
         With ``share_ram``, and if the command shares RAM blocks, their pages will not be expected in the
-        stream: see :attr:`shared_blocks`.
+        stream: see :attr:`shared_blocks`. Every other capability is off, whatever the command line says
+        (``-global migration.…``). Without ``activate``, disks stay inactive, and unlocked, until `cont`.
 
         :raises StandbyError: QEMU refused, or died.
         :raises QemuUnsupported: its version cannot leave shared RAM out of the stream.
         """
         qmp = self.process.qmp
         ignore_shared = share_ram and bool(self.command.shared)
-        capabilities = {"events": True}
-        if self.process.quirks.has_ignore_shared:
-            capabilities["x-ignore-shared"] = ignore_shared
-        elif ignore_shared:
+        capabilities = {"events": True, "x-ignore-shared": ignore_shared, "late-block-activate": not activate}
+        if ignore_shared and not self.process.quirks.has_ignore_shared:
             raise QemuUnsupported(
                 f"QEMU {self.process.version} has no x-ignore-shared: send all pages instead"
             )
         self.incoming_path.unlink(missing_ok=True)
         try:
-            qmp.execute("migrate-set-capabilities", {"capabilities": capability_list(capabilities)})
+            self._settings = MigrationSettings.take(self.process, capabilities, refuse=False)
             self._events = qmp.subscribe("MIGRATION", "RESUME", "STOP", "SHUTDOWN", "GUEST_PANICKED")
             if ignore_shared:
                 self.block_addresses = self._addresses()
@@ -242,30 +249,59 @@ class Standby:
             raise self._explained(QmpLost(f"the stand-by takes no connection: {error.strerror}")) from error
         return channel
 
-    def finish(self, timeout_s: float = 5.0) -> LoadReport:
+    def await_loaded(self, timeout_s: float = 5.0) -> tuple[QmpEvent | None, QmpEvent]:
+        """Wait until the stream is loaded: the event of its connection taken, if there was one, and that of its end.
+
+        With ``-S`` the VM does not run by then.
+
+        :raises StandbyError: QEMU refused the stream (its own words are in the message), died, or had not
+            loaded it within ``timeout_s`` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            return self._await_loaded(deadline)
+        except QmpTimeout as error:
+            raise StandbyError(
+                f"the stand-by had not loaded the stream after {timeout_s:.1f} s: {self._progress()}{self._said()}"
+            ) from error
+        except QmpError as error:
+            raise self._explained(error) from error
+
+    def _await_loaded(self, deadline: float) -> tuple[QmpEvent | None, QmpEvent]:
+        assert self._events is not None
+        accepted: QmpEvent | None = None
+        while True:
+            event = self._events.get(deadline - time.monotonic())
+            if event.name == "RESUME":
+                self.may_have_run = True
+                return accepted, event
+            if event.name == "MIGRATION":
+                state = event.data.get("status")
+                accepted = accepted or (event if state == "active" else None)
+                if state == "failed":
+                    raise StandbyError(f"the stand-by refused the stream{self._said()}")
+                if state == "completed":
+                    return accepted, event
+
+    def finish(
+        self, timeout_s: float = 5.0, *, before_run: Callable[[], None] = lambda: None,
+        telling: Callable[[bool], None] = lambda told: None,
+    ) -> LoadReport:
         """Wait until the stream is loaded and the VM runs; ``cont`` it if it was started with ``-S``.
 
+        ``before_run`` is called when it is loaded, before it runs (with ``-S``). ``telling(True)`` is called before each
+        ``cont``, ``telling(False)`` when QEMU refused it: it is tried again while there is time, since another QEMU that
+        is about to end may still hold a disk of the VM's.
+
+        :raises StandbyRefused: QEMU would not run the VM. That is an answer: no processor of it has started.
         :raises StandbyError: QEMU refused the stream (its own words are in the message), died, or was not
             running within ``timeout_s`` seconds.
         """
-        assert self._events is not None
         deadline = time.monotonic() + timeout_s
-        accepted: QmpEvent | None = None
-        loaded: QmpEvent | None = None
         try:
-            while loaded is None:
-                event = self._events.get(deadline - time.monotonic())
-                if event.name == "RESUME":
-                    self.may_have_run = True
-                    loaded = event
-                elif event.name == "MIGRATION":
-                    state = event.data.get("status")
-                    accepted = accepted or (event if state == "active" else None)
-                    if state == "failed":
-                        raise StandbyError(f"the stand-by refused the stream{self._said()}")
-                    if state == "completed":
-                        loaded = event
-            status = self._await_running(deadline)
+            accepted, loaded = self._await_loaded(deadline)
+            before_run()
+            status = self._await_running(deadline, telling)
         except QmpTimeout as error:
             raise StandbyError(
                 f"the stand-by was not running {timeout_s:.1f} s after the stream: "
@@ -274,7 +310,7 @@ class Standby:
         except QmpError as error:
             raise self._explained(error) from error
         total_ms = (time.monotonic_ns() - self._connected_at_ns) / 1e6
-        if status != "running":
+        if status != "running" and not self.may_have_run:
             raise StandbyError(f"the stand-by loaded the stream, but its status is {status!r}{self._said()}")
         loaded_ms = min(total_ms, (loaded.timestamp_us - self._connected_at_us) / 1e3)
         return LoadReport(
@@ -282,9 +318,10 @@ class Standby:
             loaded_ms=loaded_ms,
             running_ms=total_ms - loaded_ms,
             total_ms=total_ms,
+            status=status,
         )
 
-    def _await_running(self, deadline: float) -> str:
+    def _await_running(self, deadline: float, telling: Callable[[bool], None]) -> str:
         qmp = self.process.qmp
         continued = False
         while True:
@@ -292,8 +329,17 @@ class Standby:
             if status == "running" or (status not in ("inmigrate", "paused", "finish-migrate", "prelaunch")):
                 return status
             if status in ("paused", "prelaunch") and not continued:
-                self.may_have_run = True
-                qmp.execute("cont", timeout_s=max(0.05, deadline - time.monotonic()))
+                telling(True)
+                self.may_have_run = True  # until it says that it did not
+                try:
+                    qmp.execute("cont", timeout_s=max(0.05, deadline - time.monotonic()))
+                except QmpCommandError as error:
+                    self.may_have_run = False
+                    telling(False)
+                    if time.monotonic() + LOCK_RETRY_S >= deadline:
+                        raise StandbyRefused(f"the stand-by loaded the checkpoint, but does not run it: {error}") from error
+                    time.sleep(LOCK_RETRY_S)
+                    continue
                 continued = True
                 continue
             if time.monotonic() > deadline:
@@ -301,10 +347,15 @@ class Standby:
             time.sleep(0.001)
 
     def hand_over(self) -> tuple[Path, int]:
-        """The VM is the user's from here: it outlives us, its monitor is free; (QMP socket path, pid)."""
+        """The VM is the user's from here: it outlives us, its monitor is free; (QMP socket path, pid).
+
+        Its migration settings are as they were, so that it can be migrated, or protected in its turn.
+        """
         pid = self.process.pid
         assert pid is not None
         self._handed_over = True
+        if self._settings is not None:
+            self._settings.restore()
         self.process.release()
         self.process.detach()
         self.incoming_path.unlink(missing_ok=True)
@@ -351,11 +402,6 @@ class Standby:
         except QmpError:
             return "its monitor does not answer"
         return f"its migration is {status!r}" + (f" ({reason})" if reason else "")
-
-
-def capability_list(capabilities: Mapping[str, bool]) -> list[dict[str, object]]:
-    """``migrate-set-capabilities``' argument."""
-    return [{"capability": name, "state": state} for name, state in capabilities.items()]
 
 
 _RAMBLOCK = re.compile(

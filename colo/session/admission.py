@@ -1,4 +1,4 @@
-"""Who is let in as the primary: the first connection that opens a migration stream, and nobody after it."""
+"""Who is let in: a connection says with its first bytes what it is, a migration stream or a lease connection."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection
 
 from colo.errors import Interrupted, StrangerRefused
 from colo.transport import check_peer
-from colo.wire import FILE_MAGIC
+from colo.wire import FILE_MAGIC, LEASE_MAGIC
 
 PENDING_LIMIT = 4
 """Connections that may stand at the door at once; the kernel holds a few more, and refuses the rest."""
 PATIENCE_S = 0.25
 """A QEMU speaks as soon as it is connected: who is silent for longer makes room when the door is full."""
 MAGIC = FILE_MAGIC.to_bytes(4, "big")
+LEASE = LEASE_MAGIC.to_bytes(4, "big")
 
 
 def admit(
@@ -26,13 +27,15 @@ def admit(
     wake_fd: int,
     prepare: Callable[[socket.socket], None],
     refused: Callable[[str], None] = lambda reason: None,
+    lease: Callable[[socket.socket], None] | None = None,
     allow_uids: Collection[int] = (),
 ) -> socket.socket:
     """Accept connections on ``listener`` until one sends a migration stream's first bytes; the others are closed.
 
     One that sends something else, or nothing within ``handshake_s``, is closed and told to ``refused``; so is the oldest
-    silent one when there are :data:`PENDING_LIMIT` and another comes, and another user of this machine who is not in
-    ``allow_uids``. ``prepare`` sets a new connection's options. Raises Interrupted when ``wake_fd`` becomes readable.
+    silent one when there are :data:`PENDING_LIMIT` and another comes. ``prepare`` sets a new connection's options. One that
+    opens as a lease connection is given to ``lease``, where there is one. Another user of this machine who is not in
+    ``allow_uids`` is refused. Raises Interrupted when ``wake_fd`` becomes readable.
     """
     waiting: dict[socket.socket, float] = {}
     try:
@@ -75,9 +78,14 @@ def admit(
                 sock = by_fd[fd]
                 if sock not in waiting:
                     continue
-                if _opens_stream(sock, refused, waiting):
+                opened = _opening(sock, refused, waiting, known=(MAGIC,) if lease is None else (MAGIC, LEASE))
+                if opened == MAGIC:
                     del waiting[sock]
                     return sock
+                if opened == LEASE:
+                    assert lease is not None
+                    del waiting[sock]
+                    lease(sock)
     finally:
         for sock in waiting:
             sock.close()
@@ -94,24 +102,27 @@ def is_stranger(sock: socket.socket, allow_uids: Collection[int], refused: Calla
     return False
 
 
-def _opens_stream(sock: socket.socket, refused: Callable[[str], None], waiting: dict[socket.socket, float]) -> bool:
+def _opening(
+    sock: socket.socket, refused: Callable[[str], None], waiting: dict[socket.socket, float], *, known: tuple[bytes, ...]
+) -> bytes:
+    """Which of ``known`` the connection opens with; b"" while that cannot be told, or when it was refused."""
     try:
         first = sock.recv(len(MAGIC), socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
-        return False
+        return b""
     except OSError as error:
         first, reason = b"", error.strerror or str(error)
     else:
         reason = "closed before it sent anything"
-    if first == MAGIC:
-        return True
-    if first and MAGIC.startswith(first):
+    if first in known:
+        return first
+    if first and any(magic.startswith(first) for magic in known):
         # A part of it is here: poll would report it again at once, so the rest gets a moment.
         time.sleep(0.005)
-        return False
+        return b""
     if first:
         reason = f"{first!r} is not the start of a migration stream"
     refused(f"a connection was refused: {reason}")
     del waiting[sock]
     sock.close()
-    return False
+    return b""

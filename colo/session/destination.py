@@ -25,6 +25,7 @@ from colo._fast.digest import StreamDigest
 from colo._fast.pagedecoder import PageDecoder
 from colo._fast.staging import Staging
 from colo.abc import VirtualMachine
+from colo.arbiter import Arbiter, arbiter_from_uri, claim
 from colo.errors import (
     ChannelLost,
     ColoError,
@@ -36,8 +37,6 @@ from colo.errors import (
 from colo.protocol import encode_return_path
 from colo.protocol.migration import MigrationStatus
 from colo.session.admission import PENDING_LIMIT, admit
-from colo.session.arbiter import Arbiter, arbiter_from_uri
-from colo.session.claim import claim
 from colo.session.deadlines import Deadlines
 from colo.session.in_process import GuestImage
 from colo.session.initial_stream import InitialStream
@@ -63,8 +62,8 @@ class DestinationConfig:
     machine: str | None = None
     """Take only a stream of this machine type; None: any."""
     arbiter: str = "none"
-    """``file:DIR`` or ``exec:COMMAND``, the source's too: asked before the VM runs, so that a source that lost this side's
-    answer can find out."""
+    """``file:DIR``, ``etcd:URL/PREFIX`` or ``exec:COMMAND``, the source's too: asked before the VM runs, so that a source
+    that lost this side's answer can find out."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     """``idle_s`` is how long the source may be silent between two sections, as one that waits for leave to switch over."""
     limits: StreamLimits = field(default_factory=StreamLimits)
@@ -121,7 +120,7 @@ class MigrationDestination:
         self._cleanup.callback(os.close, self._wake_fd)
         try:
             if config.arbiter != "none":
-                self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", create=True)
+                self._arbiter = arbiter_from_uri(config.arbiter, role="secondary")
                 self._cleanup.callback(self._arbiter.close)
                 self._generation = self._arbiter.current()
             self._listener = self._cleanup.enter_context(

@@ -27,7 +27,7 @@ from colo.errors import (
     ProtocolError,
     StreamError,
 )
-from colo.memory import RamImage
+from colo.memory import BlockImage
 from colo.protocol import (
     Action,
     Event,
@@ -90,7 +90,7 @@ class Follower:
     def __init__(
         self,
         sock: socket.socket,
-        image: RamImage,
+        image: BlockImage,
         *,
         deadlines: Deadlines,
         limits: StreamLimits,
@@ -111,7 +111,7 @@ class Follower:
         self._on_announced = on_announced
         self._on_commit = on_commit
         self._buffer = ReadBuffer(sock.fileno(), wake_fd=wake_fd)
-        self._staging = Staging()
+        self._staging = Staging(image.log_files())
         self._decoder = PageDecoder(self._staging, immediate=True)
         self._applier = ThreadPoolExecutor(1, thread_name_prefix="colo-apply")
         self._applying: Future[None] | None = None
@@ -177,6 +177,7 @@ class Follower:
             self._applying = None
         elif self._log_is_committed:
             self._staging.apply()  # cut after the commit, before anything else could be done
+            self.image.replayed()
         self._log_is_committed = False
         return self.committed
 
@@ -389,13 +390,17 @@ class Follower:
                     f"primary's {self._expected_digest:032x}", where="checkpoint", offset=self._buffer.position,
                     value=self.machine.epoch)
         self._staging.reserve()
+        assert self._configuration is not None
+        self.image.prepare(
+            self.machine.epoch, self._configuration.machine, next(iter(self._live_sections)), self._device_state,
+            self._staged_blocks)
         return Event.VALIDATED
 
     def _commit(self) -> Event:
         """The point at which the checkpoint becomes the committed one. Its pages are the staged log from here on."""
         assert self._configuration is not None
+        self.image.commit(self._staged_blocks, self._staging.extent)
         self._log_is_committed = True
-        self.image.commit(self._staged_blocks)
         self.committed = Committed(
             self.machine.epoch, self._configuration, next(iter(self._live_sections)), self._device_state,
             tuple(self._staged_blocks), time.monotonic_ns(),
@@ -416,6 +421,7 @@ class Follower:
         if self.heat is not None and not first:
             self.heat.add(self.image.blocks, self._staging)
         self._staging.apply()
+        self.image.replayed()
         if first:
             # In the first checkpoint, too, a primary is not to wait for memory.
             self._staging.begin(self.image.blocks)

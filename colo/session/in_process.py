@@ -20,15 +20,26 @@ from typing import Any, Self
 
 from colo._fast.ramblock import RamBlock
 from colo.abc import GuestBlock, VirtualMachine
-from colo.errors import ArbitrationLost, ColoError, Interrupted, NoCheckpoint, StreamError, VmError
-from colo.memory import RamImage
+from colo.arbiter import Runner, arbiter_from_uri, claim
+from colo.errors import (
+    ArbitrationError,
+    ArbitrationLost,
+    ColoError,
+    Interrupted,
+    NoCheckpoint,
+    StreamError,
+    VmEnded,
+    VmError,
+)
+from colo.lease.promises import Promises
+from colo.memory import BlockImage
 from colo.protocol import Failover, FailoverEvent, FailoverStatus, Mode
-from colo.session.admission import PENDING_LIMIT, admit
-from colo.session.arbiter import arbiter_from_uri
+from colo.protocol.lease import LEASE_MS
+from colo.session.admission import PENDING_LIMIT
 from colo.session.checkpoint import CheckpointReport, Committed
-from colo.session.claim import claim
 from colo.session.control import ControlServer
 from colo.session.deadlines import Deadlines
+from colo.session.door import Door
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
 from colo.session.listening import listening
@@ -39,18 +50,16 @@ from colo.stream import StreamLimits
 from colo.transport import listen, tune
 
 
-class GuestImage(RamImage):
+class GuestImage(BlockImage):
     """A RAM image in the given blocks instead of files. Their names and sizes are what a primary must announce."""
 
     def __init__(self, blocks: Iterable[GuestBlock]) -> None:
         self.guest_blocks = {block.idstr: block for block in blocks}
         self.max_ram_bytes = sum(block.length_bytes for block in self.guest_blocks.values())
         self.blocks = []
-        self._files = {}
-        self._lock_fd = -1
 
     def announce(self, announced: Iterable[tuple[str, int]]) -> list[RamBlock]:
-        """As :meth:`RamImage.announce`. Raises StreamError when the blocks are not those of the VM here."""
+        """As :meth:`BlockImage.announce`. Raises StreamError when the blocks are not those of the VM here."""
         wanted = list(announced)
         here = {name: block.length_bytes for name, block in self.guest_blocks.items()}
         if dict(wanted) != here:
@@ -79,7 +88,12 @@ class InProcessConfig:
 
     listen: str
     arbiter: str
-    """``file:DIR``, ``exec:COMMAND`` or ``none``."""
+    """``file:DIR``, ``etcd:URL/PREFIX``, ``exec:COMMAND`` or ``none``."""
+    vm: str = ""
+    """The VM's name: an arbiter of another VM is refused. "": whichever the arbiter's is."""
+    lease_ms: float = LEASE_MS
+    """The longest lease that this side promises, in milliseconds; the primary's decides within that. 0: none, and a
+    primary that asks for none is let in."""
     wait_s: float = 0.0
     """After a loss: so long the primary may come back (its ``resync_s``) before this side takes over."""
     resume: bool = True
@@ -149,18 +163,30 @@ class InProcessSecondary:
         self._held: _Held | None = None
         self._following: tuple[Follower, GuestImage] | None = None
         self._requested: str | None = None
+        self._by_request = False
+        """It was an operator who asked, not a loss."""
         self._stopping = False
         self._result: Future[InProcessTakeover] = Future()
         self._cleanup = contextlib.ExitStack()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._cleanup.callback(os.close, self._wake_fd)
         try:
-            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", create=True)
+            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary")
             self._cleanup.callback(self._arbiter.close)
             self.generation = self._arbiter.current()
             self._listener = self._cleanup.enter_context(
                 listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
             self.address = self._listener.address
+            self.promises = Promises(
+                config.lease_ms, required=config.lease_ms > 0, arbiter=self._arbiter,
+                checkpoint=lambda: self.committed.number if self.committed else None,
+                tell=lambda text: self._tell("notice", text), wake=lambda: os.eventfd_write(self._wake_fd, 1))
+            self._cleanup.callback(self.promises.close)
+            self._door = Door(
+                self._listener.socket, handshake_s=config.deadlines.handshake_s,
+                prepare=lambda s: tune(s, config.deadlines.message_s), refused=lambda text: self._tell("notice", text),
+                lease=self.promises.take, bars=self.promises.bars, parks=True, allow_uids=config.allow_uids)
+            self._cleanup.callback(self._door.close)
             if config.control is not None:
                 control = ControlServer(Path(config.control), {
                     "status": self.status, "failover": self._failover_command,
@@ -190,6 +216,7 @@ class InProcessSecondary:
         """Ask for a takeover; the future has its report, or the error it ended with. Raises NoCheckpoint at once."""
         if self.committed is None:
             raise NoCheckpoint("nothing to resume from: no checkpoint has been committed yet")
+        self._by_request = True
         self._ask(reason)
         return self._result
 
@@ -212,6 +239,7 @@ class InProcessSecondary:
             "ram_bytes": sum(block.length_bytes for block in self._own),
             "staged_high_water_bytes": following[0].staged_high_water_bytes if following else 0,
             "generation": self.generation,
+            "lease": self.promises.status(),
             "statistics": self.statistics.as_dict(),
             "takeover": self.report.as_dict() if self.report else None,
         }
@@ -235,8 +263,16 @@ class InProcessSecondary:
         """Follow a primary; returns when the VM was taken over.
 
         Raises RuntimeError (another session has the VM), NoCheckpoint (lost before the first commit), ArbitrationLost (the
-        other side runs), VmError (the VM did not load the state) or Interrupted (:meth:`stop`).
+        other side runs), VmError (the VM did not load the state) or Interrupted (:meth:`stop`). Whatever it raises,
+        :attr:`committed` stays as long as this object; run again, it holds that, lets a primary come back, and takes over
+        when asked.
         """
+        if self._result.done():
+            self._result = Future()
+            self._requested, self._by_request, self.failover = None, False, Failover()
+            self.promises.relent()
+            self.promises.alone = 0  # that was heard: the arbiter is asked again when it matters
+            self.state = "waiting"
         hold = VmHold(self.vm)
         hold.take()
         try:
@@ -263,13 +299,10 @@ class InProcessSecondary:
                 timer.daemon = True
                 timer.start()
             try:
-                sock = admit(
-                    self._listener.socket, handshake_s=self.config.deadlines.handshake_s, wake_fd=self._wake_fd,
-                    prepare=lambda s: tune(s, self.config.deadlines.message_s),
-                    refused=lambda text: self._tell("notice", text), allow_uids=self.config.allow_uids,
-                )
+                sock = self._door.wait(self._wake_fd)
             except Interrupted:
-                self._woken()
+                if not self._woken():
+                    continue
                 noticed_ns = noticed_ns or time.monotonic_ns()
                 return self._take_over(self._requested or reason, noticed_ns)
             finally:
@@ -282,21 +315,37 @@ class InProcessSecondary:
             reason, noticed_ns = self._follow(sock)
             if self._stopping:
                 raise Interrupted("the session was asked to stop")
+            self._heed()
+            if self._held is None:
+                self._tell(
+                    "notice", "the primary was lost before its first checkpoint was whole, so there is nothing to resume "
+                    "from: "
+                    f"{reason}; waiting for it, or another")
+                continue
             if self._requested is None and self.config.wait_s > 0:
                 back = True
                 continue
-            if self._held is None:
-                raise NoCheckpoint(
-                    f"the primary was lost before the first checkpoint was whole, there is nothing to resume from: {reason}")
             return self._take_over(self._requested or reason, noticed_ns)
 
-    def _woken(self) -> None:
+    def _woken(self) -> bool:
+        """Whether a takeover is wanted. Raises Interrupted, VmEnded, ArbitrationLost."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
         if self._stopping:
             raise Interrupted("the session was asked to stop")
         if self._held is None:
-            raise NoCheckpoint(f"there is nothing to resume from: {self._requested}")
+            return False  # the primary's side said something of a session that came to nothing
+        self._heed()
+        return self._requested is not None
+
+    def _heed(self) -> None:
+        """What the primary's side said over the lease connection. Raises VmEnded, ArbitrationLost."""
+        if self.promises.ended:
+            raise VmEnded(f"the VM was ended at the primary ({self.promises.ended}): nothing is to be taken over")
+        if self.promises.alone and self._held is not None and self.failover.status is FailoverStatus.NONE:
+            raise ArbitrationLost(
+                f"the primary's VM runs on alone, in generation {self.promises.alone}: "
+                f"{self.promises.said or 'no reason given'}")
 
     def _free_blocks(self) -> tuple[GuestBlock, ...]:
         """Blocks that hold no committed checkpoint."""
@@ -308,11 +357,13 @@ class InProcessSecondary:
 
     def _follow(self, sock: socket.socket) -> tuple[str, int]:
         self.state = "connected"
+        self.generation = self._generation_now()
         self._tell("connected")
         image = GuestImage(self._free_blocks())
 
         def on_commit(committed: Committed, report: CheckpointReport) -> None:
             self.state = "protecting"
+            self.promises.progress()
             self.statistics.add(report)
             self._tell("checkpoint", report)
 
@@ -322,14 +373,15 @@ class InProcessSecondary:
         )
         follower.heat = self.heat
         self._following = follower, image
+        self.promises.follow(sock)
         try:
             follower.run()
         except Interrupted:
             noticed_ns = time.monotonic_ns()
-            reason = self._requested or "stopped"
+            reason = self._requested or ("stopped" if self._stopping else self.promises.lapsed or "the primary ended it")
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
-            if not self._stopping and self.committed is not None:
+            if self._by_request and not self._stopping and self.committed is not None:
                 self._arbitrate(reason)  # before the primary can notice: it would claim too
             follower.abandon()
         except ColoError as error:
@@ -337,13 +389,16 @@ class InProcessSecondary:
             reason = explain(error)
             self._tell("lost", reason)
         finally:
+            self.promises.follow(None)
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            committed = follower.settle()
-            follower.close()
-        if committed is not None:  # also one whose acknowledgement did not leave any more
-            self._held = _Held(committed, image)
-        self._following = None
+            try:
+                # However it ended, and also when its acknowledgement did not leave any more.
+                if (committed := follower.settle()) is not None:
+                    self._held = _Held(committed, image)
+            finally:
+                follower.close()
+                self._following = None
         self.state = "waiting"
         return reason, noticed_ns
 
@@ -387,13 +442,44 @@ class InProcessSecondary:
         """Win the generation, or raise ArbitrationLost. While it cannot be decided, nobody takes over."""
         self.failover.feed(FailoverEvent.REQUEST)
         try:
+            if not self._by_request and not self._arbiter.fences:
+                # After a loss this side waits first: the primary, if it lives, is to win, as its VM has lost nothing.
+                self.promises.want()
+                self._await_leave(self._look_at_generation)
             self.generation = claim(
-                self._arbiter, self.generation, reason=reason, on_undecided=lambda text: self._tell("notice", text),
-                stopping=lambda: self._stopping)
-        except ArbitrationLost:
+                self._arbiter, self.generation, reason=reason, runner=Runner.of(),
+                on_undecided=lambda text: self._tell("notice", text), stopping=lambda: self._stopping)
+            self.promises.claimed(self.generation)
+            self._await_leave(lambda: None)
+        except (ArbitrationLost, VmEnded):
             self.failover.feed(FailoverEvent.REFUSED)
             raise
+        except ColoError:
+            self.promises.relent()
+            self.promises.alone = 0  # that was heard: the arbiter is asked again when it matters
+            raise
         self.failover.feed(FailoverEvent.WON)
+
+    def _await_leave(self, look: Callable[[], None]) -> None:
+        """Until the primary's VM is known to stand still."""
+        self.promises.wait_to_run(
+            stopping=lambda: self._stopping, lost=look, told=lambda text: self._tell("notice", text),
+            proven=self._arbiter.fences)
+
+    def _look_at_generation(self) -> None:
+        """While this side waits for the other's lease to end, that side may win."""
+        self._heed()
+        try:
+            holds = self._arbiter.still_holds(self.generation)
+        except ArbitrationError:
+            return  # it cannot be told just now
+        if not holds:
+            raise ArbitrationLost("the other side runs the VM: this checkpoint is of no use any more")
+
+    def _generation_now(self) -> int:
+        """That of the primary that is let in: what it said when it was met, or what the arbiter says."""
+        met = self.promises.generation
+        return met if met is not None else self._arbiter.current()
 
     def _tell(self, kind: str, data: Any = None) -> None:
         self._on_event(kind, data)

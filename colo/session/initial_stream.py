@@ -11,7 +11,7 @@ from colo._fast.buffers import ReadBuffer
 from colo._fast.pagedecoder import EOS, PageDecoder
 from colo._fast.ramblock import RamBlock
 from colo.errors import StreamError
-from colo.memory import RamImage
+from colo.memory import BlockImage
 from colo.session.deadlines import Deadlines
 from colo.stream import (
     CommandItem,
@@ -43,7 +43,7 @@ class InitialStream:
         self,
         buffer: ReadBuffer,
         decoder: PageDecoder,
-        image: RamImage,
+        image: BlockImage,
         *,
         deadlines: Deadlines,
         limits: StreamLimits,
@@ -71,6 +71,7 @@ class InitialStream:
 
     def read(self) -> DeviceState:
         """Returns the device state, whole. Raises StreamError for what breaks the format, and the channel's errors."""
+        self._image.begin()
         reader = StreamReader(self._buffer, self._limits)
         for item in reader:
             self._take(item)

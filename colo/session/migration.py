@@ -21,9 +21,9 @@ from concurrent.futures import Future
 from typing import Any, Self
 
 from colo.abc import Throttled, VirtualMachine
+from colo.arbiter import Arbiter, arbiter_from_uri
 from colo.errors import AddressError, ArbitrationError, ArbitrationLost, ChannelError, ColoError, Interrupted, VmError
 from colo.protocol.migration import STATUSES, MigrationStatus, next_status
-from colo.session.arbiter import Arbiter, arbiter_from_uri
 from colo.session.convergence import AutoConverge
 from colo.session.listening import listening
 from colo.session.migration_config import MigrationConfig, MigrationOutcome, VmPlace
@@ -81,7 +81,7 @@ class Migration:
         self._arbiter: Arbiter | None = None
         self._generation = 0
         if config.arbiter != "none":
-            self._arbiter = arbiter_from_uri(config.arbiter, role="primary", create=True)
+            self._arbiter = arbiter_from_uri(config.arbiter, role="primary")
             self._generation = self._arbiter.current()
         self._hold = VmHold(vm)
         self._watch = VmWatch(config.vm_s, self._free_hung)

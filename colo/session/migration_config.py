@@ -32,7 +32,8 @@ class MigrationConfig:
     return_path: bool = True
     """Ask the destination to confirm. False: what was sent whole counts as arrived."""
     arbiter: str = "none"
-    """``file:DIR`` or ``exec:COMMAND``: who may run when the answer is lost. The destination must be given the same."""
+    """``file:DIR``, ``etcd:URL/PREFIX`` or ``exec:COMMAND``: who may run when the answer is lost. The destination must be
+    given the same."""
     tracker: str | DirtyTracker = "auto"
     xbzrle: str | int | None = None
     """Send changed pages as deltas from the second round on: ``"shadow"``, or the bytes of a cache as QEMU's. A QEMU

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from socket import socket as Socket
 from typing import Any, Self
 
 from colo.abc import VirtualMachine
+from colo.arbiter import Runner, arbiter_from_uri, claim, take_first
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -24,10 +27,11 @@ from colo.errors import (
     TrackerError,
     VmError,
 )
+from colo.lease.connection import LeaseConnection
+from colo.lease.meeting import Meeting
+from colo.lease.vm_lease import VmLease
 from colo.protocol import Event, State
-from colo.session.arbiter import arbiter_from_uri
 from colo.session.checkpoint_requests import CheckpointRequests
-from colo.session.claim import claim
 from colo.session.listening import listening
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace
@@ -47,6 +51,8 @@ GENERATION_S = 0.2
 """How often the generation is looked at; a takeover is noticed, and this VM stopped, within this time."""
 CONNECT_RETRY_S = 0.05
 RECONNECT_RETRY_S = 0.5
+LEASED_S = 5.0
+"""Within this the first promise must have come."""
 
 __all__ = ["Primary", "PrimaryConfig", "PrimaryEnding", "PrimaryOutcome"]
 
@@ -96,8 +102,12 @@ class Primary:
         self._pace = Pace(
             config.interval_ms, target_pause_ms=config.target_pause_ms, link_share=config.link_share)
         self._on_event = listening(on_event)
-        self._arbiter = arbiter_from_uri(config.arbiter, role="primary", create=True)
+        self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm)
         self.generation = self._arbiter.current()
+        self._lease: VmLease | None = None
+        self._leased_generation = 0
+        self._silent = ""
+        """Why the secondary counts as lost, by the lease."""
         self._settings = LinkSettings(
             config.machine, config.spoken, config.mode, config.sending == "copy", config.deadlines, config.extensions,
             config.precopy)
@@ -173,6 +183,7 @@ class Primary:
         if self._control is not None:
             self._control.close()
         self._pages.stop()
+        self._drop_lease()
         self._arbiter.close()
         self._wake.close()
         self._due.close()
@@ -187,6 +198,8 @@ class Primary:
             "checkpoint": link.acknowledged if link else None,
             "extensions": [extension.name for extension in link.agreed] if link else None,
             "generation": self.generation,
+            "lease": self._lease.status() if self._lease else None,
+            "secondary_notice": self._lease.notice if self._lease else "",
             "interval_ms": round(self._pace.interval_ms, 3),
             "link_bytes_per_s": round(link.rate.bytes_per_s) if link else None,
             "tracker": self._pages.tracker.name,
@@ -231,6 +244,8 @@ class Primary:
         try:
             while True:
                 try:
+                    if may_hold is None:
+                        self._begin_lease(until)
                     sock = self._connect(until)
                 except Interrupted:
                     return self._leave(link)
@@ -243,7 +258,11 @@ class Primary:
                 try:
                     self._lead(link)
                 except Interrupted:
-                    return self._leave(link)
+                    if not self._silent or self._stopping is not None or self._fenced:
+                        return self._leave(link)
+                    self._wake.clear()
+                    silent = ChannelLost(self._silent)
+                    may_hold, until = self._lost(link, silent, until if may_hold is not None else None)
                 except (VmError, TrackerError, LimitExceeded) as error:
                     self._blame_own(link, error)
                 except (ColoError, OSError) as error:
@@ -252,12 +271,67 @@ class Primary:
             return self._outcome(PrimaryEnding.STOPPED, str(stopped))
         except _Ended as ended:
             return ended.outcome
-        except BaseException:
+        except BaseException as error:
             if link is not None:
                 link.release()
+            if self._lease is not None and (link is None or not link.may_be_committed):
+                self._lease.alone(self._leased_generation + 1, str(error))  # nobody could take it over
             raise
         finally:
             self._pages.stop()
+
+    # -- the lease
+
+    def _begin_lease(self, until: float | None) -> None:
+        """Meet the secondary, and hold a lease of a generation of this session's own. Raises as :meth:`_connect`,
+        ProtocolError when the secondary refuses, ArbitrationLost when the VM runs elsewhere."""
+        if not self.config.leased:
+            return
+        self._drop_lease()
+        sock = self._connect(until)
+        identity = self._arbiter.identity
+        token = ""
+        try:
+            if identity is not None:
+                claimed = take_first(self._arbiter, Runner.of(), reason="protect")
+                self.generation, token = claimed.generation, claimed.token
+            connection = LeaseConnection.on(sock, self.config.to, Meeting(
+                vm=identity.vm if identity is not None else self.config.vm,
+                uuid=identity.uuid if identity is not None else "",
+                arbiter_id=identity.id if identity is not None else "", generation=self.generation, claim_token=token,
+                lease_ms=self.config.lease_ms, who=f"{socket.gethostname()} (pid {os.getpid()})"))
+        except BaseException:
+            sock.close()
+            raise
+        peer = connection.peer
+        connection.close()
+        if connection.welcome.notice:
+            self._tell("notice", f"the secondary could not take over as things are: {connection.welcome.notice}")
+        self._leased_generation = self.generation
+        self._lease = VmLease(
+            peer, token=connection.welcome.token, generation=self.generation, lease_ms=connection.welcome.lease_ms,
+            stop=self._handle.lease_over, go_on=self._handle.leased, changed=self._lease_changed)
+        if not self._lease.wait_leased(LEASED_S):
+            self._drop_lease()
+            raise ChannelLost(f"the secondary promised nothing within {LEASED_S:g} s; see what it says itself")
+
+    def _lease_changed(self) -> None:
+        """From the lease's thread."""
+        lease = self._lease
+        if lease is None:
+            return
+        if lease.taken:
+            self._fenced = True
+        self._silent = lease.lost
+        if self._fenced or self._silent:
+            self._due.set()
+            self._wake.set()
+
+    def _drop_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.close()
+        self._silent = ""
 
     def _new_link(self, sock: Socket, may_hold: int | None) -> PrimaryLink:
         link = PrimaryLink(
@@ -373,6 +447,8 @@ class Primary:
     def _claim_for(self, link: PrimaryLink, reason: str) -> None:
         """Make sure that this side may run, then run. Raises _OtherSideRuns; while it is undecided, waits."""
         machine = link.machine
+        if self._lease is not None:
+            self._lease.answering()
         with contextlib.suppress(ProtocolError):
             machine.feed(Event.FAILOVER_REQUESTED)
         if machine.state is State.ARBITRATING:
@@ -389,6 +465,9 @@ class Primary:
             machine.feed(Event.TAKEOVER_WON)
         link.release()
         self.state = "alone"
+        if self._lease is not None:
+            # Where no claim was needed, nothing that the other side could run has come to be.
+            self._lease.alone(max(self.generation, self._leased_generation + 1), reason)
         self._handle.resume()
         if self.outbox is not None:
             self.outbox.bypass(True)
@@ -396,13 +475,15 @@ class Primary:
 
     def _claim(self, reason: str) -> None:
         self.generation = claim(
-            self._arbiter, self.generation, reason=reason, on_undecided=lambda text: self._tell("notice", text),
-            wait=self._wait_woken)
+            self._arbiter, self.generation, reason=reason, runner=Runner.of(),
+            on_undecided=lambda text: self._tell("notice", text), wait=self._wait_woken)
 
     def _stand_still(self, reason: str) -> None:
         if self.outbox is not None:
             self.outbox.drop_all()
         self._handle.pause()
+        if self._lease is not None:
+            self._lease.prove(reason)
         self.state = "stopped"
         self._tell("stopped", reason)
         raise _OtherSideRuns(reason)
@@ -441,6 +522,8 @@ class Primary:
             return
         if link is not None:
             abort(link.sock)
+        if self._lease is not None:
+            self._lease.alone(max(self.generation, self._leased_generation + 1), str(error))
         if doing != "resume":
             with contextlib.suppress(Exception):
                 self.vm.resume()

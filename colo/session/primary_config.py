@@ -9,6 +9,7 @@ from colo._fast.codec_libraries import METHODS, probe, usable_methods
 from colo.abc import DirtyTracker
 from colo.errors import ArbitrationError, Unsupported
 from colo.protocol import Dialect, Mode
+from colo.protocol.lease import LEASE_MS, lease_ns_of
 from colo.session.deadlines import Deadlines
 from colo.stream import StreamLimits
 from colo.wire import Extension
@@ -21,7 +22,12 @@ class PrimaryConfig:
     to: str
     """Where the secondary listens: ``tcp:HOST:PORT`` or ``unix:PATH``."""
     arbiter: str
-    """``file:DIR``, ``exec:COMMAND`` or ``none``."""
+    """``file:DIR``, ``etcd:URL/PREFIX``, ``exec:COMMAND`` or ``none``."""
+    vm: str = ""
+    """The VM's name: an arbiter of another VM is refused. "": whichever the arbiter's is."""
+    lease_ms: float = LEASE_MS
+    """Between two colo ends: the VM runs only while the secondary has promised, for so long, not to run it. 0: no lease;
+    towards a QEMU none can be had, and the arbiter must be one that fences (``exec:``), or ``none``."""
     interval_ms: float = 100.0
     """From the begin of one checkpoint to that of the next; 0: one after the other. With a target pause, the most."""
     target_pause_ms: float | None = None
@@ -74,11 +80,23 @@ class PrimaryConfig:
             raise ValueError(f"sending is 'copy' or 'direct', not {self.sending!r}")
         if not self.arbiter:
             raise ArbitrationError(
-                "without an arbiter both sides may run after a loss: file:DIR, exec:COMMAND, or none")
+                "without an arbiter both sides may run after a loss: file:DIR, etcd:URL/PREFIX, exec:COMMAND, or none")
+        if self.lease_ms and self.mode is Mode.EARLY:
+            lease_ns_of(self.lease_ms)
+        elif self.mode is not Mode.EARLY and not self.arbiter.startswith("exec:") and self.arbiter != "none":
+            raise ArbitrationError(
+                "a QEMU promises no lease, so nothing would stop this VM by time when it is cut off: use an arbiter that "
+                "fences "
+                "the other side (exec:COMMAND), or none, by name, and both may run")
         if self.compress not in (None, "auto", *METHODS):
             raise ValueError(f"compress is None, 'auto', {' or '.join(map(repr, METHODS))}, not {self.compress!r}")
         if self.compress is not None and self.mode is not Mode.EARLY:
             raise ValueError("compress is for two colo ends (mode EARLY): a QEMU knows XBZRLE only")
+
+    @property
+    def leased(self) -> bool:
+        """Whether a lease is held."""
+        return self.lease_ms > 0 and self.mode is Mode.EARLY
 
     @property
     def spoken(self) -> Dialect:

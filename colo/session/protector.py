@@ -1,102 +1,117 @@
 """The primary's side, for an unmodified QEMU: set it up, watch it, and decide for it when its secondary is lost.
 
 QEMU itself waits for ever for a secondary that hangs, with its VM standing still. Here every pause has a deadline; when it
-passes, or QEMU says that the channel broke, the arbiter is asked: the winner's VM runs on alone, the loser's stops.
+passes, or QEMU says that the channel broke, the arbiter is asked: the winner's VM runs on alone, the loser's is ended. Until
+that is decided, the VM runs only as long as its lease lasts: a fence beside QEMU (:mod:`colo.session.guard`) sees to that.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, Self
 
-from colo.errors import ArbitrationError, ArbitrationLost, QemuError
-from colo.qemu.primary import ColoSettings, PauseMeter, QemuPrimary
+from colo.arbiter import Holder, Runner, arbiter_from_uri, init_arbiter, may_protect, take_first
+from colo.errors import ArbitrationError, ArbitrationLost, ChannelError, ColoError, QemuError
+from colo.lease.meeting import Meeting
+from colo.protocol.fencing import FenceState
+from colo.qemu.endings import Ending as QemuEnding
+from colo.qemu.endings import EndingActions, EndingWatch, Follows
+from colo.qemu.primary import PauseMeter, QemuPrimary
 from colo.qemu.qmp import QmpError
-from colo.session.arbiter import arbiter_from_uri
+from colo.session.control import ControlServer
+from colo.session.guard import Guard
+from colo.session.guard_place import GuardCard, GuardPlace
 from colo.session.listening import listening
+from colo.session.protector_config import Ending, ProtectorConfig, ProtectorReport
 from colo.transport import check_listening, check_plaintext
+
+__all__ = ["Ending", "Protector", "ProtectorConfig", "ProtectorReport"]
 
 WATCH_S = 0.02
 GENERATION_S = 0.2
-"""How often the generation is looked at; a takeover is noticed, and this VM stopped, within this time."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProtectorConfig:
-    """What ``colo protect`` needs to know."""
-
-    qmp: str | os.PathLike[str]
-    """QMP socket of the running QEMU."""
-    to: str
-    """Where its secondary listens: ``tcp:HOST:PORT`` or ``unix:PATH``."""
-    arbiter: str
-    """``file:DIR``, ``exec:COMMAND`` or ``none``."""
-    settings: ColoSettings = field(default_factory=ColoSettings)
-    deadline_ms: float = 5000.0
-    """Most that the VM may stand still for a checkpoint, and that a checkpoint which is due may take to begin."""
-    set_up_s: float = 60.0
-    """Most that the first copy may take."""
-    insecure: bool = False
-    """Allow plaintext TCP beyond loopback."""
-    allow_uids: tuple[int, ...] = ()
-    """Users of this machine, besides root and this process's own, who may listen there."""
-
-
-class Ending(Enum):
-    """How protection ended."""
-
-    ALONE = "the secondary is lost: the VM runs on alone, unprotected"
-    STOPPED = "the other side runs the VM: this one was stopped"
-    PRIMARY_GONE = "the primary's QEMU is gone"
-    DETACHED = "detached on request: QEMU goes on as primary, unwatched"
-
-
-@dataclass(frozen=True, slots=True)
-class ProtectorReport:
-    """What came of it; ``freed_ms`` is from the loss being noticed to the VM running alone."""
-
-    ending: Ending
-    reason: str
-    checkpoints: int
-    freed_ms: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "ending": self.ending.name.lower(), "text": self.ending.value, "reason": self.reason,
-            "checkpoints": self.checkpoints, "freed_ms": self.freed_ms,
-        }
+"""How often the generation is looked at; a takeover is noticed, and this VM ended, within this time."""
+LEASE_SHARE = 3
+"""With a third of a lease left, and no promise coming, the secondary counts as lost: there must be time to ask the
+arbiter."""
+RETRY_S = 1.0
+RECONNECT_S = 2.0
+MAIN_LOOP_S = 2.0
+TAKEN_S, TAKEN_UNHEARD_S = 30.0, 1.0
+"""So long a VM that was taken over is kept, stopped, in case the other side cannot run it: while that is heard of, and
+not."""
+END_S, MOVE_S = 10.0, 1.0
+"""So long a QEMU that ends has for closing its disks: where its VM ends with it, and where the other side waits for it."""
+ENDING_S = 2.0
+"""So long a process may take to end when its monitor is gone already."""
+HAND_OVER_S = 10.0
+"""So long the other side may take to take a VM over that is of no use here."""
 
 
 class Protector:
     """Sets a running QEMU up as primary, and watches it. ::
 
-        with Protector(ProtectorConfig("/run/vm1/qmp.sock", "tcp:127.0.0.1:9000", arbiter="file:/shared/vm1")) as p:
+        with Protector(ProtectorConfig("/run/vm1/qmp.sock", "unix:/run/vm1/colo.sock", arbiter="file:/shared/vm1")) as p:
             report = p.run()
 
-    ``on_event(kind, data)`` hears ``protecting``, ``pause`` (ms), ``notice``, ``lost`` and ``ended``.
+    ``on_event(kind, data)`` hears ``protecting``, ``pause`` (ms), ``notice``, ``lost``, ``alone`` and ``ended``.
     """
 
     def __init__(
         self, config: ProtectorConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None
     ) -> None:
         self.config = config
+        self.state = "starting"
         self._on_event = listening(on_event)
-        self._stop = threading.Event()
-        if not config.arbiter:
-            raise ArbitrationError(
-                "without an arbiter both sides may run after a loss: --arbiter file:DIR, exec:COMMAND, or none")
+        self._leave: str | None = None
+        self._end: str | None = None
+        self._stir = threading.Event()
+        self._meter: PauseMeter | None = None
+        self._place: GuardPlace | None = None
+        self._control: ControlServer | None = None
+        self._guard: Guard | None = None
         check_plaintext(config.to, insecure=config.insecure)
         check_listening(config.to, config.allow_uids)
-        self._arbiter = arbiter_from_uri(config.arbiter, role="primary")
-        self._generation = self._arbiter.current()
         self.primary = QemuPrimary.attach(config.qmp)
-        self._meter: PauseMeter | None = None
+        self._endings = EndingWatch(self.primary.qemu, on_ending=lambda ending: self._stir.set())
+        self._actions: EndingActions | None = None
+        try:
+            self._runner = Runner.of(self.primary.qemu.pid) if self.primary.qemu.pid is not None else None
+            self._vm = config.vm or self.primary.qemu.name
+            if config.init_arbiter:
+                init_arbiter(config.arbiter, vm=self._vm or f"qemu-{self.primary.qemu.pid}", uuid=self.primary.uuid)
+            self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm)
+            self._generation = self._arbiter.current()
+            self._claim_token = ""
+            self._take_place()
+        except BaseException:
+            self.primary.detach()
+            raise
+
+    def _take_place(self) -> None:
+        qemu = self.primary.qemu
+        if qemu.pid is None:
+            if self.config.lease_ms:
+                raise QemuError(
+                    "QEMU's process is not known (its QMP socket was made by another, or it runs on another machine), so "
+                    "nothing "
+                    "could stop its VM when the lease ends: run `colo protect` beside QEMU, on a socket that QEMU made "
+                    "itself")
+            return
+        self._place = GuardPlace(qemu.pid)
+        self._guard = Guard(
+            qemu, self._place.path, self.config.to, insecure=self.config.insecure,
+            allow_uids=self.config.allow_uids, watchdog=self.config.watchdog,
+            tell=lambda text: self._tell("notice", text), wake=self._stir.set)
+        self._control = ControlServer(self._place.control, {
+            "status": self.status, "unprotect": self._unprotect_command, "stop": self._stop_command})
+        identity = self._arbiter.identity
+        self._place.say(GuardCard(
+            self._vm or (identity.vm if identity is not None else ""), qemu.pid, os.path.abspath(os.fspath(self.config.qmp)),
+            self.config.to, os.getpid()))
 
     def __enter__(self) -> Self:
         return self
@@ -105,64 +120,296 @@ class Protector:
         self.close()
 
     def close(self) -> None:
-        """Close the monitor's connection; QEMU lives on."""
+        """Close the monitor's connection; QEMU lives on, under its fence if it is protected or undecided."""
+        if self._control is not None:
+            self._control.close()
+        self._endings.close()
+        if self._actions is not None:
+            self._actions.restore()
+        fenced = self._guard is not None and self._guard.leave() and self.primary.qemu.alive()
+        if self._place is not None:
+            self._place.close(fence_stays=fenced)
         self.primary.detach()
         self._arbiter.close()
 
-    def stop(self) -> None:
-        """End :meth:`run`; QEMU goes on as it is."""
-        self._stop.set()
+    # -- requests, from any thread
+
+    def stop(self, reason: str = "asked to end protection") -> None:
+        """End protection in order: this side claims the VM first, so that the secondary does not take over; the VM runs
+        on."""
+        self._leave = self._leave or reason
+        self._stir.set()
+
+    def end_vm(self, reason: str = "stopped by its user") -> None:
+        """End the VM, on purpose: neither side runs it."""
+        self._end = self._end or reason
+        self._stir.set()
+
+    def _unprotect_command(self) -> dict[str, Any]:
+        self.stop("`colo unprotect`")
+        return {"state": self.state}
+
+    def _stop_command(self) -> dict[str, Any]:
+        self.end_vm("`colo stop`")
+        return {"state": self.state}
 
     @property
     def checkpoints(self) -> int:
         """Pauses seen so far."""
         return self._meter.count if self._meter else 0
 
+    def status(self) -> dict[str, Any]:
+        """Keys are stable."""
+        guard = self._guard
+        fence = guard.status if guard is not None else None
+        return {
+            "state": self.state,
+            "over": self.state in {ending.name.lower() for ending in Ending},
+            "vm": self._vm,
+            "pid": self.primary.qemu.pid,
+            "to": self.config.to,
+            "checkpoints": self.checkpoints,
+            "checkpoint": self.checkpoints,
+            "generation": self._generation,
+            "lease": {
+                "lease_ms": self.config.lease_ms,
+                "left_ms": None if guard is None or guard.left_ms is None else round(guard.left_ms, 1),
+                "fence": fence.state.lower() if fence is not None else None,
+                "fence_pid": fence.fence_pid if fence is not None else None,
+                "realtime": fence.hardened.get("realtime") if fence is not None else None,
+                "locked": fence.hardened.get("locked") if fence is not None else None,
+                "watchdog": fence.watchdog if fence is not None else None,
+            },
+            "secondary_notice": guard.notice if guard is not None else "",
+            "statistics": {"checkpoints": self.checkpoints, "pause_ms": self._meter.summary() if self._meter else None},
+        }
+
+    # -- the session
+
     def run(self) -> ProtectorReport:
-        """Protect until it ends; the report says how. Raises QemuError or QemuUnsupported if it cannot begin."""
-        for disk in self.primary.unreplicated_disks():
-            self._on_event("notice", f"disk {disk} is not replicated: it must be on storage that both sides share")
-        self._meter = self.primary.measure_pauses(lambda pause_ms: self._on_event("pause", pause_ms))
+        """Protect until it ends; the report says how. Raises QemuError, QemuUnsupported, ChannelError, ProtocolError or
+        ArbitrationError if it cannot begin, ArbitrationError when it was asked to end while who may run was undecided: the VM
+        then stands still, under its fence, until another guard comes."""
+        self._meter = self.primary.measure_pauses(lambda pause_ms: self._tell("pause", pause_ms))
+        report = self._resume_guarding()
+        if report is None:
+            for disk in self.primary.unreplicated_disks():
+                self._tell("notice", f"disk {disk} is not replicated: it must be on storage that both sides share")
+            report = self._protect()
+        while report.ending is Ending.ALONE and self.config.reconnect and self._leave is None and self._end is None:
+            self.state = "alone"
+            self._tell("alone", report)
+            report = self._protect_again(report)
+        self.state = report.ending.name.lower()
+        self._tell("ended", report)
+        return report
+
+    # -- beginning
+
+    def _protect(self) -> ProtectorReport:
+        """Meet the secondary, have the lease held, make QEMU a primary, and watch it."""
+        self.state = "setting up"
+        if self._actions is None:
+            self._actions = EndingActions.hold(self.primary.qemu)
+            if self._actions.notice:
+                self._tell("notice", self._actions.notice)
+        self._begin_lease()
         began = self.primary.streams_begun
         try:
             self.primary.set_up(self.config.to, self.config.settings, timeout_s=self.config.set_up_s)
         except QemuError as error:
             if self.primary.streams_begun == began:
+                self._let_go(f"protection did not begin: {error}")
                 raise
             # The secondary may have had all of it, and be about to take over: only the arbiter can tell.
             report = self._settle(f"protection did not begin: {error}")
             if report.ending is Ending.ALONE:
                 raise
+            return report
+        for text in self.primary.notices:
+            self._tell("notice", text)
+        self.state = "protecting"
+        self._tell("protecting", self.config.to)
+        return self._watch()
+
+    def _begin_lease(self) -> None:
+        guard = self._guard
+        if not self.config.lease_ms or guard is None:
+            self._tell(
+                "notice", "no lease: nothing stops this VM by time when it is cut off from the secondary and the arbiter; "
+                f"who may run rests on {self.config.arbiter.partition(':')[0]}: alone")
+            return
+        identity = self._arbiter.identity
+        sock = guard.reach()  # first: a generation is not claimed for a secondary that is not there
+        if identity is not None:
+            assert self._runner is not None
+            claimed = take_first(self._arbiter, self._runner, reason="protect")
+            self._generation, self._claim_token = claimed.generation, claimed.token
+        meeting = Meeting(
+            vm=self._vm or (identity.vm if identity is not None else ""), uuid=self.primary.uuid,
+            arbiter_id=identity.id if identity is not None else "", generation=self._generation,
+            claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who)
+        guard.meet(sock, meeting)
+        guard.hold(notes={"to": self.config.to, "arbiter": self.config.arbiter, "vm": self._vm})
+
+    @property
+    def _who(self) -> str:
+        return f"{socket.gethostname()} (QEMU pid {self.primary.qemu.pid})"
+
+    def _let_go(self, reason: str) -> None:
+        """Nothing that the secondary could run has come to be: the VM runs on, and no lease is needed."""
+        if self._guard is not None and self.config.lease_ms:
+            self._guard.alone(self._generation + 1, reason)
+            self._guard.release()
+
+    def _resume_guarding(self) -> ProtectorReport | None:
+        """A QEMU that is in COLO already: the guard before this one died, and this one goes on. None: it is not."""
+        guard = self._guard
+        if guard is None:
+            return None
+        found = guard.find()
+        if found is not None and found.generation:
+            guard.adopt(found)
+            self._generation = found.generation
+            if found.notes.get("arbiter") not in (None, self.config.arbiter):
+                guard.leave()
+                raise QemuError(
+                    f"this QEMU is protected already, with --arbiter {found.notes['arbiter']} and --to "
+                    f"{found.notes.get('to')}: "
+                    "give these, or end that protection first (`colo unprotect`)")
+            self._tell("notice", f"this VM's fence (pid {found.fence_pid}) is here: protection goes on where the guard "
+                                 "left it")
+            if found.state in ("OVER", "STANDS"):
+                return self._stands_still(found.reason)
+        elif self.primary.migration_status() == "colo":
+            held = self._holder_of_running()
+            if held is None:
+                return None
+            self._generation, self._claim_token = held.generation, held.token
+            self._tell("notice", "this QEMU is a COLO primary already, and no fence is beside it: one is made")
+            try:
+                self._meet_again()
+            except ColoError as error:
+                return self._settle(f"the secondary cannot be met again: {error}")
         else:
-            self._on_event("protecting", self.config.to)
-            report = self._watch()
-        self._on_event("ended", report)
-        return report
+            if found is not None:
+                guard.release()
+            return None
+        status = self.primary.migration_status()
+        if status != "colo":
+            return self._settle(f"QEMU left COLO while nobody guarded it (its migration is {status!r})")
+        self.state = "protecting"
+        self._tell("protecting", self.config.to)
+        return self._watch()
+
+    def _holder_of_running(self) -> Holder | None:
+        """The generation that this very QEMU holds. Raises ArbitrationLost when it is another's."""
+        if not self.config.lease_ms or self._arbiter.identity is None:
+            return None
+        assert self._runner is not None
+        held = self._arbiter.holder()
+        may_protect(held, self._runner)
+        return held
+
+    def _meet_again(self) -> None:
+        assert self._guard is not None
+        identity = self._arbiter.identity
+        assert identity is not None
+        welcome = self._guard.meet(self._guard.reach(), Meeting(
+            vm=self._vm or identity.vm, uuid=self.primary.uuid, arbiter_id=identity.id, generation=self._generation,
+            claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who))
+        if not welcome.following:
+            raise QemuError("it does not follow this VM any more")
+        self._guard.hold(notes={"to": self.config.to, "arbiter": self.config.arbiter, "vm": self._vm})
+
+    def _stands_still(self, reason: str) -> ProtectorReport:
+        """The fence has stopped the VM, and nobody was there to ask the arbiter."""
+        self.state = "undecided"
+        return self._settle(f"the VM was stopped by its fence ({reason})")
+
+    def _protect_again(self, alone: ProtectorReport) -> ProtectorReport:
+        """Alone: look for a secondary, for ever."""
+        said = ""
+        while True:
+            if self._stir_wait(RECONNECT_S):
+                if self._leave is not None:
+                    return ProtectorReport(Ending.UNPROTECTED, self._leave, self.checkpoints, alone.freed_ms)
+                if self._end is not None:
+                    return self._end_on_purpose(self._end)
+            if not self.primary.qemu.alive():
+                return self._report(Ending.PRIMARY_GONE, f"{alone.reason}; its process ended while it ran alone")
+            try:
+                return self._protect()
+            except ArbitrationLost:
+                raise
+            except (ChannelError, QemuError, ColoError) as error:
+                if not self.primary.qemu.alive():
+                    return self._report(Ending.PRIMARY_GONE, f"{alone.reason}; its process ended while it ran alone")
+                if str(error) != said:
+                    said = str(error)
+                    self._tell("notice", f"no secondary yet, it is tried again: {error}")
+                self.state = "alone"
+
+    def _stir_wait(self, seconds: float) -> bool:
+        """Wait so long; True as soon as something was asked for."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self._leave is not None or self._end is not None:
+                return True
+            self._stir.wait(min(0.1, max(0.0, until - time.monotonic())))
+            self._stir.clear()
+        return self._leave is not None or self._end is not None
+
+    # -- watching
 
     def _watch(self) -> ProtectorReport:
         assert self._meter is not None
         seen: tuple[int, int | None] = (-1, None)
         since = time.monotonic()
         next_look = 0.0
-        while not self._stop.wait(WATCH_S):
+        while True:
+            self._stir.wait(WATCH_S)
+            self._stir.clear()
             now = time.monotonic()
-            if not self.primary.qemu.alive():
-                return self._end(Ending.PRIMARY_GONE, "its process ended")
+            if (ending := self._endings.ending) is not None or not self.primary.qemu.alive():
+                return self._ending(ending or self._endings.verdict())
+            if self._end is not None:
+                return self._end_on_purpose(self._end)
+            if self._leave is not None:
+                return self._settle(self._leave, Ending.UNPROTECTED)
             if now >= next_look:
                 next_look = now + GENERATION_S
                 if self._generation_is_gone():
-                    return self._stop_vm("its generation is over: the secondary took over")
+                    return self._lost("its generation is over: the secondary took over")
+            if (reason := self._look_at_guard()) is not None:
+                return self._settle(reason)
             if self.primary.colo_exited.is_set():
                 return self._settle(f"QEMU left COLO ({self.primary.exit_reason or 'no reason given'})")
             progress = (self._meter.count, self._meter.stopped_at_us)
             if progress != seen:
                 seen, since = progress, now
             elif hung := self._hung((now - since) * 1000, stopped=progress[1] is not None):
-                if self.primary.responds():
-                    return self._settle(hung)
-                # It is QEMU itself that is frozen: to win now would only keep the other side from taking over.
-                since = time.monotonic()
-        return self._end(Ending.DETACHED, "asked to stop watching")
+                return self._settle(hung)
+
+    def _look_at_guard(self) -> str | None:
+        """Why the secondary counts as lost, by the lease; None if it does not."""
+        guard = self._guard
+        if guard is None or not self.config.lease_ms:
+            return None
+        guard.tend()
+        status = guard.status
+        if status is None:
+            return None
+        if status.taken:
+            return "the other side took over"
+        if status.wanted:
+            return "the secondary lost this primary, and wants to take over"
+        if guard.state_is(FenceState.STANDS):
+            return status.reason
+        left_ms = guard.left_ms
+        if left_ms is not None and left_ms < guard.lease_ms / LEASE_SHARE and guard.lease_ms:
+            return f"the secondary has promised nothing for {guard.lease_ms - left_ms:.0f} ms"
+        return None
 
     def _hung(self, still_ms: float, *, stopped: bool) -> str | None:
         """Why the secondary counts as hung, ``still_ms`` after the VM last stopped or went on; None if it does not."""
@@ -179,44 +426,202 @@ class Protector:
         try:
             return not self._arbiter.still_holds(self._generation)
         except ArbitrationError:
-            return False  # it cannot be told just now; while the channel works, nobody takes over
+            return False  # it cannot be told just now; while the lease lasts, nobody takes over
 
-    def _settle(self, reason: str) -> ProtectorReport:
-        """The secondary is lost. Whoever wins the generation runs."""
+    # -- deciding
+
+    def _settle(self, reason: str, won: Ending = Ending.ALONE) -> ProtectorReport:
+        """The secondary is lost, or let go. Whoever wins the generation runs."""
         noticed = time.monotonic()
-        self._on_event("lost", reason)
+        self.state = "settling"
+        in_order = won is Ending.UNPROTECTED
+        self._tell("notice" if in_order else "lost", reason)
+        if self._guard is not None:
+            self._guard.answering()
+        # Asked to leave, the channel is left whole until the claim is won: if it cannot be, protection goes on.
+        if not self._usable(yank=not in_order):
+            if self._is_ending():
+                return self._process_gone()
+            return self._hand_over(f"{reason}; QEMU does not answer, so its VM could not be freed here")
         told = False
         while True:
             try:
-                self._arbiter.claim(self._generation, reason=reason)
+                claim = self._arbiter.claim(self._generation, reason=reason, runner=self._runner)
                 break
             except ArbitrationLost as error:
-                return self._stop_vm(f"{reason}; {error}")
+                return self._lost(f"{reason}; {error}")
             except ArbitrationError as error:
+                if not self.primary.qemu.alive():
+                    return self._process_gone()
                 if not told:
-                    self._on_event("notice", f"who may run is undecided, the VM waits: {error}")
+                    self._tell("notice", f"who may run is undecided, the VM waits: {error}")
                     told = True
+                self.state = "undecided"
                 self._pause_while_undecided()
-                if self._stop.wait(1.0):
-                    raise
+                if self._wait_undecided():
+                    raise ArbitrationError(
+                        f"{error}. Its fence keeps the VM as the lease allows (stopped, once that is over): `colo protect` "
+                        "again settles it when the arbiter answers") from error
+        return self._run_alone(claim.generation, reason, won, noticed)
+
+    def _run_alone(self, generation: int, reason: str, won: Ending, noticed: float) -> ProtectorReport:
+        self._generation = generation
+        if self._guard is not None and self.config.lease_ms:
+            self._guard.alone(generation, reason)
         try:
             self.primary.free_from_lost_secondary()
         except QmpError as error:
             if not self.primary.qemu.alive():
-                return self._end(Ending.PRIMARY_GONE, f"{reason}; its process ended")
+                return self._report(Ending.PRIMARY_GONE, f"{reason}; its process ended")
             raise QemuError(f"the VM may run, but QEMU could not be freed from its secondary: {error}") from error
-        return self._end(Ending.ALONE, reason, (time.monotonic() - noticed) * 1000)
+        finally:
+            if self._guard is not None:
+                self._guard.release()
+        return self._report(won, reason, (time.monotonic() - noticed) * 1000)
+
+    def _usable(self, *, yank: bool) -> bool:
+        """Whether QEMU could be told to run alone: its main loop answers, once (``yank``) its hanging channel is gone."""
+        if self._guard is not None and self._guard.stopped_in_time:
+            return True  # stopped, in time: nothing can be asked before it goes on, and nothing was wrong before
+        answers = self.primary.why_not_alone(MAIN_LOOP_S) is None if yank else self.primary.main_loop_responds(MAIN_LOOP_S)
+        return answers or bool(self._guard is not None and self._guard.stopped_in_time)
+
+    def _is_ending(self) -> bool:
+        """Whether QEMU is gone, or its monitor is: then its process soon will be."""
+        until = time.monotonic() + (ENDING_S if self.primary.qemu.qmp.lost else 0.0)
+        while self.primary.qemu.alive():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def _wait_undecided(self) -> bool:
+        """Until the arbiter is asked again; True when it was asked to end meanwhile."""
+        until = time.monotonic() + RETRY_S
+        while time.monotonic() < until:
+            if self._guard is not None and self.config.lease_ms:
+                self._guard.tend()
+            if self._leave is not None:
+                return True
+            self._stir.wait(WATCH_S)
+            self._stir.clear()
+        return False
 
     def _pause_while_undecided(self) -> None:
-        """While it is open who may run, this VM must not: the other side may have won."""
+        """While it is open who may run, this VM must not: the other side may have won. A lease ends by itself."""
+        if self.config.lease_ms:
+            return
         try:
             self.primary.qemu.qmp.execute("stop", timeout_s=1.0)
         except QmpError as error:
-            self._on_event("notice", f"QEMU did not stop its VM: {error}")
+            self._tell("notice", f"QEMU did not stop its VM: {error}")
 
-    def _stop_vm(self, reason: str) -> ProtectorReport:
-        how = self.primary.stop_loser()
-        return self._end(Ending.STOPPED, f"{reason} ({how})")
+    def _lost(self, reason: str) -> ProtectorReport:
+        """The other side holds the next generation: this VM stands still, and is ended as soon as that one runs."""
+        self.state = "losing"
+        if self._guard is not None and self.config.lease_ms:
+            self._guard.prove(reason)
+            if (report := self._await_other_side(reason)) is not None:
+                return report
+            self._guard.end(reason)
+        how = self.primary.end_loser()
+        if self._guard is not None:
+            self._guard.release(stopped=True)
+        return self._report(Ending.STOPPED, f"{reason} ({how})")
 
-    def _end(self, ending: Ending, reason: str, freed_ms: float | None = None) -> ProtectorReport:
+    def _await_other_side(self, reason: str) -> ProtectorReport | None:
+        """Keep the stopped VM until the other side says that it runs, or cannot run it: then it is claimed back."""
+        guard = self._guard
+        assert guard is not None
+        began = time.monotonic()
+        while self.primary.qemu.alive():
+            guard.tend()
+            status = guard.status
+            if status is not None and status.returned:
+                self._tell("notice", f"the other side could not run the VM, it is claimed back: {status.said}")
+                try:
+                    claim = self._arbiter.claim(status.returned, reason="returned", runner=self._runner)
+                except ArbitrationError as error:
+                    self._tell("notice", f"it cannot be claimed back: {error}")
+                    return None
+                return self._run_alone(claim.generation, f"{reason}; {status.said}", Ending.ALONE, began)
+            heard = status is not None and status.connected
+            if time.monotonic() - began > (TAKEN_S if heard else TAKEN_UNHEARD_S):
+                return None
+            self._stir.wait(WATCH_S)
+            self._stir.clear()
+        return None
+
+    def _hand_over(self, reason: str) -> ProtectorReport:
+        """QEMU is of no use here: the VM is left to the other side, if that can run it."""
+        if self._guard is None or not self.config.lease_ms:
+            how = self.primary.stop_loser(kill=True)
+            return self._report(Ending.HANDED_OVER, f"{reason} ({how})")
+        self._tell("notice", f"{reason}: it is left to the other side")
+        self._guard.prove(reason)
+        until = time.monotonic() + max(HAND_OVER_S, 3 * self.config.lease_ms / 1000)
+        while time.monotonic() < until:
+            self._guard.tend()
+            status = self._guard.status
+            if not self.primary.qemu.alive() or (status is not None and status.taken) or self._generation_is_gone():
+                report = self._lost(reason)
+                return report if report.ending is not Ending.STOPPED else self._report(Ending.HANDED_OVER, report.reason)
+            self._stir.wait(GENERATION_S)
+            self._stir.clear()
+        self._tell("notice", "the other side does not take the VM: it is claimed for this one, as it is")
+        try:
+            claim = self._arbiter.claim(self._generation, reason=reason, runner=self._runner)
+        except ArbitrationLost as error:
+            return self._lost(f"{reason}; {error}")
+        return self._run_alone(claim.generation, reason, Ending.ALONE, time.monotonic())
+
+    def _process_gone(self) -> ProtectorReport:
+        return self._ending(self._endings.verdict())
+
+    def _ending(self, how: QemuEnding | None) -> ProtectorReport:
+        """QEMU ends, or has ended: its VM ends with it, or moves over. The fence tells the other side, and stays until
+        that was heard."""
+        status = self._guard.status if self._guard is not None else None
+        if status is not None and status.taken:
+            return self._report(Ending.STOPPED, f"the other side took over, generation {status.taken} (ended by the fence)")
+        text = how.text if how is not None else "its process ended"
+        self.state = "ending"
+        if how is not None and how.outcome(self.config.on_crash) is Follows.ENDS:
+            self._close_generation(text)
+            if self._guard is not None:
+                self._guard.ended(text)
+            self._endings.wait_gone(END_S)
+            return self._report(Ending.ENDED, text)
+        self._endings.wait_gone(MOVE_S)
+        if self._guard is not None:
+            self._guard.moves(text)
+        return self._report(Ending.PRIMARY_GONE, text)
+
+    def _close_generation(self, reason: str) -> None:
+        try:
+            self._arbiter.close_generation(self._generation, reason, runner=self._runner)
+        except ArbitrationLost:
+            raise
+        except ArbitrationError as error:
+            self._tell("notice", f"the arbiter was not told that the VM was ended: {error}")
+
+    def _end_on_purpose(self, reason: str) -> ProtectorReport:
+        """End the VM: nobody runs it after this, and nobody revives it."""
+        self.state = "ending"
+        try:
+            self._close_generation(reason)
+        except ArbitrationLost as error:
+            return self._lost(f"{reason}; {error}")
+        if self._guard is not None and self.config.lease_ms:
+            self._guard.ended(reason)
+        self.primary.quit_gently(END_S)
+        self.primary.end_loser()
+        if self._guard is not None:
+            self._guard.release(stopped=True)
+        return self._report(Ending.ENDED, reason)
+
+    def _report(self, ending: Ending, reason: str, freed_ms: float | None = None) -> ProtectorReport:
         return ProtectorReport(ending, reason, self.checkpoints, None if freed_ms is None else round(freed_ms, 3))
+
+    def _tell(self, kind: str, data: Any = None) -> None:
+        self._on_event(kind, data)

@@ -8,6 +8,7 @@ prefix of it can be let through before the fault.
 from __future__ import annotations
 
 import contextlib
+import queue
 import random
 import select
 import socket
@@ -17,7 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from colo.wire import LEASE_MAGIC
+
 REQUEST, REPLY, SEND, SIZE, RECEIVED, LOADED = range(1, 7)
+LEASE = LEASE_MAGIC.to_bytes(4, "big")
 LINGER = struct.pack("ii", 1, 0)
 
 
@@ -91,6 +95,17 @@ def initial_regions(data: bytes | bytearray) -> tuple[int, int] | None:
         return None
     first_device = data.rfind(b"\x10timer", 0, at) if b"\x10timer" in data else data.rfind(b"\x05timer", 0, at)
     return (max(first_device, 0) or at - 1000, at - 5)
+
+
+def carry(primary: socket.socket, address: tuple[str, int]) -> None:
+    """Both ways, until one side closes."""
+    with primary, contextlib.suppress(OSError), socket.create_connection(address) as secondary:
+        while True:
+            for ready in select.select([primary, secondary], [], [])[0]:
+                data = ready.recv(1 << 16)
+                if not data:
+                    return
+                (secondary if ready is primary else primary).sendall(data)
 
 
 class Proxy:
@@ -178,8 +193,7 @@ class Proxy:
 
     def _run(self) -> None:
         try:
-            self._primary_sock, _ = self._listener.accept()
-            self._listener.close()
+            self._primary_sock = self._accept_stream()
             self._secondary_sock = socket.create_connection(self._secondary)
             for sock in (self._primary_sock, self._secondary_sock):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -191,6 +205,29 @@ class Proxy:
         except BaseException as error:
             self.error = error
             self.close_both()
+
+    def _accept_stream(self) -> socket.socket:
+        """The migration stream's connection; lease connections before and after it are carried as they are."""
+        streams: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
+
+        def accept() -> None:
+            while True:
+                try:
+                    sock, _ = self._listener.accept()
+                    first = sock.recv(4, socket.MSG_PEEK)
+                except OSError:
+                    streams.put(None)
+                    return
+                if first == LEASE:
+                    threading.Thread(target=carry, args=(sock, self._secondary), daemon=True).start()
+                else:
+                    streams.put(sock)
+
+        threading.Thread(target=accept, name="fault-proxy-door", daemon=True).start()
+        sock = streams.get()
+        if sock is None:
+            raise EOFError("nobody came")
+        return sock
 
     def _fault(self, where: str) -> None:
         self.forwarded_of = where

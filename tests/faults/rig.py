@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from colo.arbiter import init_arbiter
 from colo.errors import QemuError
 from colo.qemu.guest import GuestState, check_guest_memory
 from colo.qemu.primary import ColoSettings, QemuPrimary
@@ -41,6 +42,7 @@ class Rig:
         self.primary_serial = run_dir / "primary.log"
         self.arbiter_dir = run_dir / "arbiter"
         self.arbiter_dir.mkdir(mode=0o700)
+        init_arbiter(f"file:{self.arbiter_dir}", vm="test")
         self.ram_dir = config.setdefault("ram_dir", run_dir / "ram")
         self.monitor = run_dir / "protect.sock"
         self.events: list[tuple[str, Any]] = []
@@ -58,6 +60,7 @@ class Rig:
             "standby": machine(accel="kvm", serial=self.serial),
             "arbiter": f"file:{self.arbiter_dir}",
             "deadlines": DEADLINES,
+            "lease_ms": 0.0,  # these primaries are led by the test itself: nobody is there to ask for one
             "takeover_s": 10.0,
         }
         self.config = replace(SecondaryConfig("tcp:127.0.0.1:0", self.ram_dir), **(values | config))

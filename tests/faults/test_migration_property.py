@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colo.abc import BlockMemory
+from colo.arbiter import init_arbiter
 from colo.errors import ArbitrationError, ColoError
 from colo.memory.trackers import probe
 from colo.session.deadlines import Deadlines
@@ -178,6 +179,7 @@ def one(direction: int, cut: int | None, *, tracker: str, return_path: bool, arb
     budgets: list[int | None] = [None, None]
     budgets[direction] = cut
     with tempfile.TemporaryDirectory() as directory:
+        init_arbiter(f"file:{directory}", vm="test")
         ended = migrate(
             budgets, f"file:{directory}" if arbiter else "none", tracker=tracker, return_path=return_path, xbzrle=xbzrle)
     check(ended, return_path=return_path, arbiter=arbiter)

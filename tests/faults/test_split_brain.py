@@ -36,12 +36,12 @@ def cut_both_ways(machine: Machine, run_dir: Path, number: int) -> str:
         time.sleep(delay_s)
         second()
 
-    with rig(machine, run_dir) as case:
+    with rig(machine, run_dir, lease_ms=1000.0) as case:
         case.start()
         with Proxy(case.address, point=point, checkpoint=rng.randint(1, 4), act=act, rng=rng) as proxy:
             config = ProtectorConfig(
                 case.monitor, f"tcp:127.0.0.1:{proxy.port}", arbiter=f"file:{case.arbiter_dir}", settings=SETTINGS,
-                deadline_ms=500)
+                deadline_ms=500, lease_ms=1000)
 
             def protect() -> None:
                 try:
@@ -71,7 +71,7 @@ def cut_both_ways(machine: Machine, run_dir: Path, number: int) -> str:
             expected = point.committed(proxy.checkpoint)
             assert expected is not None
             case.check_resumed(taken, expected)
-            assert not case.process.alive() or case.process.status() != "running"
+            assert not case.process.alive()
             return "secondary"
 
 
@@ -83,13 +83,11 @@ def test_exactly_one_side_runs_when_both_are_told(machine: Machine, run_dir: Pat
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_exactly_one_side_runs_every_time(machine: Machine, run_dir: Path) -> None:
-    winners = []
     for number in range(20):
         directory = run_dir / str(number)
         directory.mkdir(mode=0o700)
         try:
-            winners.append(cut_both_ways(machine, directory, number))
+            cut_both_ways(machine, directory, number)
         except BaseException as error:
             error.add_note(f"round {number}")
             raise
-    assert set(winners) == {"primary", "secondary"}, f"{winners}: the race is not one"

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from colo.arbiter import init_arbiter
 from tests.interop.linux_guest import APPEND, counters, linux_guest
 
 pytestmark = [pytest.mark.soak, pytest.mark.qemu]
@@ -96,6 +97,7 @@ def test_linux_goes_on_from_the_checkpoint_when_its_primary_is_killed(accelerato
     ]
     arbiter = work / "arbiter"
     arbiter.mkdir(mode=0o700)
+    init_arbiter(f"file:{arbiter}", vm="test")
     with contextlib.ExitStack() as stack:
 
         def started(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:

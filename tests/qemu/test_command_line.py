@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo.errors import QemuError
+from colo.qemu.capabilities import capability_list
 from colo.qemu.command_line import default_ram_id, derive_standby
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.options import Properties, split_options
 from colo.qemu.process import QemuProcess
-from colo.qemu.standby import Standby, capability_list
+from colo.qemu.standby import Standby
 from tests.qemu.tiny_machine import GUEST, Machine, wait_for_lines
 
 BLOCKS = [("pc.ram", 32 << 20), ("pc.bios", 65536)]

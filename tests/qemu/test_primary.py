@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -11,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from colo.errors import QemuError, QemuUnsupported
+from colo.qemu.capabilities import capability_list
 from colo.qemu.primary import ColoSettings, QemuPrimary
-from colo.qemu.process import QemuProcess
-from colo.qemu.qmp import QmpEvent
-from colo.qemu.standby import capability_list
+from colo.qemu.process import Qemu, QemuProcess
+from colo.qemu.qmp import QmpConnection, QmpEvent, QmpTimeout
 from tests.qemu.tiny_machine import Machine, wait_for_lines
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]
@@ -119,6 +121,75 @@ def test_a_loser_that_does_not_answer_is_killed(pair: Pair) -> None:
     assert pair.primary.stop_loser(0.3) == "killed"
     assert not pair.process.alive()
     assert pair.primary.stop_loser(0.3) == "killed"
+
+
+def test_the_loser_is_gone_and_its_disk_is_free(machine: Machine, run_dir: Path) -> None:
+    disk = run_dir / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    drive = ["-drive", f"if=ide,format=raw,file={disk}"]
+    path = run_dir / "theirs"
+    for attached in (False, True):
+        argv = machine(*drive, "-qmp", f"unix:{path},server=on,wait=off")
+        with QemuProcess.start(argv, run_dir / "t") as process:
+            with pytest.raises(QemuError, match="lock"):
+                QemuProcess.start(machine(*drive), run_dir / "u")
+            with QemuPrimary.attach(path) if attached else QemuPrimary(process) as primary:
+                assert primary.end_loser() == "killed"
+                assert not process.alive()
+                assert primary.end_loser() == "ended"
+            QemuProcess.start(machine(*drive), run_dir / "u").kill()
+
+
+def test_a_loser_whose_process_is_not_known_is_asked(machine: Machine, run_dir: Path) -> None:
+    path = run_dir / "theirs"
+    with QemuProcess.start(machine("-qmp", f"unix:{path},server=on,wait=off"), run_dir / "t") as process:
+        primary = QemuPrimary(Qemu(QmpConnection.connect(path), None))
+        assert primary.end_loser() == "ended"
+        assert process.wait(5.0) == 0
+
+
+@contextlib.contextmanager
+def main_loop_hangs(process: QemuProcess, pipe: Path) -> Iterator[None]:
+    """As in dead storage: it writes into a pipe that nobody reads."""
+    os.mkfifo(pipe)
+    with pytest.raises(QmpTimeout):
+        process.qmp.execute("pmemsave", {"val": 0, "size": 4096, "filename": str(pipe)}, timeout_s=0.3)
+    yield
+    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+
+
+def test_a_main_loop_that_hangs_is_told_from_a_secondary_that_does(pair: Pair, run_dir: Path) -> None:
+    primary = pair.primary
+    pair.protect()
+    checkpoints(pair, 2)
+    assert primary.main_loop_responds(5.0)
+    assert primary.why_not_alone() is None
+    with main_loop_hangs(pair.process, run_dir / "pipe"):
+        assert primary.responds()
+        assert not primary.main_loop_responds(0.2)
+        reason = primary.why_not_alone(1.0)
+        assert reason is not None
+        assert "main loop has not answered" in reason
+        # However often it is asked: QEMU's monitor takes 8 commands, then not even those out of band.
+        for _ in range(12):
+            assert not primary.main_loop_responds(0.05)
+            assert primary.responds(5.0)
+        assert primary.end_loser() == "killed"
+    assert primary.why_not_alone() == "QEMU's process is gone"
+
+
+def test_one_that_only_its_secondary_holds_could_run_alone(pair: Pair) -> None:
+    pair.protect()
+    checkpoints(pair, 2)
+    pair.secondary.send_signal(signal.SIGSTOP)
+    assert pair.primary.why_not_alone(10.0) is None
+    assert pair.primary.free_from_lost_secondary(5.0) < 5000
+    pair.process.send_signal(signal.SIGSTOP)
+    try:
+        assert "does not even answer out of band" in (pair.primary.why_not_alone(0.4) or "")
+    finally:
+        pair.process.send_signal(signal.SIGCONT)
+        pair.secondary.send_signal(signal.SIGCONT)
 
 
 def test_a_secondary_that_never_answers_leaves_the_vm_running(pair: Pair) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from colo.errors import StandbyError
+from colo.qemu.capabilities import capability_list
 from colo.qemu.command_line import StandbyCommand
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.process import Qemu, QemuProcess
-from colo.qemu.standby import Standby, capability_list, parse_ramblocks, region_offset
+from colo.qemu.standby import Standby, parse_ramblocks, region_offset
 from tests.qemu.tiny_machine import GUEST, Machine, wait_for_lines
 
 pytestmark = pytest.mark.qemu

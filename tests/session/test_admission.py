@@ -55,8 +55,9 @@ def running(tmp_path: Path) -> Iterator[Running]:
     yield each
     each.secondary.stop()
     each.thread.join(10)
+    committed = each.secondary.committed
     each.secondary.close()
-    assert not (tmp_path / "ram").exists()
+    assert (tmp_path / "ram").exists() == (committed is not None), "what was committed stays, and nothing else"
 
 
 def open_stream(sock: socket.socket) -> None:
@@ -99,9 +100,12 @@ def test_a_stranger_is_refused_and_the_door_stays_open(running: Running, data: b
 def test_a_second_primary_is_refused_while_one_is_served(running: Running) -> None:
     with running.connect() as sock:
         open_stream(sock)
-        with pytest.raises(ConnectionRefusedError):
-            running.connect()
+        with running.connect() as second:
+            second.sendall(initial()[:8])
+            with contextlib.suppress(ConnectionResetError):
+                assert second.recv(1) == b""
         assert running.secondary.status()["checkpoint"] == 0
+        assert any("follows a primary already" in notice for notice in running.notices)
 
 
 def test_a_failover_without_a_checkpoint_is_refused(running: Running) -> None:
@@ -119,11 +123,18 @@ def test_a_takeover_needs_somebody_to_ask(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lost_primary_before_the_first_commit_leaves_nothing(running: Running) -> None:
+def test_a_primary_lost_before_the_first_commit_leaves_the_door_open(running: Running) -> None:
+    for cut in (4, 100, 1000):
+        with running.connect() as sock:
+            sock.sendall(initial()[:cut])
+        until = time.monotonic() + 10
+        while not any("nothing to resume from" in notice for notice in running.notices):
+            assert time.monotonic() < until and running.thread.is_alive()
+            time.sleep(0.01)
+        running.notices.clear()
     with running.connect() as sock:
-        sock.sendall(initial()[:1000])
-    error = running.finish()
-    assert isinstance(error, NoCheckpoint) and "nothing to resume from" in str(error)
+        open_stream(sock)
+        assert running.secondary.status()["checkpoint"] == 0
 
 
 def test_stopping_at_the_door(running: Running) -> None:
@@ -132,7 +143,7 @@ def test_stopping_at_the_door(running: Running) -> None:
         assert isinstance(running.finish(), Interrupted)
 
 
-def test_a_unix_socket_is_private_and_gone_while_served(tmp_path: Path) -> None:
+def test_a_unix_socket_is_private_and_stays_for_lease_connections(tmp_path: Path) -> None:
     path = tmp_path / "listen.sock"
     each = Running(SecondaryConfig(f"unix:{path}", tmp_path / "ram", deadlines=DEADLINES, limits=LIMITS))
     try:
@@ -140,11 +151,11 @@ def test_a_unix_socket_is_private_and_gone_while_served(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))
             open_stream(sock)
-            assert not path.exists()
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
             for entry in (tmp_path / "ram").rglob("*"):
                 assert stat.S_IMODE(entry.stat().st_mode) == (0o700 if entry.is_dir() else 0o600), entry
     finally:
         each.secondary.stop()
         each.thread.join(10)
         each.secondary.close()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "ram"], "the committed checkpoint stays"

@@ -17,6 +17,7 @@ import pytest
 from colo import InProcessConfig, InProcessSecondary, Primary, PrimaryConfig
 from colo._fast.codec_libraries import usable_methods
 from colo.abc import BlockMemory
+from colo.arbiter import init_arbiter
 from colo.memory.trackers import probe
 
 PAGE = 4096
@@ -86,6 +87,7 @@ class BufferVm:
 def test_it_arrives_whatever_the_buffer_is(tmp_path: Path, kind: str, tracker: str) -> None:
     arbiter = tmp_path / "arbiter"
     arbiter.mkdir(mode=0o700)
+    init_arbiter(f"file:{arbiter}", vm="test")
     draw = random.Random(f"{kind} {tracker}")
     methods = usable_methods()
     vm, other = BufferVm(BUFFERS[kind]()), BufferVm(BUFFERS[kind]())

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from colo._fast.codec_libraries import usable_methods
+from colo.arbiter import init_arbiter
 from colo.errors import ColoError
 from colo.protocol import Mode
 from colo.session.in_process import InProcessTakeover
@@ -70,11 +71,12 @@ def damaged_checkpoint(arbiter: Path, sending: str, digest: bool, draw: random.R
     """One bit of a checkpoint's pages or device state is inverted. Returns whether it was committed, and whether what the
     secondary then ran from was a state that the VM had."""
     vm, other = PageVm(), PageVm()
-    standby = Standby(other, arbiter)
+    standby = Standby(other, arbiter, lease_ms=0)
     between = Damager(standby.secondary.address)
     try:
         with Primary(
-            vm, PrimaryConfig(between.address, f"file:{arbiter}", interval_ms=10_000.0, sending=sending, digest=digest)
+            vm, PrimaryConfig(
+                between.address, f"file:{arbiter}", interval_ms=10_000.0, sending=sending, digest=digest, lease_ms=0)
         ) as primary:
             primary.start()
             primary.checkpoint(10)
@@ -110,6 +112,7 @@ def test_no_bit_flip_in_a_checkpoint_is_committed(tmp_path: Path, sending: str) 
     for n in range(20):
         place = tmp_path / str(n)
         place.mkdir(mode=0o700)
+        init_arbiter(f"file:{place}", vm="test")
         committed, sound = damaged_checkpoint(place, sending, True, draw)
         assert sound
         assert not committed
@@ -122,6 +125,7 @@ def test_without_the_digest_damage_does_get_through(tmp_path: Path) -> None:
     for n in range(8):
         place = tmp_path / str(n)
         place.mkdir(mode=0o700)
+        init_arbiter(f"file:{place}", vm="test")
         outcomes.append(damaged_checkpoint(place, "copy", False, draw))
     assert any(committed and not sound for committed, sound in outcomes), outcomes
 
@@ -131,9 +135,10 @@ def test_without_the_digest_damage_does_get_through(tmp_path: Path) -> None:
 def test_what_is_offered_is_agreed_on(arbiter: Path, mode: Mode, digest: bool, agreed: bool) -> None:
     """In the mode for a QEMU nothing is offered: it would refuse the stream."""
     vm, other = PageVm(), PageVm()
-    standby = Standby(other, arbiter, mode=mode)
-    with Primary(
-        vm, PrimaryConfig(standby.secondary.address, f"file:{arbiter}", interval_ms=10_000.0, mode=mode, digest=digest)
+    strict = mode is Mode.STRICT  # as towards a QEMU: no lease can be had
+    standby = Standby(other, "none", mode=mode, lease_ms=0 if strict else 3000.0)
+    with Primary(vm, PrimaryConfig(
+        standby.secondary.address, "none", interval_ms=10_000.0, mode=mode, digest=digest)
     ) as primary:
         primary.start()
         primary.checkpoint(10)
@@ -166,10 +171,11 @@ class TextVm(PageVm):
 @pytest.mark.parametrize("compress", [name for name in (*usable_methods(), "auto") if name != "mask"])
 def test_pages_are_compressed_where_the_link_is_slow(arbiter: Path, sending: str, compress: str) -> None:
     vm, other = TextVm(), PageVm(256)
-    standby = Standby(other, arbiter)
+    standby = Standby(other, arbiter, lease_ms=0)
     between = Damager(standby.secondary.address, bytes_per_s=8e6)
     with Primary(vm, PrimaryConfig(
         between.address, f"file:{arbiter}", interval_ms=10_000.0, sending=sending, compress=compress, xbzrle="shadow",
+        lease_ms=0,
     )) as primary:
         primary.start()
         for _ in range(6):
@@ -194,7 +200,7 @@ def test_pages_are_compressed_where_the_link_is_slow(arbiter: Path, sending: str
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"compress": "gzip"}, "compress is None"),
-    ({"compress": "lz4", "mode": Mode.STRICT}, "a QEMU knows XBZRLE only"),
+    ({"compress": "lz4", "mode": Mode.STRICT, "arbiter": "none"}, "a QEMU knows XBZRLE only"),
     ({"sending": "later"}, "sending is"),
     ({"link_share": 1.5}, "link_share"),
 ])

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from colo.abc import BlockMemory
+from colo.arbiter import init_arbiter
 from colo.errors import (
     AddressError,
     ArbitrationError,
@@ -756,6 +757,7 @@ def test_the_arbiter_decides_when_the_answer_is_lost(vm: Any, tmp_path: Path) ->
     """The destination claims before it runs: the source finds out either way."""
     arbiter = tmp_path / "arbiter"
     arbiter.mkdir(mode=0o700)
+    init_arbiter(f"file:{arbiter}", vm="test")
     for destination_claims in (True, False):
         vm.resume()
         far = Target(PageVm(PAGES), arbiter=f"file:{arbiter}", resume=True)
@@ -791,6 +793,7 @@ def test_the_arbiter_decides_when_the_answer_is_lost(vm: Any, tmp_path: Path) ->
 def test_who_lost_the_claim_does_not_run(vm: Any, tmp_path: Path) -> None:
     arbiter = tmp_path / "arbiter"
     arbiter.mkdir(mode=0o700)
+    init_arbiter(f"file:{arbiter}", vm="test")
     far = Target(arbiter=f"file:{arbiter}", resume=True)
     vm.resume()
     with Migration(vm, config(far, arbiter=f"file:{arbiter}")) as it:
@@ -807,6 +810,7 @@ def test_who_lost_the_claim_does_not_run(vm: Any, tmp_path: Path) -> None:
 def test_an_arbiter_that_the_destination_does_not_ask_is_refused(vm: Any, target: Target, tmp_path: Path) -> None:
     arbiter = tmp_path / "arbiter"
     arbiter.mkdir(mode=0o700)
+    init_arbiter(f"file:{arbiter}", vm="test")
     vm.resume()
     with Migration(vm, config(target, arbiter=f"file:{arbiter}")) as it, pytest.raises(ArbitrationError, match="both sides"):
         it.run()

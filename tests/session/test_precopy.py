@@ -16,6 +16,7 @@ import pytest
 
 from colo._fast.codec_libraries import usable_methods
 from colo.abc import BlockMemory
+from colo.arbiter import init_arbiter
 from colo.memory.trackers import open_tracker, probe
 from colo.session import primary_link
 from colo.session.in_process import InProcessConfig, InProcessSecondary
@@ -91,6 +92,7 @@ class BusyVm:
 def arbiter(tmp_path: Path) -> str:
     path = tmp_path / "arbiter"
     path.mkdir(mode=0o700)
+    init_arbiter(f"file:{path}", vm="test")
     return f"file:{path}"
 
 

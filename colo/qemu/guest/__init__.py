@@ -13,6 +13,9 @@ already written), and :func:`check_guest_memory` finds any page that is from ano
 keeps the counter in a register too, which travels with the device state: RAM and device state of
 different checkpoints make it print ``colo guest TORN``.
 
+A key on its PS/2 keyboard (QMP ``send-key``) ends it: ``p`` powers off, ``r`` resets, ``t`` makes a triple
+fault, ``c`` tells a ``pvpanic`` device that the kernel crashed. One that comes while the VM stands still is lost.
+
 It boots from any disk (:func:`make_guest_image`), through SeaBIOS in some seconds, or as the machine's
 firmware (:func:`make_guest_rom`, ``-bios FILE``) within milliseconds. Seen to run on QEMU 7.2, 10.0 and
 11.1, ``pc`` and ``q35``, KVM and TCG.
@@ -51,7 +54,7 @@ FLOPPY_BYTES = 1_474_560
 TIMER_HZ = 1_193_182
 
 Memory: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
-_PARAMETERS = struct.Struct("<IIIIIHHH")
+_PARAMETERS = struct.Struct("<IIIIIHHHH")
 
 
 class TornState(ColoError):
@@ -79,7 +82,8 @@ class GuestParams:
     It writes ``words`` 64-bit words in each page it visits; the pages are ``first_page``, ``first_page +
     stride_pages``, … (``pages`` of them, 4096 bytes each, all below 2 GiB). It is woken ``ticks_hz``
     times a second (19 or more), takes ``steps_per_tick`` steps (= pages) each time, and prints a line
-    every ``ticks_per_line`` ticks.
+    every ``ticks_per_line`` ticks. With a ``beat_port`` each tick also writes the counter's low byte to that
+    port (0xE9: ``-debugcon``): who watches it knows to a tick when the guest ran.
     """
 
     pages: int = 1000
@@ -89,6 +93,7 @@ class GuestParams:
     ticks_hz: int = 100
     steps_per_tick: int = 10
     ticks_per_line: int = 10
+    beat_port: int = 0
 
     def __post_init__(self) -> None:
         end_bytes = (self.first_page + (self.pages - 1) * self.stride_pages + 1) * PAGE_BYTES
@@ -104,6 +109,7 @@ class GuestParams:
             (19 <= self.ticks_hz <= 10_000, f"ticks_hz is {self.ticks_hz}: the timer does 19 to 10000"),
             (1 <= self.steps_per_tick < 1 << 32, f"steps_per_tick is {self.steps_per_tick}"),
             (1 <= self.ticks_per_line < 1 << 32, f"ticks_per_line is {self.ticks_per_line}"),
+            (0 <= self.beat_port < 1 << 16, f"beat_port is {self.beat_port}: a port is 1 to 65535, 0 is none"),
         )
         for holds, message in checks:
             if not holds:
@@ -140,12 +146,13 @@ class GuestParams:
             self.words,
             self.gap_bytes,
             TIMER_HZ // self.ticks_hz,
+            self.beat_port,
         )
 
     @classmethod
     def unpack(cls, block: bytes) -> GuestParams:
         """The parameters from a guest's own copy in memory. :raises ValueError: if they are none."""
-        steps, first, pages, stride, lines, words, _gap, divisor = _PARAMETERS.unpack(block)
+        steps, first, pages, stride, lines, words, _gap, divisor, beat_port = _PARAMETERS.unpack(block)
         return cls(
             pages=pages,
             first_page=first // PAGE_BYTES,
@@ -154,6 +161,7 @@ class GuestParams:
             ticks_hz=max(19, min(10_000, round(TIMER_HZ / max(1, divisor)))),
             steps_per_tick=steps,
             ticks_per_line=lines,
+            beat_port=beat_port,
         )
 
 

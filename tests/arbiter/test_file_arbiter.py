@@ -13,18 +13,18 @@ import sys
 import textwrap
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from colo.arbiter import Claim, Runner, arbiter_from_uri, directory, file_arbiter, init_arbiter
+from colo.arbiter.file_arbiter import FileArbiter
+from colo.arbiter.file_making import make_file_arbiter
 from colo.errors import ArbitrationError, ArbitrationLost
-from colo.session import file_arbiter
-from colo.session.arbiter import Claim, ExecArbiter, NoArbiter, arbiter_from_uri
-from colo.session.file_arbiter import FileArbiter
 
 ROOT = Path(__file__).parents[2]
 SPAWN = multiprocessing.get_context("spawn")
@@ -51,6 +51,11 @@ def fast_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory.rmdir()
 
 
+def made(directory: Path, **options: Any) -> FileArbiter:
+    make_file_arbiter(directory, vm="test")
+    return FileArbiter(directory, **options)
+
+
 def state_of(directory: Path) -> list[str]:
     return sorted(name for name in os.listdir(directory) if name.startswith(("generation", "claim", "seed")))
 
@@ -59,7 +64,8 @@ def state_of(directory: Path) -> list[str]:
 
 
 def test_the_first_generation_is_0_and_each_claim_takes_the_next(shared: Path) -> None:
-    with arbiter_from_uri(f"file:{shared}", role="secondary", create=True) as arbiter:
+    init_arbiter(f"file:{shared}", vm="test")
+    with arbiter_from_uri(f"file:{shared}", role="secondary") as arbiter:
         assert arbiter.current() == 0
         assert state_of(shared) == ["generation.0"]
         for generation in range(3):
@@ -72,20 +78,21 @@ def test_the_first_generation_is_0_and_each_claim_takes_the_next(shared: Path) -
 
 
 def test_the_file_says_who_holds_it(shared: Path) -> None:
-    claim = FileArbiter(shared, role="secondary", create=True).claim(0, reason="silence")
+    claim = made(shared, role="secondary").claim(0, reason="silence")
     record = json.loads((shared / "generation.1").read_text())
     assert record["role"] == "secondary"
-    assert (record["host"], record["pid"], record["reason"]) == (claim.host, os.getpid(), "silence")
-    assert record["generation"] == 1
+    assert claim.runner == Runner.of()
+    assert (record["host"], record["pid"], record["reason"]) == (claim.runner.host, os.getpid(), "silence")
+    assert (record["generation"], record["vm"]) == (1, "test")
     other = FileArbiter(shared, role="primary")
     with pytest.raises(
-        ArbitrationLost, match=rf"1 holds \(role secondary, host .*, pid {os.getpid()}, time "
+        ArbitrationLost, match=rf"generation 0 is over, 1 holds: .* \(pid {os.getpid()}, secondary\) since 2"
     ):
         other.claim(0)
 
 
 def test_a_repeated_takeover_of_the_same_generation_is_refused_to_both_sides(shared: Path) -> None:
-    winner = FileArbiter(shared, create=True)
+    winner = made(shared)
     winner.claim(0)
     for arbiter in (winner, FileArbiter(shared), winner):
         with pytest.raises(ArbitrationLost):
@@ -98,7 +105,7 @@ def test_a_repeated_takeover_of_the_same_generation_is_refused_to_both_sides(sha
 
 
 def test_a_generation_that_has_not_been_is_not_claimed(shared: Path) -> None:
-    arbiter = FileArbiter(shared, create=True)
+    arbiter = made(shared)
     with pytest.raises(ArbitrationError, match="is this the right directory") as caught:
         arbiter.claim(5)
     assert not isinstance(caught.value, ArbitrationLost)
@@ -107,13 +114,13 @@ def test_a_generation_that_has_not_been_is_not_claimed(shared: Path) -> None:
 
 @pytest.mark.parametrize("generation", [-1, 10**15, True, 1.0, "0"])
 def test_numbers_that_are_no_generation_are_refused(shared: Path, generation: int) -> None:
-    arbiter = FileArbiter(shared, create=True)
+    arbiter = made(shared)
     with pytest.raises(ValueError, match="a generation is an integer"):
         arbiter.claim(generation)
 
 
 def test_a_rename_by_hand_is_a_claim_too(shared: Path) -> None:
-    arbiter = FileArbiter(shared, create=True)
+    arbiter = made(shared)
     (shared / "generation.0").rename(shared / "generation.1")
     assert not arbiter.still_holds(0)
     with pytest.raises(ArbitrationLost, match="generation 0 is over, 1 holds"):
@@ -122,8 +129,11 @@ def test_a_rename_by_hand_is_a_claim_too(shared: Path) -> None:
 
 
 def test_an_empty_file_made_by_hand_will_do(shared: Path) -> None:
+    made(shared)
+    (shared / "generation.0").unlink()
     (shared / "generation.7").touch()
     arbiter = FileArbiter(shared)
+    assert arbiter.holder().unknown
     assert arbiter.current() == 7
     assert arbiter.claim(7).generation == 8
 
@@ -131,18 +141,31 @@ def test_an_empty_file_made_by_hand_will_do(shared: Path) -> None:
 # Directories that decide nothing.
 
 
-def test_no_generation_is_an_error_that_says_what_to_do(shared: Path) -> None:
-    with pytest.raises(ArbitrationError, match=r"no generation in it; is what both sides share mounted"):
+def test_an_empty_directory_is_an_error_that_says_what_to_do(shared: Path) -> None:
+    for name in ("lost+found", "README"):
+        with pytest.raises(ArbitrationError, match=rf"is what both sides share mounted.*colo arbiter init file:{shared} --vm NAME"):
+            arbiter_from_uri(f"file:{shared}")
+        assert state_of(shared) == []
+        (shared / name).touch()
+
+
+def test_a_generation_that_was_removed_is_an_error_that_says_what_to_do(shared: Path) -> None:
+    made(shared)
+    (shared / "generation.0").unlink()
+    with pytest.raises(ArbitrationError, match=r"no generation in it: its making was not finished .* or the file was removed"):
         FileArbiter(shared)
+    with pytest.raises(ArbitrationError, match=r"no generation in it"):
+        make_file_arbiter(shared, vm="test")
     assert state_of(shared) == []
 
 
 def test_several_generations_are_an_error_that_names_them(shared: Path) -> None:
+    made(shared)
     for name in ("generation.3", "generation.4"):
         (shared / name).touch()
-    with pytest.raises(ArbitrationError, match=r"several generations: generation.3, generation.4; find out"):
-        FileArbiter(shared, create=True)
-    assert state_of(shared) == ["generation.3", "generation.4"]
+    with pytest.raises(ArbitrationError, match=r"several generations: generation.0, generation.3, generation.4; find out"):
+        made(shared)
+    assert state_of(shared) == ["generation.0", "generation.3", "generation.4"]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +185,7 @@ def test_several_generations_are_an_error_that_names_them(shared: Path) -> None:
     ],
 )
 def test_names_are_parsed_strictly(shared: Path, name: str) -> None:
-    arbiter = FileArbiter(shared, create=True)
+    arbiter = made(shared)
     (shared / name).touch()
     with pytest.raises(ArbitrationError, match="looks like a generation and is none"):
         arbiter.claim(0)
@@ -171,7 +194,7 @@ def test_names_are_parsed_strictly(shared: Path, name: str) -> None:
 
 
 def test_what_has_another_name_does_not_matter(shared: Path) -> None:
-    arbiter = FileArbiter(shared, create=True)
+    arbiter = made(shared)
     for name in (".nfs0001", "README", "lost+found"):
         (shared / name).touch()
     assert arbiter.claim(0).generation == 1
@@ -179,7 +202,9 @@ def test_what_has_another_name_does_not_matter(shared: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["directory", "symlink", "fifo"])
 def test_a_generation_is_a_regular_file(shared: Path, kind: str) -> None:
+    made(shared)
     path = shared / "generation.0"
+    path.unlink()
     if kind == "directory":
         path.mkdir()
     elif kind == "symlink":
@@ -192,37 +217,44 @@ def test_a_generation_is_a_regular_file(shared: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'{"generation": 1', b"{}" * 10_000, b"null"])
 def test_what_is_in_the_file_decides_nothing(shared: Path, content: bytes) -> None:
+    arbiter = made(shared)
+    (shared / "generation.0").rename(shared / "generation.1")
     (shared / "generation.1").write_bytes(content)
-    arbiter = FileArbiter(shared)
+    assert arbiter.holder().unknown
     with pytest.raises(ArbitrationLost, match="generation 0 is over, 1 holds"):
         arbiter.claim(0)
     assert arbiter.claim(1).generation == 2
 
 
 def test_a_directory_that_everybody_may_write_to_is_refused(shared: Path) -> None:
-    FileArbiter(shared, create=True)
-    shared.chmod(0o777)
-    with pytest.raises(ArbitrationError, match="chmod o-w"):
+    made(shared)
+    for mode in (0o777, 0o1777):
+        shared.chmod(mode)
+        with pytest.raises(ArbitrationError, match=rf"mode {mode:04o}.*chmod go-w"):
+            FileArbiter(shared)
+    shared.chmod(0o700)
+    shared.parent.chmod(0o777)
+    with pytest.raises(ArbitrationError, match=rf"others may write to {shared.parent} "):
         FileArbiter(shared)
 
 
 def test_no_directory_and_no_directory_but_a_file_are_refused(shared: Path) -> None:
     with pytest.raises(ArbitrationError, match="No such file or directory; make it"):
-        FileArbiter(shared / "none", create=True)
+        made(shared / "none")
     (shared / "file").touch()
-    with pytest.raises(ArbitrationError, match="Not a directory"):
-        FileArbiter(shared / "file", create=True)
+    with pytest.raises(ArbitrationError, match="is a file and no directory"):
+        made(shared / "file")
 
 
 def test_a_directory_that_vanishes_decides_nothing(shared: Path) -> None:
-    arbiter = FileArbiter(shared, create=True)
+    arbiter = made(shared)
     shared.rename(shared.with_name("elsewhere"))
     for attempt in (lambda: arbiter.claim(0), arbiter.current, lambda: arbiter.still_holds(0)):
         with pytest.raises(ArbitrationError, match="No such file") as caught:
             attempt()
         assert not isinstance(caught.value, ArbitrationLost)
     shared.mkdir()  # as when the share is not mounted
-    with pytest.raises(ArbitrationError, match="no generation in it"):
+    with pytest.raises(ArbitrationError, match="no arbiter in it"):
         arbiter.claim(0)
     shared.rmdir()
     shared.with_name("elsewhere").rename(shared)
@@ -235,7 +267,7 @@ def as_nobody(directory: Path, code: str) -> str:
     script = f"""
         import os
         from colo.errors import *
-        from colo.session.file_arbiter import FileArbiter
+        from colo.arbiter.file_arbiter import FileArbiter
         a = FileArbiter({str(directory)!r})
         os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
         try:
@@ -257,8 +289,9 @@ def as_nobody(directory: Path, code: str) -> str:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_a_directory_that_cannot_be_written_decides_nothing(fast_shared: Path) -> None:
-    arbiter = FileArbiter(fast_shared, create=True)
+    arbiter = made(fast_shared)
     fast_shared.chmod(0o755)
+    (fast_shared / "identity").chmod(0o644)
     said = as_nobody(fast_shared, "print(a.current()); a.claim(0)")
     assert said.startswith("0\nundecided:")
     assert "Permission denied" in said
@@ -287,7 +320,7 @@ def fill(directory: Path) -> None:
 
 
 def test_on_a_full_disk_a_claim_still_decides(small_disk: Path) -> None:
-    arbiter = FileArbiter(small_disk, create=True)
+    arbiter = made(small_disk)
     fill(small_disk)
     assert arbiter.claim(0).generation == 1
     with pytest.raises(ArbitrationLost):
@@ -297,14 +330,14 @@ def test_on_a_full_disk_a_claim_still_decides(small_disk: Path) -> None:
 def test_an_arbiter_is_not_made_on_a_full_disk(small_disk: Path) -> None:
     fill(small_disk)
     with pytest.raises(ArbitrationError, match="No space left"):
-        FileArbiter(small_disk, create=True)
+        made(small_disk)
     assert os.listdir(small_disk) == ["filler"]
     (small_disk / "filler").unlink()
-    assert FileArbiter(small_disk, create=True).current() == 0
+    assert made(small_disk).current() == 0
 
 
 def test_a_disk_gone_read_only_decides_nothing(small_disk: Path) -> None:
-    arbiter = FileArbiter(small_disk, create=True)
+    arbiter = made(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(ArbitrationError, match="Read-only file system") as caught:
         arbiter.claim(0)
@@ -318,7 +351,7 @@ def test_a_disk_gone_read_only_decides_nothing(small_disk: Path) -> None:
 def test_storage_that_hangs_is_given_up_and_a_claim_that_came_late_is_found_again(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arbiter = FileArbiter(shared, create=True, timeout_s=0.2)
+    arbiter = made(shared, timeout_s=0.2)
     answers = threading.Event()
     fsync = os.fsync
 
@@ -328,7 +361,7 @@ def test_storage_that_hangs_is_given_up_and_a_claim_that_came_late_is_found_agai
 
     with monkeypatch.context() as patch:
         patch.setattr(file_arbiter.os, "fsync", hang)
-        with pytest.raises(ArbitrationError, match=r"no answer from the storage for 0.2 s"):
+        with pytest.raises(ArbitrationError, match=r"no answer for 0.2 s"):
             arbiter.claim(0)
         answers.set()
         deadline = time.monotonic() + 10
@@ -347,7 +380,7 @@ def test_a_rename_whose_answer_was_lost_is_recognised_as_won(
 ) -> None:
     """NFS: the server renames, its answer is lost, the client asks again and hears that there is no such
     file."""
-    arbiter = FileArbiter(shared, create=True)
+    arbiter = made(shared)
     rename = os.rename
     calls = 0
 
@@ -368,7 +401,7 @@ def test_a_rename_whose_answer_was_lost_is_recognised_as_won(
 def test_an_error_after_the_rename_leaves_a_claim_that_can_be_made_again(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arbiter = FileArbiter(shared, create=True)
+    arbiter = made(shared)
 
     def fail(fd: int) -> None:
         raise OSError(5, "Input/output error")
@@ -385,11 +418,11 @@ def test_an_error_after_the_rename_leaves_a_claim_that_can_be_made_again(
 def test_on_a_network_file_system_the_client_is_made_to_look_again(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arbiter = FileArbiter(shared, create=True)
+    arbiter = made(shared)
     before = shared.stat().st_mtime_ns
     assert arbiter.current() == 0
     assert shared.stat().st_mtime_ns == before
-    monkeypatch.setattr(file_arbiter, "_on_network", lambda device: True)
+    monkeypatch.setattr(directory, "_on_network", lambda device: True)
     assert arbiter.current() == 0
     assert shared.stat().st_mtime_ns > before
     assert state_of(shared) == ["generation.0"]
@@ -399,14 +432,14 @@ def test_on_a_network_file_system_the_client_is_made_to_look_again(
 
 KILLED = """
     import os, signal, sys
-    from colo.session import file_arbiter
-    from colo.session.file_arbiter import FileArbiter
+    from colo.arbiter.file_arbiter import FileArbiter
+    from colo.arbiter.file_making import make_file_arbiter
     left = int(sys.argv[2])
     def dies(name):
         real = getattr(os, name)
         def call(*args, **kwargs):
             global left
-            if file_arbiter.__name__ != sys._getframe(1).f_globals["__name__"]:
+            if not sys._getframe(1).f_globals["__name__"].startswith("colo.arbiter"):
                 return real(*args, **kwargs)
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -420,15 +453,15 @@ KILLED = """
     if sys.argv[3] == "claim":
         a.claim(0)
     else:
-        FileArbiter(sys.argv[1], create=True)
+        make_file_arbiter(sys.argv[1], vm="test")
     print("done", left)
 """
 
 
-def killed_after(directory: Path, calls: int, what: str) -> bool:
+def killed_after(path: Path, calls: int, what: str) -> bool:
     """Run a claim, or the making of an arbiter, and kill it before its system call number ``calls``."""
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(directory), str(calls), what],
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(path), str(calls), what],
         capture_output=True,
         text=True,
         check=False,
@@ -440,14 +473,13 @@ def killed_after(directory: Path, calls: int, what: str) -> bool:
 
 
 def test_killed_anywhere_in_a_claim_the_state_stays_decidable(fast_shared: Path) -> None:
-    arbiter = FileArbiter(fast_shared, create=True)
     outcomes = []
     generations = set()
     calls = 0
     while True:
         for path in fast_shared.iterdir():
             path.unlink()
-        (fast_shared / "generation.0").touch()
+        arbiter = made(fast_shared)
         killed = killed_after(fast_shared, calls, "claim")
         assert len(state_of(fast_shared)) == 1
         generation = arbiter.current()
@@ -476,11 +508,11 @@ def test_killed_anywhere_in_its_making_an_arbiter_is_made_by_the_next(fast_share
         for path in fast_shared.iterdir():
             path.unlink()
         killed = killed_after(fast_shared, calls, "create")
-        arbiter = FileArbiter(fast_shared, create=True)
+        arbiter = made(fast_shared)
         assert arbiter.current() == 0
         assert arbiter.claim(0).generation == 1
         # Whoever comes late never begins anew.
-        assert FileArbiter(fast_shared, create=True).current() == 1
+        assert made(fast_shared).current() == 1
         if not killed:
             break
         calls += 1
@@ -506,7 +538,7 @@ def side(directory: str, role: str, rounds: int, barrier: object, results: Conne
 
 def test_1000_times_both_sides_at_once_and_exactly_one_wins_each(fast_shared: Path) -> None:
     rounds = 1000
-    FileArbiter(fast_shared, create=True)
+    made(fast_shared)
     barrier = SPAWN.Barrier(2)
     children, ends = [], []
     for role in ("primary", "secondary"):
@@ -556,7 +588,7 @@ def crowd(directory: str, role: str, attempts: int, barrier: object, results: Co
 
 
 def test_1000_attempts_at_once_on_one_generation_and_exactly_one_wins(fast_shared: Path) -> None:
-    FileArbiter(fast_shared, create=True)
+    made(fast_shared)
     barrier = SPAWN.Barrier(2)
     children, ends = [], []
     for role in ("primary", "secondary"):
@@ -574,7 +606,7 @@ def test_1000_attempts_at_once_on_one_generation_and_exactly_one_wins(fast_share
 
 
 def test_threads_of_one_side_do_not_take_over_twice(fast_shared: Path) -> None:
-    arbiter = FileArbiter(fast_shared, create=True)
+    arbiter = made(fast_shared)
     outcomes = []
 
     def attempt() -> None:
@@ -600,7 +632,7 @@ def test_many_make_the_arbiter_while_others_already_take_over(fast_shared: Path)
 
         def make_and_claim(claims: list[Claim] = claims, errors: list[BaseException] = errors) -> None:
             try:
-                claims.append(FileArbiter(fast_shared, create=True).claim(0))
+                claims.append(made(fast_shared).claim(0))
             except ArbitrationLost:
                 pass
             except BaseException as error:
@@ -616,105 +648,7 @@ def test_many_make_the_arbiter_while_others_already_take_over(fast_shared: Path)
         assert state_of(fast_shared) == ["generation.1"]
 
 
-# The fencing script.
-
-
-def test_the_fencing_commands_exit_code_decides(tmp_path: Path) -> None:
-    assert arbiter_from_uri("exec:exit 0").claim(0).generation == 1
-    with pytest.raises(ArbitrationLost, match="refused generation 1; it said: the other side is well"):
-        arbiter_from_uri("exec:echo the other side is well >&2; exit 1").claim(0)
-    for command, how in (("exit 2", "exited with 2"), ("no-such-command", "127"), ("kill -9 $$", "signal 9")):
-        with pytest.raises(ArbitrationError, match=how) as caught:
-            arbiter_from_uri(f"exec:{command}").claim(0)
-        assert not isinstance(caught.value, ArbitrationLost)
-
-
-def test_the_fencing_command_is_told_what_it_decides(tmp_path: Path) -> None:
-    out = tmp_path / "told"
-    arbiter = ExecArbiter(
-        f'echo "$COLO_GENERATION $COLO_NEXT_GENERATION $COLO_ROLE $COLO_REASON $COLO_PID $MORE" > {out}',
-        role="secondary",
-        environment={"MORE": "of it"},
-    )
-    arbiter.claim(4, reason="the channel was reset; $(touch x)")
-    assert out.read_text() == f"4 5 secondary the channel was reset; $(touch x) {os.getpid()} of it\n"
-    assert arbiter.still_holds(5)
-
-
-def test_a_generation_is_fenced_once(tmp_path: Path) -> None:
-    count = tmp_path / "count"
-    arbiter = ExecArbiter(f"echo >> {count}")
-    arbiter.claim(0)
-    with pytest.raises(ArbitrationLost):
-        arbiter.claim(0)
-    assert count.read_text() == "\n"
-    loser = ExecArbiter("exit 1")
-    for _ in range(2):
-        with pytest.raises(ArbitrationLost):
-            loser.claim(0)
-    assert not loser.still_holds(0)
-
-
-def test_an_undecided_fencing_can_be_tried_again(tmp_path: Path) -> None:
-    flag = tmp_path / "flag"
-    arbiter = ExecArbiter(f"test -e {flag} || exit 3")
-    with pytest.raises(ArbitrationError, match="exited with 3"):
-        arbiter.claim(0)
-    assert arbiter.still_holds(0)
-    flag.touch()
-    assert arbiter.claim(0).generation == 1
-
-
-def test_a_fencing_command_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    arbiter = ExecArbiter(
-        f"trap '' TERM; sleep 300 & echo $! > {pids}; echo $$ >> {pids}; wait; sleep 300", timeout_s=0.5
-    )
-    with pytest.raises(ArbitrationError, match=r"took longer than 0.5 s and was killed"):
-        arbiter.claim(0)
-    deadline = time.monotonic() + 10
-    for pid in pids.read_text().split():
-        while running(int(pid)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not running(int(pid))
-    assert arbiter.current() == 0
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_a_child_left_behind_does_not_hold_up_the_claim(tmp_path: Path) -> None:
-    started = time.monotonic()
-    pid_file = tmp_path / "pid"
-    ExecArbiter(f"sleep 60 & echo $! > {pid_file}; exit 0").claim(0)
-    assert time.monotonic() - started < 30
-    os.kill(int(pid_file.read_text()), signal.SIGKILL)
-
-
-# None, and names.
-
-
-def test_none_warns_and_lets_everybody_win() -> None:
-    with pytest.warns(RuntimeWarning, match="both sides can run the VM at once"):
-        arbiters = [arbiter_from_uri("none"), NoArbiter()]
-    assert [arbiter.claim(0).generation for arbiter in arbiters] == [1, 1]
-    with pytest.raises(ArbitrationLost):
-        arbiters[0].claim(0)
-
-
-@pytest.mark.parametrize("uri", ["", "none:", "None", "file:", "file", "exec:", "exec:  ", "/tmp", "etcd:x"])
-def test_other_names_are_no_arbiter(uri: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(ArbitrationError, match="names no arbiter"):
-            arbiter_from_uri(uri)
-
-
 def test_files_are_private(shared: Path) -> None:
-    FileArbiter(shared, create=True).claim(0)
+    made(shared).claim(0)
     for path in shared.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

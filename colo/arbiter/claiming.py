@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from colo.arbiter.arbiter import Arbiter
+from colo.arbiter.runner import Runner
 from colo.errors import ArbitrationError, ArbitrationLost
-from colo.session.arbiter import Arbiter
 
 RETRY_S = 1.0
 
@@ -24,17 +25,18 @@ def claim(
     on_undecided: Callable[[str], None],
     stopping: Callable[[], bool] = lambda: False,
     wait: Callable[[float], bool] = _sleep,
+    runner: Runner | None = None,
 ) -> int:
     """Win the generation after ``generation``, and return it. While that cannot be decided, it is asked again.
 
-    ``on_undecided`` is told once, ``wait`` waits, and says whether to give up, as ``stopping`` does. Raises ArbitrationLost
-    (the other side runs), or ArbitrationError when it was given up.
+    ``runner`` is the process that runs the VM, or will (this one if not given). ``on_undecided`` is told once, ``wait``
+    waits, and says whether to give up, as ``stopping`` does. Raises ArbitrationLost (the other side runs), or
+    ArbitrationError when it was given up.
     """
     told = False
     while True:
         try:
-            arbiter.claim(generation, reason=reason)
-            return generation + 1
+            return arbiter.claim(generation, reason=reason, runner=runner).generation
         except ArbitrationLost:
             raise
         except ArbitrationError as error:

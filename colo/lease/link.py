@@ -1,0 +1,119 @@
+"""The lease connection of whoever holds a lease: made, and made again, without ever blocking."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from typing import Any
+
+from colo.errors import ColoError
+from colo.forked import keep_from_children
+from colo.lease.frames import Frame, FrameReader, encode
+from colo.protocol.lease import RENEWALS
+from colo.wire import LeaseMessage
+
+CONNECT_NS = 1_000_000_000
+READ_BYTES = 65536
+
+
+class LeaseLink:
+    """To the secondary at ``peer`` (address family and address), in the session that it calls ``token``.
+
+    :meth:`tend` is called often, :meth:`ready` when :attr:`sock` is. Times are nanoseconds of ``CLOCK_BOOTTIME``.
+    """
+
+    def __init__(self, peer: tuple[int, Any], *, token: str, generation: int, lease_ns: int, who: str) -> None:
+        self.peer = peer
+        self.token = token
+        self.generation = generation
+        self.lease_ns = lease_ns
+        self.who = who
+        self.sock: socket.socket | None = None
+        self.met = False
+        self.said = ""
+        """Why the secondary refused, if it did."""
+        self.try_ns = 0
+        """When the next attempt is due, or the one under way has failed."""
+        self._token_sent = False
+        self._heard_ns = 0
+        self._reader = FrameReader()
+
+    @property
+    def events(self) -> int:
+        """What to poll :attr:`sock` for."""
+        return select.POLLIN if self._token_sent else select.POLLOUT
+
+    def tend(self, now_ns: int) -> None:
+        """Connect, or give a connection up on which nothing is heard for half a lease."""
+        if self.sock is not None and not self.met and now_ns >= self.try_ns:
+            self.drop()
+        if self.met and now_ns - self._heard_ns > self.lease_ns // 2:
+            self.drop()  # it may be the connection: another one finds out
+            self.try_ns = now_ns
+        if self.sock is None and now_ns >= self.try_ns:
+            self._connect(now_ns)
+
+    def _connect(self, now_ns: int) -> None:
+        family, address = self.peer
+        self.try_ns = now_ns + min(CONNECT_NS, self.lease_ns // RENEWALS)
+        self._reader = FrameReader()
+        try:
+            self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            keep_from_children(self.sock)
+            if family != socket.AF_UNIX:
+                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(BlockingIOError):
+                self.sock.connect(address)
+        except OSError:
+            self.drop()
+
+    def drop(self) -> None:
+        """Hang up. Any number of times."""
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+        self.met = self._token_sent = False
+
+    def send(self, frame: Frame) -> bool:
+        """Whether it left. Frames are small: a connection that does not take one is of no use."""
+        if self.sock is None:
+            return False
+        data = encode(frame)
+        try:
+            if self.sock.send(data) == len(data):
+                return True
+        except OSError:
+            pass
+        self.drop()
+        return False
+
+    def ready(self, now_ns: int) -> list[Frame]:
+        """The socket is ready: what came. WELCOME is among it, and has made :attr:`met` true."""
+        assert self.sock is not None
+        if not self._token_sent:
+            if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self.drop()
+            elif self.send(Frame(LeaseMessage.MEET, self.generation, text={"token": self.token, "who": self.who})):
+                self._token_sent = True
+            return []
+        try:
+            data = self.sock.recv(READ_BYTES)
+            frames = self._reader.feed(data)
+        except BlockingIOError:
+            return []
+        except (OSError, ColoError):
+            data, frames = b"", []
+        if not data:
+            self.drop()
+            return []
+        self._heard_ns = now_ns
+        for frame in frames:
+            if frame.kind is LeaseMessage.WELCOME:
+                self.met, self.said = True, ""
+            elif frame.kind is LeaseMessage.REFUSED:
+                reason = frame.text.get("reason")
+                self.said = reason[:512] if isinstance(reason, str) else "no reason given"
+                self.drop()
+                self.try_ns = now_ns + self.lease_ns // 2
+        return frames
