@@ -64,8 +64,8 @@ class Door:
                 self._parked, self._open = sock, False
                 self._here.set()
                 return
-        sock.close()
         self._refused(f"a migration stream was refused: {barred or 'this secondary follows a primary already'}")
+        sock.close()
 
     def wait(self, wake_fd: int) -> socket.socket:
         """The next stream's connection. Raises Interrupted when ``wake_fd`` becomes readable."""
