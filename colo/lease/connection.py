@@ -79,7 +79,9 @@ class LeaseConnection:
         until = time.monotonic() + timeout_s
         while not self._waiting:
             left = until - time.monotonic()
-            if not select.select([self._sock], [], [], max(0.0, left))[0]:
+            poller = select.poll()
+            poller.register(self._sock, select.POLLIN)
+            if not poller.poll(max(0.0, left) * 1000):
                 return None
             try:
                 data = self._sock.recv(1 << 16)

@@ -43,7 +43,9 @@ class Process:
     @property
     def gone(self) -> bool:
         """All of its threads have ended."""
-        return bool(select.select([self.pidfd], [], [], 0)[0])
+        poller = select.poll()  # select() takes no descriptor over 1023
+        poller.register(self.pidfd, select.POLLIN)
+        return bool(poller.poll(0))
 
     def stop(self) -> bool:
         """Stop it, reversibly; whether all of its threads were seen to stand still within :data:`STILL_S`."""

@@ -219,7 +219,9 @@ class ControlClient:
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or until the session has something to say: that is, its end."""
-        select.select([self._socket], [], [], seconds)
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        poller.poll(max(0.0, seconds) * 1000)
 
 
 def ask(path: Path, command: str, *, timeout_s: float = 10.0) -> Any:

@@ -4,6 +4,7 @@ checkpoint, whole and within its bounds, or refused with StorageError; nothing e
 from __future__ import annotations
 
 import atexit
+import contextlib
 import shutil
 import struct
 import tempfile
@@ -110,11 +111,11 @@ def look(parts: dict[str, bytes]) -> None:
         (top / "blocks" / name).write_bytes(bytes(length))
     try:
         kept_status(top)
-        kept = KeptCopy(top)
-        if kept.record is not None:
-            assert state_of(kept)[1].isprintable()
-            assert kept.note()
-            kept.device_state()
+        with contextlib.closing(KeptCopy(top)) as kept:
+            if kept.record is not None:
+                assert state_of(kept)[1].isprintable()
+                assert kept.note()
+                kept.device_state()
     except StorageError:
         pass
     try:
