@@ -179,6 +179,8 @@ class Proxy:
 
     def close(self) -> None:
         self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not end an accept()
         self._listener.close()
         self._thread.join(5)
         self.close_both()
