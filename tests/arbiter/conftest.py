@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from colo.arbiter import init_arbiter
+from colo.arbiter.etcd_arbiter import EtcdArbiter
 from tests.arbiter.etcd_cluster import Cluster
 
 
@@ -29,3 +30,19 @@ def uri(one: Cluster, request: Any) -> str:
     made = one.uri(f"tests/{abs(hash(request.node.nodeid))}")
     init_arbiter(made, vm="vm1")
     return made
+
+
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever arbiter a test makes is closed after it: one at etcd keeps its registration, on a thread, until then."""
+    made: list[EtcdArbiter] = []
+    begin = EtcdArbiter.__init__
+
+    def remember(self: EtcdArbiter, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
+        made.append(self)
+
+    monkeypatch.setattr(EtcdArbiter, "__init__", remember)
+    yield
+    for arbiter in made:
+        arbiter._registration.end()

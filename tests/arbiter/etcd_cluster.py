@@ -346,6 +346,8 @@ class Between:
                 sock.sendall(answer)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not end an accept()
         self._listener.close()
 
 
@@ -397,4 +399,6 @@ class Fake:
                 sock.sendall(part)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not end an accept()
         self._listener.close()

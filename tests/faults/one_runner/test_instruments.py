@@ -58,6 +58,7 @@ def test_a_share_is_taken_from_one_host(place: Place) -> None:
     assert "moved" in hosts["primary"].run("ls", str(hosts.mounted))
 
 
+@pytest.mark.soak
 def test_a_share_hangs_for_one_host_and_goes_on(place: Place) -> None:
     hosts = place.hosts
     (hosts.share / "here").touch()
