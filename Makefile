@@ -61,6 +61,7 @@ bench-quick:
 	$(PYTHON) -m benchmarks --quick
 
 test-arm64:
+	@tools/setup system
 	tests/arm64/run
 
 qemu-versions:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import sys
 import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from benchmarks.compare import show_comparison
 from benchmarks.figures import Run, number, show
@@ -15,6 +18,11 @@ from benchmarks.machine import StolenTime, condition, machine, stolen_warning, w
 from benchmarks.questions import QUESTIONS
 
 DEFAULT_FOLDER = Path("bench-report")
+NEEDED = {
+    "pytest": "pytest", "pytest_timeout": "pytest-timeout", "pytest_benchmark": "pytest-benchmark", "numpy": "numpy",
+    "lz4": "lz4", "zstandard": "zstandard",
+}
+"""Modules that asking needs -> the packages that have them."""
 
 
 def main() -> int:
@@ -36,26 +44,43 @@ def main() -> int:
             return 1 if show_comparison(Run.load(arguments.a), Run.load(arguments.b)) else 0
         if arguments.command == "report":
             return write(Run.load(arguments.run), arguments.run.parent)
+        if missing := [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]:
+            parser.error(f"{', '.join(missing)} missing: run `make bench`, or pip install {' '.join(missing)}")
+        folder = new_folder(arguments.out)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    return run(arguments.quick, arguments.only, arguments.out, arguments.strict)
+    return run(arguments.quick, arguments.only, folder, arguments.strict)
 
 
-def run(quick: bool, only: list[str] | None, out: Path, strict: bool) -> int:
-    """Ask the questions, print figures as they come, save the run and its report."""
-    console = Console(highlight=False)
-    folder = out / time.strftime("%Y%m%d-%H%M%S")
-    folder.mkdir(parents=True)
+def new_folder(out: Path) -> Path:
+    """A folder of this run's own in ``out``, by the time; a second run of the same second gets a number. Raises OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    name = time.strftime("%Y%m%d-%H%M%S")
+    for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+        try:
+            (out / f"{name}{suffix}").mkdir()
+        except FileExistsError:
+            continue
+        return out / f"{name}{suffix}"
+    raise AssertionError("unreachable")
+
+
+def run(quick: bool, only: list[str] | None, folder: Path, strict: bool, console: Console | None = None) -> int:
+    """Ask the questions, print figures as they come, save the run and its report in ``folder``.
+
+    What others wrote (versions, reasons, output of programs) is not read as markup.
+    """
+    console = console or Console(highlight=False)
     result = Run(machine(), quick=quick)
     for name, value in result.machine.items():
-        console.print(f"{name:14} {value}")
+        console.print(f"{name:14} {value}", markup=False)
     for warning in warnings(result.machine):
-        console.print(f"[yellow]warning: {warning}[/]")
+        console.print(f"[yellow]warning: {escape(warning)}[/]")
     failed = []
     for question in QUESTIONS:
         if (only and question.name not in only) or (quick and not question.in_quick and not only):
             continue
-        console.print(f"\n[bold]{question.name}[/]: {question.about}")
+        console.print(f"\n[bold]{question.name}[/]: {escape(question.about)}")
         begun, stolen = time.monotonic(), StolenTime()
         answer = question.ask(folder, quick)
         result.conditions[question.name] = {**condition(), "stolen_percent": stolen.percent()}
@@ -65,22 +90,23 @@ def run(quick: bool, only: list[str] | None, out: Path, strict: bool) -> int:
             show(answer.figures)
         if answer.skipped:
             result.skipped[question.name] = answer.skipped
-            console.print(f"[yellow]not measured: {answer.skipped}[/]")
+            console.print(f"[yellow]not measured: {escape(answer.skipped)}[/]")
         if answer.failed:
             failed.append(question.name)
             result.skipped[question.name] = f"failed, see {folder / question.name}.txt"
-            console.print(f"[bold red]failed[/]; its output:\n{answer.output[-3000:]}", markup=False)
+            console.print("[bold red]failed[/]; its output:")
+            console.print(answer.output[-3000:], markup=False)
         console.print(f"({time.monotonic() - begun:.0f} s)")
         if (doubt := stolen_warning(result.conditions[question.name]["stolen_percent"])) is not None:
-            console.print(f"[yellow]warning: {doubt}[/]")
+            console.print(f"[yellow]warning: {escape(doubt)}[/]")
     result.machine["throttled_after"] = condition()["throttled"]
     result.save(folder / "run.json")
     write(result, folder)
     with_bar = [figure for figure in result.figures if figure.holds is not None]
     missed = [figure for figure in with_bar if not figure.holds]
-    console.print(f"\n{len(with_bar) - len(missed)} of {len(with_bar)} bars hold; saved in {folder}/run.json")
+    console.print(f"\n{len(with_bar) - len(missed)} of {len(with_bar)} bars hold; saved in {folder}/run.json", markup=False)
     for figure in missed:
-        console.print(f"[bold red]missed:[/] {figure.question}, {figure.name}: {number(figure.judged)}, bar {number(figure.bar)}")
+        console.print(f"[bold red]missed:[/] {figure.question}, {escape(figure.name)}: {number(figure.judged)}, bar {number(figure.bar)}")
     return 1 if failed or (strict and missed) else 0
 
 

@@ -19,7 +19,7 @@ def test_memory(figure: Callable[..., Any], ram_dir: Path, quick: bool) -> None:
         parts={
             "RAM image": use.ram_bytes / MIB, "largest checkpoint": use.largest_checkpoint_bytes / MIB,
             "anonymous": last.anonymous_bytes / MIB, "image storage": last.image_bytes / MIB,
-            "RSS": last.rss_bytes / MIB, "PSS": last.pss_bytes / MIB,
+            "RSS": last.rss_bytes / MIB,
         },
     )
     figure("growth of anonymous memory after the first tenth", use.growth_bytes / MIB, "MiB")

@@ -101,7 +101,7 @@ def test_harvest_of_scattered_pages_with_pagemap(
     # Always 1 GiB: the bar is for it, and it takes no time.
     mapping = MEMORY[memory](1024 * MIB)
     pages = filled(mapping)
-    tracker = open_tracker("pagemap", {"ram": mapping})
+    tracker = open_tracker("pagemap", {"ram": mapping}, sole_writer=True)  # of the memfd there is no other user
     started_ms = 1000 * seconds(tracker.start)
     with_dirty, idle = [], []
     work = Scattered("pagemap", pages, tracker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.figures import Figure, Run, number, verdict
@@ -31,7 +32,7 @@ def show_comparison(old: Run, new: Run, console: Console | None = None) -> list[
     for name in sorted(old.machine.keys() | new.machine.keys()):
         before, after = old.machine.get(name), new.machine.get(name)
         if before != after and name not in ("load", "temperature_c"):
-            console.print(f"[yellow]not the same {name}:[/] {before} / {after}")
+            console.print(f"[yellow]not the same {escape(name)}:[/] {escape(str(before))} / {escape(str(after))}")
     table = Table(box=None, pad_edge=False)
     for heading in ("question", "figure", "A", "B", "ratio A", "ratio B", "B is", ""):
         table.add_column(heading, justify="left" if heading in ("question", "figure", "") else "right", overflow="fold")
@@ -40,7 +41,7 @@ def show_comparison(old: Run, new: Run, console: Console | None = None) -> list[
     for figure in new.figures:
         before = earlier.pop(key(figure), None)
         if before is None:
-            table.add_row(figure.question, figure.name, "–", f"{number(figure.value)} {figure.unit}", "", number(figure.ratio), "new", "")
+            table.add_row(figure.question, escape(figure.name), "–", f"{number(figure.value)} {figure.unit}", "", number(figure.ratio), "new", "")
             continue
         better = change(before, figure)
         lost = before.holds is True and figure.holds is False
@@ -49,9 +50,9 @@ def show_comparison(old: Run, new: Run, console: Console | None = None) -> list[
         word = "" if better is None else "the same" if abs(better) < 0.03 else f"{abs(better):.0%} {'better' if better > 0 else 'worse'}"
         style = "bold red" if lost else "red" if figure in worse else "green" if better and better > NOTABLE else ""
         table.add_row(
-            figure.question, figure.name, f"{number(before.value)} {before.unit}", f"{number(figure.value)} {figure.unit}",
+            figure.question, escape(figure.name), f"{number(before.value)} {before.unit}", f"{number(figure.value)} {figure.unit}",
             number(before.ratio), number(figure.ratio), word, verdict(figure), style=style)
     for gone in earlier.values():
-        table.add_row(gone.question, gone.name, f"{number(gone.value)} {gone.unit}", "–", number(gone.ratio), "", "gone", "")
+        table.add_row(gone.question, escape(gone.name), f"{number(gone.value)} {gone.unit}", "–", number(gone.ratio), "", "gone", "")
     console.print(table)
     return worse

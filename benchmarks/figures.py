@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 FORMAT = 1
@@ -110,10 +111,10 @@ def show(figures: Iterable[Figure], console: Console | None = None) -> None:
         table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
     before = ""
     for figure in figures:
-        limit = f"{number(figure.limit)} {figure.unit} ({figure.limit_name})" if figure.limit is not None else ""
+        limit = f"{number(figure.limit)} {figure.unit} ({escape(figure.limit_name)})" if figure.limit is not None else ""
         style = {True: "green", False: "bold red", None: ""}[figure.holds]
         table.add_row(
-            figure.question if figure.question != before else "", figure.name,
+            figure.question if figure.question != before else "", escape(figure.name),
             f"{number(figure.value)} {figure.unit}", limit,
             number(figure.ratio) if figure.ratio is not None else "", bar_text(figure), verdict(figure), style=style,
         )

@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
+import signal
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A busy machine, or a sanitized core, makes nothing wrong: no test of ours times anything.
 settings.register_profile("colo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("colo")
+
+PR_GET_DUMPABLE = 3
+
+
+def process_attributes() -> dict[str, object]:
+    """What a command changes of its whole process, and what of it the tests that follow would feel."""
+    return {
+        # Not dumpable: an ordinary user's process can open nothing of its own in /proc any more, pagemap among it.
+        "dumpable": ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0),
+        "RLIMIT_CORE": resource.getrlimit(resource.RLIMIT_CORE),
+        "SIGTERM": signal.getsignal(signal.SIGTERM),
+        "SIGINT": signal.getsignal(signal.SIGINT),
+        "SIGPIPE": signal.getsignal(signal.SIGPIPE),
+    }
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """A command that changes its process runs in one of its own."""
+    before = process_attributes()
+    yield
+    assert process_attributes() == before, "this test changes the test process: run that in a subprocess"

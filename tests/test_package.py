@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +28,19 @@ def test_a_name_that_is_not_there_is_refused() -> None:
 def test_importing_the_package_imports_no_session() -> None:
     code = "import sys, colo; sys.exit(any(name.startswith('colo.session') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("started", [["script.py"], ["-c", "import runpy; runpy.run_path('script.py')"]])
+def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path: Path, started: list[str]) -> None:
+    """``colo/`` beside it is a directory without ``__init__.py``, the package is in it."""
+    (tmp_path / "colo" / "colo").mkdir(parents=True)
+    (tmp_path / "colo" / "colo" / "__init__.py").write_text("raise SystemExit('this is the clone')\n")
+    (tmp_path / "script.py").write_text("import colo\nfrom colo import Primary\nprint(colo.__file__)\n")
+    # Without PYTHONPATH, which would find it first in any case; it is what the tests of a copied tree have.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if subprocess.run([sys.executable, "-I", "-c", "import colo"], check=False, capture_output=True).returncode:
+        pytest.skip("colo is not installed into this Python")
+    done = subprocess.run(
+        [sys.executable, *started], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert tmp_path not in Path(done.stdout.strip()).parents

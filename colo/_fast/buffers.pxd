@@ -26,6 +26,7 @@ cdef class ReadBuffer:
     cdef uint64_t base          # stream offset of data[0]
     cdef bint ended             # the source has nothing after tail
     cdef bint owns
+    cdef bint is_file           # a regular file: it can be sought in
     cdef object exporter        # memory sources: the buffer data points into
     cdef readonly str phase
 
@@ -37,4 +38,5 @@ cdef class ReadBuffer:
     cdef int fail(self, ssize_t code, str what) except -1
     cdef int more(self, size_t room, str what) except -1
     cdef int grow(self, size_t capacity) except -1
+    cdef bint leap(self, size_t n) except -1
     cdef int need(self, size_t n, str what) except -1

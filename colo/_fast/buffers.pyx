@@ -22,6 +22,7 @@ cdef extern from "pagecopy.h":
 cdef enum:
     POLLIN = 1
     PEEK_LIMIT = 1 << 30
+    FAR = 1 << 20
 
 DEFAULT_CAPACITY_BYTES = 1 << 20
 
@@ -48,7 +49,9 @@ cdef class ReadBuffer:
             raise ValueError(f"capacity_bytes must be 4096 to {PEEK_LIMIT}, not {capacity_bytes}")
         self.io.fd = fd
         self.io.wake_fd = wake_fd
-        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        mode = os.fstat(fd).st_mode
+        self.is_file = stat.S_ISREG(mode)
+        if stat.S_ISSOCK(mode):
             self.io.is_socket = 1
             with socket.socket(fileno=os.dup(fd)) as probe:
                 self.io.is_tcp = probe.family in (socket.AF_INET, socket.AF_INET6) and probe.type == socket.SOCK_STREAM
@@ -235,14 +238,37 @@ cdef class ReadBuffer:
         return PyBytes_FromStringAndSize(<char *>self.data + self.head - n, n)
 
     def skip(self, size_t n):
-        """Read past ``n`` bytes without keeping them."""
+        """Read past ``n`` bytes without keeping them; in a file, a long way is not read at all."""
         cdef size_t step
         while n:
+            if self.is_file and self.tail == self.head and n > FAR and self.leap(n):
+                return
             if self.tail == self.head and not self.more(1, f"{n} bytes"):
                 self.fail(0, f"{n} more bytes")
             step = min(n, self.tail - self.head)
             self.head += step
             n -= step
+
+    cdef bint leap(self, size_t n) except -1:
+        """Go on in the file ``n`` bytes behind what was buffered; False where the file ends before."""
+        here = os.lseek(self.io.fd, 0, os.SEEK_CUR)
+        if <uint64_t>n > <uint64_t>max(0, os.fstat(self.io.fd).st_size - here):
+            return False
+        os.lseek(self.io.fd, n, os.SEEK_CUR)
+        self.base += self.head + n
+        self.head = self.tail = 0
+        return True
+
+    def skip_all(self, size_t limit):
+        """Read past all that is left, at most ``limit`` bytes of it; in a file, nothing is read."""
+        cdef size_t step
+        cdef uint64_t end = self.offset() + limit
+        while self.offset() < end and not self.at_end():
+            step = min(self.tail - self.head, end - self.offset())
+            self.head += step
+            if self.is_file and self.tail == self.head:
+                left = max(0, os.fstat(self.io.fd).st_size - os.lseek(self.io.fd, 0, os.SEEK_CUR))
+                self.skip(min(<uint64_t>left, end - self.offset()))
 
     def peek(self, size_t n):
         """The next ``n`` bytes without reading past them; fewer only where the source ends before."""

@@ -10,6 +10,10 @@ cdef extern from "wire_numbers.h":
     const int WIRE_XBZRLE_ENCODING
 
 
+SMALLEST_PAGE = 1024
+"""Bytes of the smallest target page whose offsets leave room for the flags."""
+
+
 cdef object refusal(int code, uint64_t value, str where, uint64_t offset, size_t staged_records):
     if code == BAD_FLAGS:
         flags = value & (WIRE_PAGE_BYTES - 1)
@@ -38,13 +42,20 @@ cdef object refusal(int code, uint64_t value, str where, uint64_t offset, size_t
     return StreamError(text, where=where, offset=offset, value=value)
 
 
+OTHER_PAGES = f"or the target's pages are not of {WIRE_PAGE_BYTES} bytes, which is not served (colo inspect reads them)"
+
+
 cdef str flag_text(flags):
-    if flags & RamFlag.HOOK:
+    if flags == RamFlag.HOOK:
         return f"flag HOOK ({flags:#x}) is RDMA's, which this channel is not"
     named = [f.name for f in RamFlag if flags & f]
     unknown = flags & ~sum(RamFlag)
+    if unknown and not unknown & (SMALLEST_PAGE - 1):
+        return (f"unknown flag {unknown:#x} in {flags:#x}: a page smaller than {WIRE_PAGE_BYTES} bytes, which is not served "
+                "(colo inspect reads it)")
     if unknown:
-        return f"unknown flag {unknown:#x} in {flags:#x}" + (f" beside {', '.join(named)}" if named else "")
+        beside = f" beside {', '.join(named)}" if named else ""
+        return f"unknown flag {unknown:#x} in {flags:#x}{beside}, {OTHER_PAGES}"
     if not flags:
-        return "a record without a type flag"
-    return f"flags {', '.join(named)} ({flags:#x}) do not go together in one record"
+        return f"a record without a type flag, {OTHER_PAGES}"
+    return f"flags {', '.join(named)} ({flags:#x}) do not go together in one record, {OTHER_PAGES}"

@@ -67,6 +67,8 @@ class BlockTracker:
         """Report the pages of ``length`` bytes from ``offset`` on at the next harvest: they changed where
         no tracker sees it (a hole punched in the file below, a device's DMA, another mapping). Call it
         after the change. ValueError when the range leaves the block."""
+    def unseen_writers(self) -> str | None:
+        """While the memory is held: why page tables do not show all writes to it, and what to do, or None."""
     def stop(self) -> None:
         """Track no more and let go of the memory. Harmless when not started."""
     def __enter__(self) -> Self: ...

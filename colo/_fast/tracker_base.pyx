@@ -20,6 +20,7 @@ import errno
 import mmap
 import threading
 
+from colo._fast.mappings import seen_by_others
 from colo.errors import TrackerError
 
 
@@ -302,6 +303,15 @@ cdef class BlockTracker:
         if gone:
             raise self.lose("the file under the block was made shorter while it was tracked")
         return 0
+
+    def unseen_writers(self):
+        """Why page tables do not show all writes to the block, or None; for trackers that go by them."""
+        cdef uint64_t grain = self.host_page_bytes, base = <uint64_t><uintptr_t>self.base
+        why = seen_by_others(self.pid, base & ~(grain - 1), (base + self.length_bytes + grain - 1) & ~(grain - 1))
+        if why is None:
+            return None
+        return (f"{why}; take the tracker shadow or hash, use private anonymous memory, or say sole_writer=True "
+                "where nobody else writes, or each such write is marked")
 
     def mapped_there(self):
         """Whether all of the other process's range is mapped, by its /proc/PID/maps."""

@@ -24,8 +24,10 @@ class PagemapTracker(BlockTracker):
     ``userfaultfd`` is a descriptor of :func:`open_userfaultfd` made *in that process*; it stays the
     caller's to close.
 
-    Seen: writes through this mapping, also by system calls and KVM guests. Not seen: another mapping of the
-    same file, DMA into pinned pages, holes punched in the file below: :meth:`mark` those.
+    Seen: writes through this mapping, also by system calls and KVM guests. Memory that others can change
+    (shared mappings, mappings of files) is refused too (TrackerError), unless ``sole_writer`` says that nobody
+    does, or that each such change is told by :meth:`mark`. Not seen: DMA into pinned pages that ends after a
+    harvest; :meth:`mark` it.
     """
 
     name: ClassVar[str]
@@ -38,6 +40,7 @@ class PagemapTracker(BlockTracker):
         block: str = "ram",
         page_bytes: int = 4096,
         userfaultfd: int | None = None,
+        sole_writer: bool = False,
     ) -> None: ...
     def fits(self) -> str | None:
         """None when this block can be tracked, otherwise why not; registers it for a moment, protecting

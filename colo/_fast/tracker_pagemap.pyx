@@ -6,11 +6,11 @@ walks the page tables, reports the pages written, and protects them again under 
 lands before (this harvest reports it) or after (the next one does). Cost: about 2 ns per page walked and 50
 ns per dirty page; the first write to a page after a harvest pays for one fault.
 
-- Memory of every kind that can be written: private and shared anonymous, memfd, tmpfs, hugetlbfs, files on
-  disks.
-- Writes through *this* mapping are seen: also system calls that write into it, and KVM guests. Not seen:
-  another mapping of the same file, devices' DMA into pinned pages, holes punched in the file below:
-  :meth:`mark` those.
+- Writes through *this* mapping are seen: also system calls that write into it, and KVM guests. What reaches
+  the pages another way is not: so only private anonymous memory is taken, and memory that others can change
+  (shared mappings, files) is refused, unless the caller answers for it (``sole_writer``).
+- Not seen either, and not to be told from the mapping: devices' DMA into pinned pages that ends after a
+  harvest (O_DIRECT reads, io_uring's registered buffers, VFIO): :meth:`mark` those when they have ended.
 - Transparent huge pages stay whole until written, then the kernel splits them, so that 4 KiB pages are told
   apart; with hugetlbfs the huge page is the grain. Memory never touched stays unpopulated (page tables are
   made: 2 MiB per GiB).
@@ -144,12 +144,14 @@ cdef class PagemapTracker(BlockTracker):
     Harvesting is atomic towards writing threads. The memory is refused (TrackerError) when another
     userfaultfd watches it, a second tracker of this kind included. For a :class:`ProcessMemory`,
     ``userfaultfd`` is a descriptor of :func:`open_userfaultfd` made *in that process*; it stays the
-    caller's to close.
+    caller's to close. Memory that others can change is refused too (TrackerError), unless ``sole_writer`` says that
+    nobody does, or that each such change is told by :meth:`mark`.
     """
 
     cdef int uffd
     cdef int pagemap
     cdef bint borrowed
+    cdef bint sole_writer
     cdef uint64_t low
     cdef uint64_t high
     cdef colo_scan_region *regions
@@ -163,8 +165,10 @@ cdef class PagemapTracker(BlockTracker):
         self.pagemap = -1
         self.regions = NULL
 
-    def __init__(self, memory, *, block="ram", size_t page_bytes=4096, userfaultfd=None):
+    def __init__(self, memory, *, block="ram", size_t page_bytes=4096, userfaultfd=None,
+                 bint sole_writer=False):
         super().__init__(memory, block=block, page_bytes=page_bytes)
+        self.sole_writer = sole_writer
         self.borrowed = userfaultfd is not None
         if self.borrowed:
             self.uffd = userfaultfd
@@ -193,6 +197,9 @@ cdef class PagemapTracker(BlockTracker):
         cdef int error
         self.low = base & ~(grain - 1)
         self.high = (base + self.length_bytes + grain - 1) & ~(grain - 1)
+        why = None if self.sole_writer else self.unseen_writers()
+        if why is not None:
+            raise TrackerError(f"{self.block}: pagemap does not see all writes to it: {why}")
         if not self.borrowed:
             self.uffd = open_userfaultfd()
         self.pagemap = open_pagemap(self.pid)

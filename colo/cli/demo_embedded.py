@@ -23,6 +23,7 @@ from typing import Any
 
 import colo.errors
 from colo.arbiter import init_arbiter
+from colo.cli.conditions import link
 from colo.cli.demo_side import KillPoint, SideSettings, final_state
 from colo.cli.demo_verdict import Verdict, judge, print_summary, proof
 from colo.cli.output import SessionOutput
@@ -117,12 +118,19 @@ def run(arguments: argparse.Namespace) -> int:
         raise Unsupported(f"--kill-at: {error}") from error
     title = "colo demo: an ARM64 VM in this package"
     with reported(arguments.report, title) as recording, tempfile.TemporaryDirectory(prefix="colo-demo-") as work:
+        if recording is not None:
+            recording.conditions |= {
+                "VM": f"{arguments.memory_mib} MiB, on the Unicorn CPU emulator", "Link": link("tcp:127.0.0.1:0"),
+                "Interval": f"{arguments.interval_ms:g} ms from begin to begin"}
         output = SessionOutput(json_lines=arguments.json, title=title, recording=recording)
         try:
             verdict = Demo(arguments, Path(work), output, recording).run()
         finally:
             output.close()
         if recording is not None:
+            if verdict.silence_ms is not None:
+                recording.outage = {
+                    "ms": verdict.silence_ms, "what": "from the kill to the first byte that the world had not heard before"}
             recording.verdict = f"{'Proved: what the world heard is ' if verdict.proved else ''}{proof(verdict)}."
         print_summary(verdict, json_lines=arguments.json)
         return 0 if verdict.proved else 1
@@ -253,7 +261,7 @@ class Demo:
                 self.recording.heat = data
             return
         if kind == "running" and self.recording is not None:
-            self.recording.takeover = data
+            self.recording.running(data)
         sentences = {
             "listening": "the secondary listens on {0}",
             "lost": "the secondary lost the primary: {0}",

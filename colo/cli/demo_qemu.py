@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from colo.arbiter import init_arbiter
+from colo.cli.conditions import link, qemu
 from colo.cli.figures import size
 from colo.cli.output import SessionOutput
 from colo.cli.recording import Recording
@@ -66,6 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     title = "colo demo: a QEMU VM, checkpoint after checkpoint"
     with reported(arguments.report, title) as recording, tempfile.TemporaryDirectory(prefix="colo-demo-") as work, \
             tempfile.TemporaryDirectory(prefix="colo-demo-", dir=shared_memory) as ram:
+        if recording is not None:
+            recording.conditions |= {
+                "QEMU": qemu([arguments.qemu]), "VM": f"{arguments.memory_mib} MiB", "Link": link("tcp:127.0.0.1:0"),
+                "Interval": f"{arguments.interval_ms:g} ms from the end of a checkpoint to the next"}
         output = SessionOutput(json_lines=arguments.json, title=title, recording=recording)
         try:
             return Demo(arguments, Path(work), Path(ram), output, recording).run()

@@ -15,7 +15,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from colo.cli.doctor_host import probe_etcd, probe_fence, probe_memory_limits
+from colo.cli.findings import LIMITED, NO, OK, Conclusion, Finding, conclude
+from colo.cli.standard_output import whole_output
 from colo.errors import ColoError
 from colo.qemu.survey import QemuFound, find_binaries, survey
 
-OK, LIMITED, NO = "ok", "limited", "no"
 STYLES = {OK: "green", LIMITED: "yellow", NO: "red"}
 KVM_GET_API_VERSION = 0xAE00
 KVM_API_VERSION = 12
@@ -36,25 +38,15 @@ SHM_WANTED_BYTES = 1 << 30
 OPEN_FILES_WANTED = 256
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the answer: ``state`` is ok, limited or no; ``advice`` says what to do, if anything."""
-
-    area: str
-    name: str
-    state: str
-    text: str
-    advice: str = ""
-    essential: bool = False
-
-
 def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "doctor",
         help="what works on this machine, and why not",
-        description="Looks at QEMU, KVM, userfaultfd, dirty trackers, huge pages, shared memory, SIMD, "
-        "permissions and Python packages. Exit code 1 if a VM cannot be protected and taken over here.",
+        description="Looks at QEMU, KVM, userfaultfd, dirty trackers, huge pages, shared memory, control groups, SIMD, "
+                    "what a "
+        "fence may do, permissions and Python packages. The last line follows from the others. Exit code 1 if a VM cannot be "
+        "protected, or not taken over, here.",
     )
     parser.add_argument(
         "--qemu", action="append", default=[], metavar="PATH", help="look at this QEMU too (may be repeated)"
@@ -67,20 +59,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Examine and show; 1 if something essential is missing."""
     qemus = [survey(path) for path in find_binaries([*arguments.qemu, *_fetched_qemus()])]
     findings = examine(qemus)
-    works = not any(finding.essential and finding.state == NO for finding in findings)
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "works": works,
-                    "findings": [asdict(finding) for finding in findings],
-                    "qemus": [asdict(qemu) | {"version": str(qemu.version or "")} for qemu in qemus],
-                }
-            )
-        )
-    else:
-        show(findings, works)
-    return 0 if works else 1
+    conclusion = conclude(findings)
+    with whole_output():
+        if not arguments.json:
+            show(findings, conclusion)
+        else:
+            answer = {
+                "works": conclusion.works,
+                "can_be_primary": conclusion.primary,
+                "can_be_secondary": conclusion.secondary,
+                "conclusion": conclusion.text,
+                "findings": [asdict(finding) for finding in findings],
+                "qemus": [asdict(qemu) | {"version": str(qemu.version or "")} for qemu in qemus],
+            }
+            print(json.dumps(answer))
+    return 0 if conclusion.works else 1
 
 
 def examine(qemus: list[QemuFound]) -> list[Finding]:
@@ -91,8 +84,11 @@ def examine(qemus: list[QemuFound]) -> list[Finding]:
         ("qemu", lambda: probe_qemus(qemus, kvm.state != NO)),
         ("kvm", lambda: iter([kvm])),
         ("memory", probe_memory),
+        ("memory", probe_memory_limits),
         ("dirty trackers", probe_trackers),
         ("cpu", probe_simd),
+        ("fence", probe_fence),
+        ("arbiter", probe_etcd),
         ("permissions", probe_permissions),
         ("python", probe_python),
     )
@@ -104,13 +100,9 @@ def examine(qemus: list[QemuFound]) -> list[Finding]:
     return findings
 
 
-def show(findings: list[Finding], works: bool) -> None:
+def show(findings: list[Finding], conclusion: Conclusion) -> None:
     """A table on a terminal, tab-free plain lines in a pipe."""
-    verdict = (
-        "A VM can be protected and taken over on this machine."
-        if works
-        else "A VM cannot be protected and taken over on this machine yet: see `no` above."
-    )
+    verdict = conclusion.text
     if not sys.stdout.isatty():
         for finding in findings:
             advice = f" -> {finding.advice}" if finding.advice else ""
@@ -185,14 +177,14 @@ def probe_qemus(qemus: list[QemuFound], kvm: bool) -> Iterator[Finding]:
             NO,
             "no QEMU here can be a COLO primary",
             "a stand-by may still run here",
-            False,
+            side="primary",
         )
     yield Finding(
         "qemu",
         "stand-by",
         OK if standbys else NO,
         f"{standbys} of {len(qemus)} can take over",
-        essential=True,
+        side="secondary",
     )
 
 
@@ -290,16 +282,12 @@ def probe_userfaultfd() -> Finding:
     reasons = []
     for flags, kind in (
         (0, "also for faults in the kernel"),
-        (UFFD_USER_MODE_ONLY, "for faults in user mode only"),
+        (UFFD_USER_MODE_ONLY, "for faults in user mode only, which is all that the tracker pagemap needs"),
     ):
         fd = libc.syscall(number, os.O_CLOEXEC | flags)
         if fd >= 0:
             os.close(fd)
-            state = OK if not flags else LIMITED
-            advice = (
-                "" if not flags else "sysctl vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd"
-            )
-            return Finding("memory", "userfaultfd", state, f"available, {kind}", advice)
+            return Finding("memory", "userfaultfd", OK, f"available, {kind}")
         reasons.append(os.strerror(ctypes.get_errno()))
     return Finding(
         "memory", "userfaultfd", NO, f"refused: {reasons[-1]}", "a container's seccomp profile may forbid it"

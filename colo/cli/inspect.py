@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from colo._fast.buffers import ReadBuffer
 from colo.cli import exit_code
-from colo.cli.inspection import Inspection
-from colo.errors import ColoError, StreamError
+from colo.cli.inspected_file import examine
+from colo.cli.standard_output import say_error, whole_output
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,7 +23,8 @@ def add_parser(subparsers: Any) -> None:
         "inspect",
         help="what is in a migration stream: sections, RAM blocks, pages by kind, devices and their fields",
         description="Shows a migration stream (a file, or - for standard input) as QEMU writes it with "
-        "`migrate exec:cat>FILE`. What a COLO primary sent, checkpoints and all, is understood too.",
+        "`migrate exec:cat>FILE` or `migrate file:FILE`, mapped-ram too. What a COLO primary sent, checkpoints and all, is "
+        "understood, and so are files of `virsh save`, gzip, bzip2 and xz, and the internal snapshots of a qcow2 image.",
     )
     parser.add_argument("file", metavar="FILE|-")
     parser.add_argument("--json", action="store_true", help="JSON, with all fields")
@@ -36,6 +34,9 @@ def add_parser(subparsers: Any) -> None:
         help="show the fields of devices (default: not on a terminal, unless --device is given)",
     )
     parser.add_argument("--device", metavar="NAME", help="only devices whose name contains NAME")
+    parser.add_argument(
+        "--snapshot", metavar="NAME", help="of a qcow2 image: the snapshot of this name or id (needed if it has several)"
+    )
     parser.add_argument(
         "--max-ram",
         type=int,
@@ -48,49 +49,23 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the stream, show what was found; the exit code tells of an error in it, which goes to stderr."""
-    with _opened(arguments.file) as fd:
-        inspection = Inspection(
-            ReadBuffer(fd), max_ram_bytes=arguments.max_ram, device=arguments.device or ""
-        )
-        error: ColoError | None = None
-        try:
-            inspection.read()
-        except ColoError as caught:
-            error = caught
-            inspection.found["error"] = {
-                "message": str(caught),
-                "where": getattr(caught, "where", ""),
-                "offset": getattr(caught, "offset", None),
-            }
-    if arguments.json:
-        json.dump(inspection.found, sys.stdout, indent=2)
-        print()
-    else:
-        console = Console(highlight=False)
-        fields = arguments.fields
-        if fields is None:
-            fields = not console.is_terminal or arguments.device is not None
-        (_show_tables if console.is_terminal else _show_lines)(inspection.found, fields, console)
+    found, error = examine(
+        arguments.file, max_ram_bytes=arguments.max_ram, device=arguments.device or "", snapshot=arguments.snapshot
+    )
+    with whole_output():
+        if arguments.json:
+            json.dump(found, sys.stdout, indent=2)
+            print()
+        else:
+            console = Console(highlight=False)
+            fields = arguments.fields
+            if fields is None:
+                fields = not console.is_terminal or arguments.device is not None
+            (_show_tables if console.is_terminal else _show_lines)(found, fields, console)
     if error is not None:
-        sys.stdout.flush()
-        print(f"colo inspect: {error}", file=sys.stderr)
+        say_error(f"colo inspect: {error}")
         return exit_code(error)
     return 0
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[int]:
-    if path == "-":
-        yield sys.stdin.fileno()
-        return
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StreamError(f"cannot be read: {error.strerror}", where=path) from None
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _show_lines(found: dict[str, Any], fields: bool, console: Console) -> None:
@@ -101,21 +76,25 @@ def _show_lines(found: dict[str, Any], fields: bool, console: Console) -> None:
 
 
 def _lines(found: dict[str, Any], fields: bool) -> Iterator[tuple[str, int | None, str]]:
+    for layer in found["file"]:
+        yield "file", layer["offset"], layer["text"]
     if found["header"]:
         yield "header", found["header"]["offset"], f"version {found['header']['version']}"
     config = found["configuration"]
     if config:
         yield "configuration", config["offset"], _configuration_words(config)
     for command in found["commands"]:
-        yield "command", command["offset"], f"{command['command']} {command['payload']}".rstrip()
+        yield "command", command["offset"], _command_words(command)
     for block in found["ram_blocks"]:
         yield "block", None, _block_words(block)
     for section in found["sections"]:
         yield "section", section["offset"], _section_words(section)
+        if "error" in section:
+            yield "error", section["offset"], section["error"]
     for packaged in found.get("packaged", []):
         yield "packaged", packaged["offset"], f"{packaged['length_bytes']} bytes"
         for command in packaged["commands"]:
-            yield "packaged", None, f"command {command['command']} {command['payload']}".rstrip()
+            yield "packaged", None, f"command {_command_words(command)}"
         for device in packaged["devices"]:
             yield "packaged", None, f"device {_device_words(device)}"
     for device in found["devices"]:
@@ -123,8 +102,9 @@ def _lines(found: dict[str, Any], fields: bool) -> Iterator[tuple[str, int | Non
         if fields:
             for field in device.get("fields", []):
                 yield "field", device["offset"] + field["offset"], f"{device['name']}  {_field_words(field)}"
-        if "fields_error" in device:
-            yield "error", device["offset"], device["fields_error"]
+        for kind in ("error", "fields_error"):
+            if kind in device:
+                yield "error", device["offset"], device[kind]
     if "end" in found:
         yield "end", found["end"], "ambiguous device sections" if found.get("ambiguous") else ""
     if found["vmdesc"]:
@@ -132,11 +112,17 @@ def _lines(found: dict[str, Any], fields: bool) -> Iterator[tuple[str, int | Non
         yield "vmdesc", vmdesc["offset"], f"{vmdesc['length_bytes']} bytes, {vmdesc['devices']} devices"
     for checkpoint in found["checkpoints"]:
         yield "checkpoint", checkpoint["offset"], _checkpoint_words(checkpoint)
+    for note in found["notes"]:
+        yield "note", None, note
+    told = {row.get("error") for kind in ("sections", "devices") for row in found[kind]}
+    for error in found["errors"]:
+        if error["message"] not in told and (found["error"] is None or error["message"] != found["error"]["message"]):
+            yield "error", error["offset"], error["message"]
     if found["trailing_bytes"]:
         yield "trailing", found["bytes"] - found["trailing_bytes"], f"{found['trailing_bytes']} bytes"
-    if found["error"]:
+    if found["error"] and found["error"]["message"] not in told:
         yield "error", found["error"]["offset"], found["error"]["message"]
-    else:
+    if not found["error"] or found["errors"]:
         yield "total", found["bytes"], f"{found['bytes']} bytes"
 
 
@@ -149,6 +135,11 @@ def _configuration_words(config: dict[str, Any]) -> str:
     return words + (f", uuid {config['uuid']}" if config["uuid"] else "")
 
 
+def _command_words(command: dict[str, Any]) -> str:
+    meaning = f" ({command['meaning']})" if command["meaning"] else ""
+    return f"{command['command']}{meaning} {command['payload']}".rstrip()
+
+
 def _page_words(row: dict[str, Any]) -> str:
     words = [f"{row[name]} {label}" for name, label in _PAGE_KINDS if row.get(name)]
     return ", ".join(words) or "no pages"
@@ -157,8 +148,8 @@ def _page_words(row: dict[str, Any]) -> str:
 def _block_words(block: dict[str, Any]) -> str:
     extra = "".join(
         f", {name.replace('_', ' ')} {block[name]:#x}"
-        for name in ("page_size", "address")
-        if block[name] is not None
+        for name in ("page_size", "address", "bitmap_offset", "pages_offset")
+        if block.get(name) is not None
     )
     return f"{block['name']}  {block['used_length']} bytes{extra}: {_page_words(block)}"
 
@@ -166,7 +157,7 @@ def _block_words(block: dict[str, Any]) -> str:
 def _section_words(section: dict[str, Any]) -> str:
     return (
         f"{section['type']} of {section['id']} '{section['name']}' version {section['version']}, "
-        f"{section['length_bytes']} bytes: {_page_words(section)}"
+        f"{section['length_bytes']} bytes: {_page_words(section) if section['served'] else 'passed over'}"
     )
 
 
@@ -207,9 +198,8 @@ _PAGE_KINDS = (
 
 def _show_tables(found: dict[str, Any], fields: bool, console: Console) -> None:
     """For people: a table for each kind of thing."""
-    for kind, offset, words in _lines(
-        {**found, "ram_blocks": [], "sections": [], "devices": [], "checkpoints": []}, fields
-    ):
+    broken = {kind: [row for row in found[kind] if "error" in row] for kind in ("sections", "devices")}
+    for kind, offset, words in _lines({**found, "ram_blocks": [], "checkpoints": [], **broken}, False):
         console.print(f"[bold]{kind}[/]" + ("" if offset is None else f" at {offset:#x}"), end=" ")
         console.print(words, markup=False)
     pages = [label for _, label in _PAGE_KINDS]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from colo._fast.buffers import ReadBuffer
-from colo._fast.pagedecoder import EOS, PageDecoder
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
-from colo.errors import LimitExceeded, StreamError
+from colo._fast.ramsurvey import PAGE_BYTES_MIN
+from colo.cli.section_pages import COUNTS, EOS, SectionPages
+from colo.errors import ColoError, LimitExceeded, StreamError
 from colo.stream import (
     DEFAULT_LIMITS,
     CommandItem,
@@ -24,14 +24,24 @@ from colo.stream import (
     RamBlockInfo,
     StreamLimits,
     StreamReader,
+    Vmdesc,
     check_device_blob,
     parse_mem_size,
 )
+from colo.stream.commands import meaning_of
 from colo.stream.fields import walk_fields
+from colo.stream.mapped_ram import CAPABILITY as MAPPED_RAM
+from colo.stream.mapped_ram import MappedBlock, read_mapped_block
+from colo.stream.survey import SurveyReader
 from colo.stream.vmdesc import VmdescStruct
-from colo.wire import ColoMessage
+from colo.wire import RAM_IDSTR, ColoMessage, Command, SectionType
 
-COUNTS = ("zero_pages", "normal_pages", "xbzrle_pages", "compressed_pages")
+ADVISE_BYTES = 16
+"""POSTCOPY_ADVISE's payload: the host's page sizes, the target's page size."""
+ROWS_MAX = 4096
+"""PARTs of live sections, and commands, that are listed: those of a long stream would fill memory."""
+TRAILING_BYTES_MAX = 1 << 40
+"""Bytes behind the end that are counted, which in a file is no work."""
 
 
 class Inspection:
@@ -39,7 +49,8 @@ class Inspection:
     before.
 
     ``max_ram_bytes`` bounds the RAM a stream may announce (a bit per page is kept of it); ``device`` keeps
-    only devices whose name contains it.
+    only devices whose name contains it; ``page_bytes`` is the size of target pages where something outside of the stream
+    tells it, which is believed before the records are asked.
     """
 
     def __init__(
@@ -49,6 +60,7 @@ class Inspection:
         max_ram_bytes: int = 1 << 40,
         device: str = "",
         limits: StreamLimits = DEFAULT_LIMITS,
+        page_bytes: int | None = None,
     ) -> None:
         self.found: dict[str, Any] = {
             "header": None,
@@ -58,7 +70,10 @@ class Inspection:
             "ram_blocks": [],
             "devices": [],
             "vmdesc": None,
+            "page_bytes": None,
             "checkpoints": [],
+            "notes": [],
+            "errors": [],
             "bytes": 0,
             "trailing_bytes": 0,
             "error": None,
@@ -67,33 +82,50 @@ class Inspection:
         self._limits = limits
         self._max_ram_bytes = max_ram_bytes
         self._only = device
-        self._decoder = PageDecoder(Staging(), immediate=True)
-        self._blocks: list[RamBlock] = []
-        self._with_address = False
+        self._reader = SurveyReader(buf, limits)
+        self._pages = SectionPages(buf, page_bytes)
+        self._capabilities: tuple[str, ...] = ()
+        self._advised = False
+        self._left_out = 0
         self._first: tuple[DeviceSection, ...] = ()
 
     def read(self) -> None:
-        """Read all there is. Raises StreamError at what is wrong."""
+        """Read all there is. Raises StreamError for what ends the reading: no header, a damaged checkpoint, a cut
+        channel. What was wrong and could be passed over is in ``found["errors"]``."""
         try:
-            reader = StreamReader(self._buf, self._limits)
-            for item in reader:
-                self._keep(item, self.found)
-            if not self._buf.at_end() and self._buf.peek(4) == ColoMessage.CHECKPOINT_REQUEST.to_bytes(
-                4, "big"
-            ):
-                self._read_checkpoints(reader)
-            end = self._buf.position
-            while not self._buf.at_end():
-                self._buf.skip(self._buf.available)
-            self.found["trailing_bytes"] = self._buf.position - end
+            try:
+                for item in self._reader:
+                    self._keep(item, self.found)
+            finally:
+                self._tell_problems()
+            buf = self._buf
+            if not buf.at_end() and buf.peek(4) == ColoMessage.CHECKPOINT_REQUEST.to_bytes(4, "big"):
+                self._read_checkpoints()
+            end = buf.position
+            buf.skip_all(TRAILING_BYTES_MAX)
+            self.found["trailing_bytes"] = buf.position - end
         finally:
             self.found["bytes"] = self._buf.position
+
+    @property
+    def first_problem(self) -> StreamError | None:
+        """The first of the errors that were passed over."""
+        return self._reader.problems[0] if self._reader.problems else None
+
+    def _tell_problems(self) -> None:
+        self.found["notes"] += [*self._reader.notes, *self._pages.notes]
+        if self._left_out:
+            self.found["notes"].append(f"{self._left_out} more parts of live sections and commands are not listed")
+        self.found["page_bytes"] = self._pages.page_bytes
+        self.found["errors"] = [problem_row(problem) for problem in self._reader.problems]
 
     def _keep(self, item: Item, into: dict[str, Any]) -> None:
         if isinstance(item, FileHeader):
             into["header"] = {"offset": item.offset, "version": item.version}
         elif isinstance(item, Configuration):
-            self._with_address = "x-ignore-shared" in item.capabilities
+            self._capabilities = item.capabilities
+            if item.page_bits is not None:
+                self._pages.state(1 << item.page_bits, "CONFIGURATION")
             into["configuration"] = {
                 "offset": item.offset,
                 "machine": item.machine,
@@ -102,8 +134,19 @@ class Inspection:
                 "uuid": item.uuid.hex() if item.uuid else None,
             }
         elif isinstance(item, CommandItem):
+            if item.command is Command.POSTCOPY_ADVISE and len(item.payload) == ADVISE_BYTES:
+                self._advised = True
+                self._pages.state(int.from_bytes(item.payload[8:], "big"), "POSTCOPY_ADVISE")
+            if len(into["commands"]) >= ROWS_MAX:
+                self._left_out += 1
+                return
             into["commands"].append(
-                {"offset": item.offset, "command": item.command.name, "payload": item.payload.hex()}
+                {
+                    "offset": item.offset,
+                    "command": item.command.name,
+                    "payload": item.payload.hex(),
+                    "meaning": meaning_of(item),
+                }
             )
         elif isinstance(item, Packaged):
             inner: dict[str, Any] = {
@@ -131,20 +174,34 @@ class Inspection:
             "name": section.idstr,
             "instance": section.instance_id,
             "version": section.version_id,
+            "served": section.idstr == RAM_IDSTR,
         }
-        into["sections"].append(row)
-        before = self._totals()
+        if section.type is not SectionType.PART or len(into["sections"]) < ROWS_MAX:
+            into["sections"].append(row)
+        else:
+            self._left_out += 1
         start = self._buf.position
+        if not row["served"]:
+            self._reader.pass_over(section)
+            row["length_bytes"] = self._buf.position - start
+            return
+        before = self._pages.totals()
         try:
-            while (total := self._decoder.decode(self._buf)) != EOS:
+            while (total := self._pages.decode()) != EOS:
                 self._read_block_list(total, into)
                 before = dict.fromkeys(COUNTS, 0)
+        except LimitExceeded:
+            raise
+        except StreamError as error:
+            row["error"] = str(error)
+            self._reader.note(error)
+            self._reader.pass_over(section)
         finally:
             row["length_bytes"] = self._buf.position - start
-            now = self._totals()
+            now = self._pages.totals()
             row |= {name: now[name] - before[name] for name in COUNTS}
-            for shown, block in zip(into["ram_blocks"], self._blocks, strict=False):
-                shown.update(block.counts)
+            for shown, block in zip(into["ram_blocks"], self._pages.blocks, strict=False):
+                shown.update({name: block.counts[name] for name in COUNTS})
 
     def _read_block_list(self, total: int, into: dict[str, Any]) -> None:
         offset = self._buf.position
@@ -155,26 +212,51 @@ class Inspection:
                 offset=offset,
                 value=total,
             )
-        infos = parse_mem_size(self._buf, total, with_address=self._with_address, limits=self._limits)
-        self._blocks = [RamBlock(info.idstr, info.used_length) for info in infos]
-        self._decoder.set_blocks(self._blocks)
-        into["ram_blocks"] = [self._block_row(info) for info in infos]
+        mapped: list[MappedBlock] = []
+        in_file = MAPPED_RAM in self._capabilities
+
+        def read_mapped(info: RamBlockInfo) -> None:
+            if in_file:
+                mapped.append(read_mapped_block(self._buf, info))
+                into["ram_blocks"].append(self._block_row(info, mapped[-1]))
+                self._pages.state(mapped[-1].page_bytes, "mapped-ram")
+
+        into["ram_blocks"] = []
+        infos = parse_mem_size(
+            self._buf,
+            total,
+            with_page_size=None if self._advised else False,
+            with_address="x-ignore-shared" in self._capabilities,
+            limits=self._limits,
+            page_bytes=self._pages.page_bytes or PAGE_BYTES_MIN,
+            on_block=read_mapped,
+        )
+        self._pages.set_blocks([(info.idstr, info.used_length) for info in infos])
+        if in_file:
+            self._pages.count_mapped([(block.normal_pages, block.zero_pages) for block in mapped])
+        else:
+            into["ram_blocks"] = [self._block_row(info) for info in infos]
 
     @staticmethod
-    def _block_row(info: RamBlockInfo) -> dict[str, Any]:
-        return {
+    def _block_row(info: RamBlockInfo, mapped: MappedBlock | None = None) -> dict[str, Any]:
+        row = {
             "name": info.idstr,
             "used_length": info.used_length,
             "page_size": info.page_size,
             "address": info.address,
         }
-
-    def _totals(self) -> dict[str, int]:
-        counts = [block.counts for block in self._blocks]
-        return {name: sum(count[name] for count in counts) for name in COUNTS}
+        if mapped is not None:
+            row |= {
+                "bitmap_offset": mapped.bitmap_offset,
+                "pages_offset": mapped.pages_offset,
+                "normal_pages": mapped.normal_pages,
+                "zero_pages": mapped.zero_pages,
+            }
+        return row
 
     def _keep_devices(self, state: DeviceState, into: dict[str, Any]) -> None:
         vmdesc = state.vmdesc
+        wrong = self._reader.wrong.get(state.offset, {})
         described: dict[int, VmdescStruct] = {}
         if vmdesc is not None:
             into["vmdesc"] = {
@@ -182,21 +264,25 @@ class Inspection:
                 "length_bytes": len(vmdesc.text),
                 "devices": len(vmdesc.devices),
             }
-            behind = len(vmdesc.devices) - len(state.sections)
-            described = {i: device.state for i, device in enumerate(vmdesc.devices[behind:])}
+            if vmdesc.page_size is not None:
+                self._pages.state(vmdesc.page_size, "the vmdesc")
+            described = _described(vmdesc, state.sections)
         self._first += state.sections
         into["ambiguous"] = state.ambiguous
         for i, section in enumerate(state.sections):
             if self._only in section.idstr:
-                into["devices"].append(_device_row(section, state, described.get(i)))
+                row = _device_row(section, state, None if i in wrong else described.get(i))
+                if i in wrong:
+                    row["error"] = str(wrong[i])
+                into["devices"].append(row)
 
     # -- a COLO channel
 
-    def _read_checkpoints(self, reader: StreamReader) -> None:
+    def _read_checkpoints(self) -> None:
+        reader = self._reader
         check = DeviceCheck(self._first, self._limits) if self._first else None
         while not self._buf.at_end():
-            for block in self._blocks:
-                block.clear_counts()
+            self._pages.clear_counts()
             row: dict[str, Any] = {
                 "number": len(self.found["checkpoints"]) + 1,
                 "offset": self._buf.position,
@@ -209,8 +295,7 @@ class Inspection:
             if self._buf.at_end():
                 return  # asked for when the channel ended
             self._expect(ColoMessage.VMSTATE_SEND)
-            if self._blocks:
-                self._decoder.set_blocks(self._blocks)
+            self._pages.begin()
             for item in StreamReader.live_state(self._buf, self._limits, started=reader.live_sections):
                 if isinstance(item, DeviceState):
                     raise StreamError(
@@ -219,7 +304,9 @@ class Inspection:
                         offset=item.offset,
                     )
                 self._keep(item, row)
-            row |= self._totals()
+                if len(reader.problems):
+                    raise reader.problems[0]
+            row |= self._pages.totals()
             self._expect(ColoMessage.VMSTATE_SIZE)
             offset = self._buf.position
             size = self._buf.read_u64()
@@ -254,6 +341,30 @@ class Inspection:
                 offset=offset,
                 value=number,
             )
+
+
+def problem_row(problem: ColoError) -> dict[str, Any]:
+    """An error as plain data."""
+    return {
+        "message": str(problem),
+        "where": getattr(problem, "where", ""),
+        "offset": getattr(problem, "offset", None),
+    }
+
+
+def _described(vmdesc: Vmdesc, sections: Sequence[DeviceSection]) -> dict[int, VmdescStruct]:
+    """What the vmdesc says of each section, by its place. The last of the listed devices are these; one that the
+    stream lacks is passed over."""
+    found: dict[int, VmdescStruct] = {}
+    at = len(vmdesc.devices)
+    for i in range(len(sections) - 1, -1, -1):
+        behind = at
+        while behind and vmdesc.devices[behind - 1].key != sections[i].key:
+            behind -= 1
+        if behind:
+            at = behind - 1
+            found[i] = vmdesc.devices[at].state
+    return found
 
 
 def _device_row(section: DeviceSection, state: DeviceState, described: VmdescStruct | None) -> dict[str, Any]:

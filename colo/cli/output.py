@@ -98,8 +98,12 @@ class SessionOutput:
         elif kind == "pause":
             recording.vm_pause(data)
         else:
+            if kind == "lost":
+                recording.lost()
+            elif kind == "connected":
+                recording.found()
             if kind == "running" and hasattr(data, "as_dict"):
-                recording.takeover = data.as_dict()
+                recording.running(data.as_dict())
             elif kind == "ended" and hasattr(data, "as_dict"):
                 recording.ending = data.as_dict()
             if not isinstance(data, dict):  # what a demo's side told: it is said in words too

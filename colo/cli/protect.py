@@ -6,6 +6,7 @@ import argparse
 import signal
 from typing import Any
 
+from colo.cli.conditions import link
 from colo.cli.output import SessionOutput
 from colo.cli.reporting import add_report_argument, reported
 from colo.cli.secondary import byte_size
@@ -81,6 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
         output = SessionOutput(json_lines=arguments.json, title="colo protect", recording=recording)
         try:
             with Protector(config, on_event=output.event) as protector:
+                if recording is not None:
+                    recording.conditions |= {
+                        "QEMU": str(protector.primary.qemu.version), "Link": link(arguments.to),
+                        "Interval": f"{arguments.checkpoint_delay_ms} ms from the end of a checkpoint to the next"}
                 for number in (signal.SIGTERM, signal.SIGINT):
                     signal.signal(number, lambda *_: protector.stop())
                 report = protector.run()

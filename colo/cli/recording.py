@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from colo.cli.conditions import machine
 from colo.cli.figures import BYTE_KINDS, PAGE_KINDS, compression_ratio, report_bytes, report_pages
 from colo.session.statistics import percentile
 
@@ -18,6 +19,8 @@ SAMPLES = 400
 VALUES = 50_000
 """Percentiles are exact up to so many values; beyond, over a random sample of so many (every n-th would follow a rhythm of
 the VM's)."""
+P99_LEAST = 200
+"""Of fewer values the 99th percentile is the greatest, or the one beside it: it says nothing of its own, and is not told."""
 NOTES = 200
 """Events told in words; of more the first half and the last are kept."""
 PARTS = ("stop", "save", "harvest", "copy", "rest")
@@ -42,12 +45,13 @@ class Values:
             self._values[place] = value
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; None where there are no values."""
+        """For JSON; None where there are no values, or too few (:data:`P99_LEAST`)."""
         known = self.count > 0
         return {
             "count": self.count,
             "p50": round(percentile(self._values, 50), 3) if known else None,
-            "p99": round(percentile(self._values, 99), 3) if known else None,
+            "p90": round(percentile(self._values, 90), 3) if known else None,
+            "p99": round(percentile(self._values, 99), 3) if self.count >= P99_LEAST else None,
             "max": round(self.greatest, 3) if known else None,
         }
 
@@ -175,6 +179,14 @@ class Recording:
         self.heat: dict[str, Any] | None = None
         self.kill_s: float | None = None
         """When the run's own doing killed the primary."""
+        self.lost_s: float | None = None
+        """When the other side was last found to be lost."""
+        self.running_s: float | None = None
+        """When the VM ran here after that."""
+        self.outage: dict[str, Any] | None = None
+        """``ms`` and ``what``: how long the world went without the VM, where the run can tell that better than by these."""
+        self.conditions: dict[str, str] = machine()
+        """What the run was made on and with, in words; who knows more adds to it."""
         self.verdict: str | None = None
         self.end_s: float | None = None
         self._last_s: dict[str, float] = {}
@@ -243,10 +255,33 @@ class Recording:
         """The primary is killed now."""
         self.kill_s = round(self.now_s(), 4)
 
+    def lost(self) -> None:
+        """The other side is found to be lost now."""
+        self.lost_s, self.running_s = round(self.now_s(), 4), None
+
+    def found(self) -> None:
+        """The other side is there, or there again."""
+        self.lost_s = None
+
+    def running(self, takeover: dict[str, Any]) -> None:
+        """The VM runs here now: the report of its takeover."""
+        self.takeover, self.running_s = takeover, round(self.now_s(), 4)
+
     def ended(self) -> None:
         """The run is over: what comes after is not of it."""
         if self.end_s is None:
             self.end_s = self.now_s()
+
+    def _outage(self) -> dict[str, Any] | None:
+        if self.running_s is None:
+            return None
+        if self.kill_s is not None and self.kill_s <= self.running_s:
+            return {"ms": round(1000 * (self.running_s - self.kill_s), 3), "what": "from the kill to the VM running again"}
+        if self.lost_s is None:
+            return None
+        return {
+            "ms": round(1000 * (self.running_s - self.lost_s), 3),
+            "what": "from the loss noticed to the VM running again; what passed before it was noticed is not in it"}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -260,7 +295,11 @@ class Recording:
                 "began": round(self.began, 3),
                 "duration_s": round(self.end_s if self.end_s is not None else self.now_s(), 3),
                 "verdict": self.verdict,
+                "conditions": dict(self.conditions),
                 "kill_s": self.kill_s,
+                "lost_s": self.lost_s,
+                "running_s": self.running_s,
+                "outage": self.outage if self.outage is not None else self._outage(),
                 "takeover": self.takeover,
                 "ending": self.ending,
                 "full_copies": self.full_copies,

@@ -21,6 +21,9 @@ STYLE = """
 body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1000px;margin:0 auto;padding:24px 20px 60px}
 h1{font-size:24px;margin:0 0 4px}h2{font-size:16px;margin:0}
+#fate{margin:0 0 18px;padding:12px 16px;border-left:6px solid;font-size:18px;font-weight:600;overflow-wrap:anywhere}
+#fate.lost{background:var(--warn);border-color:var(--warn);color:var(--bg)}#fate.warn{border-color:var(--c2);background:var(--ground)}
+.apart{margin-top:30px}.narrow{display:none}
 .lead{font-size:17px;margin:0 0 18px;color:var(--soft)}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:5px 12px 5px 0;border-bottom:1px solid var(--line);
@@ -46,5 +49,8 @@ text{font:12px system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:var(--s
 .line.c1,.line.c2,.line.c3,.dots.c1,.range.c1{stroke:var(--c)}.fill{fill:var(--c)}i{background:var(--c)}
 .h0{--c:var(--h0)}.h1{--c:var(--h1)}.h2{--c:var(--h2)}.h3{--c:var(--h3)}.h4{--c:var(--h4)}.h5{--c:var(--h5)}
 path.h0,path.h1,path.h2,path.h3,path.h4,path.h5{fill:var(--c);shape-rendering:crispEdges}
+@media screen and (max-width:640px){.wide{display:none}.narrow{display:block}main{padding:16px 12px 40px}
+th,td,#notes th{display:block;width:auto;white-space:normal;padding:5px 0 0;border-bottom:0}
+td{padding:0 0 5px;border-bottom:1px solid var(--line)}h1{font-size:21px;overflow-wrap:anywhere}.lead{font-size:16px}}
 @media print{details{display:block}}
 """.strip()

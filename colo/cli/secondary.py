@@ -11,6 +11,7 @@ import signal
 from dataclasses import replace
 from typing import Any
 
+from colo.cli.conditions import link, qemu
 from colo.cli.output import SessionOutput
 from colo.cli.reporting import add_report_argument, reported
 from colo.protocol import Mode
@@ -118,6 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the session until the VM runs here (0), or an error."""
     keep_out_of_core_dumps()
     with reported(arguments.report, f"colo secondary {arguments.listen}") as recording:
+        if recording is not None:
+            recording.conditions |= {"QEMU": qemu(shlex.split(arguments.standby or "")), "Link": link(arguments.listen)}
         output = SessionOutput(json_lines=arguments.json, title="colo secondary", recording=recording)
         try:
             with Secondary(config_from(arguments), on_event=output.event) as session:

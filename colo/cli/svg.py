@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from colo.cli.figures import printable
 
-WIDTH = 960
-LEFT, RIGHT, TOP, BOTTOM = 64, 108, 26, 34
+TOP, BOTTOM = 26, 34
 LABEL_GAP = 14
 """Between the base lines of two texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a chart has room for: one that is only made smaller has letters that nobody can read."""
+
+    width: int
+    left: int
+    right: int
+    ticks: int
+    """About how many marks the axis of time has."""
+    beside: bool
+    """Names of levels lie beside the chart, and not within it."""
+
+
+WIDE = Layout(960, 64, 108, 8, beside=True)
+NARROW = Layout(400, 48, 12, 4, beside=False)
+
+
+def both(draw: Callable[[Layout], str]) -> str:
+    """A chart for a page of ordinary width, and for a narrow one: the style shows the one that fits."""
+    return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
 
 
 def escape(text: str) -> str:
@@ -44,16 +66,19 @@ def text(x: float, y: float, words: str, *, anchor: str = "start", style: str = 
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(words)}</text>'
 
 
-def open_svg(height: float, title: str) -> str:
+def open_svg(width: float, height: float, title: str) -> str:
     """An element as wide as its place, with a title for who cannot see it."""
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
             f'aria-label="{escape(title)}">')
 
 
 class Plot:
     """Values over time: x from 0 to ``until_s`` seconds, y from 0 to ``top`` or a round number above it."""
 
-    def __init__(self, title: str, unit: str, until_s: float, top: float, *, height: int = 220) -> None:
+    def __init__(
+        self, layout: Layout, title: str, unit: str, until_s: float, top: float, *, height: int = 220,
+    ) -> None:
+        self.layout = layout
         self.height = height
         self._title = title
         self._until_s = until_s if until_s > 0 else 1.0
@@ -66,7 +91,13 @@ class Plot:
 
     def x(self, t_s: float) -> float:
         """Where a time lies."""
-        return LEFT + max(0.0, min(1.0, t_s / self._until_s)) * (WIDTH - LEFT - RIGHT)
+        at = self.layout
+        return at.left + max(0.0, min(1.0, t_s / self._until_s)) * (at.width - at.left - at.right)
+
+    @property
+    def _end(self) -> int:
+        """Where the chart ends on the right."""
+        return self.layout.width - self.layout.right
 
     def y(self, value: float) -> float:
         """Where a value lies; greater ones than the axis has lie at its end."""
@@ -122,57 +153,58 @@ class Plot:
     def level(self, value: float, words: str, style: str = "") -> None:
         """A horizontal line with a name."""
         y = self.y(value)
-        self._parts.append(f'<path class="level {style}" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        self._parts.append(f'<path class="level {style}" d="M{self.layout.left} {y:.1f}H{self._end}"/>')
         self._labels.append((y, words))
 
     def moment(self, t_s: float, words: str, style: str = "warn") -> None:
         """A vertical line with a name."""
         x = self.x(t_s)
         self._parts.append(f'<path class="level {style}" d="M{x:.1f} {TOP - 6}V{self.height - BOTTOM}"/>')
-        anchor = "end" if x > WIDTH / 2 else "start"
+        anchor = "end" if x > self.layout.width / 2 else "start"
         self._corner.append(text(x, TOP - 10, words, anchor=anchor, style=style))
 
     def render(self) -> str:
         """The element."""
-        parts = [open_svg(self.height, self._title)]
+        left, beside = self.layout.left, self.layout.beside
+        parts = [open_svg(self.layout.width, self.height, self._title)]
         for mark in self._marks:
             y = self.y(mark)
-            parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(text(LEFT - 8, y + 4, shown(mark), anchor="end"))
-        parts.append(text(LEFT - 8, TOP - 12, self._unit, anchor="end", style="unit"))
-        parts += time_axis(self._until_s, self.x, self.height - BOTTOM)
+            parts.append(f'<path class="grid" d="M{left} {y:.1f}H{self._end}"/>')
+            parts.append(text(left - 8, y + 4, shown(mark), anchor="end"))
+        parts.append(text(left - 8, TOP - 12, self._unit, anchor="end", style="unit"))
+        parts += time_axis(self.layout, self._until_s, self.x, self.height - BOTTOM)
         parts += self._parts
         at = math.inf
         for y, words in sorted(self._labels, reverse=True):
-            at = min(y + 4, at - LABEL_GAP)
-            parts.append(text(WIDTH - RIGHT + 6, at, words, style="halo"))
+            at = min(y + 4 if beside else y - 4, at - LABEL_GAP)
+            parts.append(text(
+                self._end + 6 if beside else self._end - 2, at, words, anchor="start" if beside else "end", style="halo"))
         return "".join([*parts, *self._corner, "</svg>"])
 
 
-def time_axis(until_s: float, place: object, y: float) -> list[str]:
+def time_axis(layout: Layout, until_s: float, place: Callable[[float], float], y: float) -> list[str]:
     """The axis of seconds below a chart; ``place`` gives the x of a time."""
-    assert callable(place)
-    parts = [f'<path class="axis" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>']
-    for mark in steps(until_s, 8):
+    end = layout.width - layout.right
+    parts = [f'<path class="axis" d="M{layout.left} {y:.1f}H{end}"/>']
+    for mark in steps(until_s, layout.ticks):
         if mark <= until_s * 1.0001:
             x = place(mark)
             parts.append(f'<path class="axis" d="M{x:.1f} {y:.1f}v4"/>')
-            last = x > WIDTH - RIGHT - 30
-            parts.append(text(x, y + 18, f"{shown(mark)} s", anchor="end" if last else "middle"))
+            parts.append(text(x, y + 18, f"{shown(mark)} s", anchor="end" if x > end - 30 else "middle"))
     return parts
 
 
-def bar(title: str, parts: Sequence[tuple[str, str, float]]) -> str:
+def bar(layout: Layout, title: str, parts: Sequence[tuple[str, str, float]]) -> str:
     """One bar of parts (name, style, milliseconds) that follow one another."""
     total = sum(value for _, _, value in parts) or 1.0
-    scale = (WIDTH - 40) / total
-    drawn, at = [open_svg(58, title)], 0.0
+    scale = (layout.width - 40) / total
+    drawn, at = [open_svg(layout.width, 58, title)], 0.0
     for name, style, value in parts:
         words = f"{name} {value:.2f} ms"
         drawn.append(f'<path class="fill {style}" d="M{at * scale:.1f} 4h{value * scale:.1f}v26h-{value * scale:.1f}z">'
                      f"<title>{escape(words)}</title></path>")
         at += value
-    for mark in steps(total, 6):
+    for mark in steps(total, layout.ticks - 2 if layout.beside else layout.ticks):
         if mark <= total * 1.0001:
             drawn.append(f'<path class="axis" d="M{mark * scale:.1f} 30v4"/>')
             drawn.append(text(mark * scale, 48, f"{shown(mark)} ms", anchor="middle" if mark else "start"))
@@ -180,12 +212,12 @@ def bar(title: str, parts: Sequence[tuple[str, str, float]]) -> str:
 
 
 def heat(
-    title: str, rows: Sequence[tuple[float, float, Sequence[float]]], thresholds: Sequence[float],
+    layout: Layout, title: str, rows: Sequence[tuple[float, float, Sequence[float]]], thresholds: Sequence[float],
     blocks: Sequence[tuple[str, float, float]], places: float, marks: Sequence[tuple[float, str]], *, height: int = 360,
 ) -> str:
     """A map: ``rows`` are (begin, end in seconds, a value for each place), ``thresholds`` where the next shade (class
     ``h0``, ``h1``, …) begins; ``blocks`` (name, first, end) and ``marks`` (at, name) are in places of ``places`` in all."""
-    left, width = LEFT, WIDTH - LEFT - RIGHT
+    left, width = layout.left, layout.width - layout.left - layout.right
     top, bottom = 44, height - 30
     begin = rows[0][0] if rows else 0.0
     span = (rows[-1][1] - begin if rows else 0.0) or 1.0
@@ -196,7 +228,7 @@ def heat(
     def y(t_s: float) -> float:
         return top + (t_s - begin) / span * (bottom - top)
 
-    parts = [open_svg(height, title), f'<path class="ground" d="M{left} {top}h{width}V{bottom}h-{width}z"/>']
+    parts = [open_svg(layout.width, height, title), f'<path class="ground" d="M{left} {top}h{width}V{bottom}h-{width}z"/>']
     paths: list[list[str]] = [[] for _ in thresholds]
     for begin_s, end_s, values in rows:
         y0, y1 = y(begin_s), y(end_s)
@@ -222,11 +254,13 @@ def heat(
         else:
             unnamed += 1
     parts.append(f'<path class="border" d="M{x(places):.1f} {top - 18}V{bottom}"/>')
-    if unnamed:
+    if unnamed and layout.beside:
         parts.append(text(x(places) + 6, top - 8, f"and {unnamed} small"))
-    for at_place, words in marks:
+    for nth, (at_place, words) in enumerate(marks):
         parts.append(f'<path class="axis" d="M{x(at_place):.1f} {bottom}v4"/>')
-        parts.append(text(x(at_place), bottom + 18, words, anchor="middle"))
+        if layout.beside or nth % 2 == 0:  # half as wide, and the last not beyond the page
+            last = not layout.beside and x(at_place) > left + width - 30
+            parts.append(text(x(at_place), bottom + 18, words, anchor="end" if last else "middle"))
     for mark in steps(begin + span, 6):
         if begin <= mark <= begin + span:
             parts.append(f'<path class="axis" d="M{left - 4} {y(mark):.1f}h4"/>')

@@ -22,6 +22,7 @@ from colo.cli.figures import (
     size,
     sparkline,
 )
+from colo.running_share import TOO_LITTLE
 
 SAMPLES = 120
 SPARK_WIDTH = 30
@@ -57,6 +58,8 @@ class Sample:
     """What was streamed."""
     link_bytes_per_s: float | None
     """What the link can, as measured."""
+    running_share: float | None = None
+    """Which part of the last seconds the VM ran."""
 
 
 def take_sample(status: Mapping[str, Any], before: Mapping[str, Any] | None, seconds: float | None) -> Sample:
@@ -97,6 +100,7 @@ def take_sample(status: Mapping[str, Any], before: Mapping[str, Any] | None, sec
         compression_ratio=None if copied else _rounded(compression_ratio(stream, dirty)),
         bytes_per_s=round(stream / seconds) if known and seconds else None,
         link_bytes_per_s=status.get("link_bytes_per_s") or None,
+        running_share=statistics.get("running_share"),
     )
 
 
@@ -133,6 +137,8 @@ class Watch:
             parts.append(f"{s.pause_name} {_ms(s.pause_ms)} (p50 {_ms(s.pause_p50_ms)}, p99 {_ms(s.pause_p99_ms)})")
         if s.interval_ms is not None:
             parts.append(f"every {_ms(s.interval_ms)}")
+        if s.running_share is not None:
+            parts.append(f"runs {s.running_share:.0%} of the time")
         parts.append(f"{s.checkpoints} new: {s.dirty_pages} pages ({_kinds(s)}), {size(s.stream_bytes)}")
         if s.compression_ratio is not None:
             parts.append(f"ratio {s.compression_ratio:.2f}")
@@ -167,7 +173,9 @@ class Watch:
         row("checkpoint", "none yet" if s.checkpoint is None else f"{s.checkpoint}{age}{rate}")
         row(s.pause_name, "–" if s.pause_ms is None else
             f"{_ms(s.pause_ms)}   p50 {_ms(s.pause_p50_ms)}   p99 {_ms(s.pause_p99_ms)}", [x.pause_ms for x in self.samples])
-        row("interval", _ms(s.interval_ms))
+        runs = "" if s.running_share is None else f", the VM runs {s.running_share:.0%} of the time"
+        too_little = s.running_share is not None and s.running_share < TOO_LITTLE
+        row("interval", Text(f"{_ms(s.interval_ms)}{runs}", style="bold red" if too_little else ""))
         each = f" in {s.checkpoints} checkpoints" if s.checkpoints else ""
         row("dirty pages", f"{s.dirty_pages:,}{each}", [
             # The first sample is all that was before the watch began.

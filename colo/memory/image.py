@@ -19,6 +19,7 @@ from colo._fast.ramblock import RamBlock
 from colo._fast.staging import Staging
 from colo.errors import LimitExceeded, StorageError, StreamError
 from colo.memory.decision import Phase
+from colo.memory.host import host_memory_bytes
 from colo.memory.kept_copy import KeptCopy, delete_copy
 from colo.private import PrivateDirectory
 
@@ -29,9 +30,12 @@ WHERE = "ram MEM_SIZE"
 SPARE_BYTES = 64 << 20
 
 
-def host_memory_bytes() -> int:
-    """Physical memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _list_difference(before: list[str], now: list[str]) -> str:
+    """Which names are new, gone, or elsewhere."""
+    words = [f"'{name}' is new" for name in now if name not in before]
+    words += [f"'{name}' is gone" for name in before if name not in now]
+    moved = next((f"'{b}' comes where '{a}' was" for a, b in zip(before, now, strict=False) if a != b), "")
+    return "; ".join((words or [moved])[:8])
 
 
 class BlockImage:
@@ -68,8 +72,7 @@ class BlockImage:
         before, now = [b.idstr for b in known], [idstr for idstr, _ in wanted]
         if before != now:
             raise StreamError(
-                f"the list of RAM blocks changed: {', '.join(now)} instead of {', '.join(before)}",
-                where=WHERE, value=now,
+                f"the list of RAM blocks changed: {_list_difference(before, now)}", where=WHERE, value=now,
             )
         return [
             block if block.used_length == length else self._resize(block, length)

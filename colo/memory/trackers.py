@@ -14,6 +14,11 @@ explicit   the VM's own reports                     yes    no         what repor
 ``auto`` takes ``pagemap`` where this machine and all blocks allow it, otherwise ``shadow``. ``hash`` (it
 may miss), ``softdirty`` (it clears a whole process) and ``explicit`` (the VM must do its part) are taken
 only when asked for by name.
+
+``pagemap`` and ``softdirty`` go by page tables: they see what is written through this process's mapping, and
+nothing else. So they refuse memory that others can change, shared mappings and mappings of files; on such
+memory ``auto`` takes ``shadow``. Who knows that nobody else writes, or marks each such write, says
+``sole_writer=True``.
 """
 
 from __future__ import annotations
@@ -159,7 +164,12 @@ def _named(blocks: Blocks) -> list[tuple[str, Buffer | ProcessMemory]]:
 
 @overload
 def open_tracker(
-    name: Literal["pagemap"], blocks: Blocks, *, page_bytes: int = ..., userfaultfd: int | None = ...
+    name: Literal["pagemap"],
+    blocks: Blocks,
+    *,
+    page_bytes: int = ...,
+    userfaultfd: int | None = ...,
+    sole_writer: bool = ...,
 ) -> MemoryTracker[PagemapTracker]: ...
 @overload
 def open_tracker(
@@ -171,7 +181,7 @@ def open_tracker(
 ) -> MemoryTracker[HashTracker]: ...
 @overload
 def open_tracker(
-    name: Literal["softdirty"], blocks: Blocks, *, page_bytes: int = ...
+    name: Literal["softdirty"], blocks: Blocks, *, page_bytes: int = ..., sole_writer: bool = ...
 ) -> MemoryTracker[SoftDirtyTracker]: ...
 @overload
 def open_tracker(
@@ -183,9 +193,9 @@ def open_tracker(name: str, blocks: Blocks, *, page_bytes: int = 4096, **options
     """A tracker of this kind (or ``auto``) over ``blocks``, not started yet.
 
     ``blocks`` is a VM's memory, its blocks, or ``{name: buffer or ProcessMemory}``. Options: ``refresh`` of
-    ``shadow`` (:class:`~colo._fast.tracker_shadow.ShadowTracker`), ``userfaultfd`` of ``pagemap``
-    (:class:`~colo._fast.tracker_pagemap.PagemapTracker`). ValueError for an unknown name, Unsupported, with
-    the reason, when this machine cannot.
+    ``shadow`` (:class:`~colo._fast.tracker_shadow.ShadowTracker`), ``userfaultfd`` and ``sole_writer`` of
+    ``pagemap`` (:class:`~colo._fast.tracker_pagemap.PagemapTracker`), ``sole_writer`` of ``softdirty``.
+    ValueError for an unknown name, Unsupported, with the reason, when this machine cannot.
     """
     named = _named(blocks)
     if name == "auto":

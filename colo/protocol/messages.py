@@ -268,16 +268,22 @@ _COMMAND_EVENTS = {
 }
 
 
-def command_event(command: Command) -> Event:
+def capability_behind(command: Command, payload: bytes) -> str:
+    """The capability that makes a source send this command, one of postcopy's: an ADVISE without a payload comes from
+    dirty-bitmaps."""
+    return "dirty-bitmaps" if command is Command.POSTCOPY_ADVISE and not payload else "postcopy-ram"
+
+
+def command_event(command: Command, payload: bytes = b"") -> Event:
     """The event that a COMMAND in the section stream is.
 
-    :raises ProtocolError: postcopy's commands, which have no place in COLO.
+    :raises ProtocolError: postcopy's commands, which have no place in COLO, and that of dirty-bitmaps.
     """
     try:
         return _COMMAND_EVENTS[command]
     except KeyError:
         raise ProtocolError(
-            f"command {command.name} has no place in COLO: switch the capability postcopy-ram off",
+            f"command {command.name} has no place in COLO: switch the capability {capability_behind(command, payload)} off",
             got=command.name,
             expected=tuple(each.name for each in _COMMAND_EVENTS),
         ) from None

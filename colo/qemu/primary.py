@@ -16,6 +16,7 @@ from colo.errors import QemuError, QemuUnsupported
 from colo.qemu.capabilities import MigrationSettings, capabilities_of, capability_list, require_migratable
 from colo.qemu.process import Qemu
 from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
+from colo.running_share import RunningShare
 
 PAUSES_KEPT = 100_000
 UNLIMITED_BANDWIDTH = (1 << 63) - 1
@@ -43,12 +44,26 @@ class ColoSettings:
 class PauseMeter:
     """Pauses of the VM from QEMU's STOP and RESUME events, in milliseconds of QEMU's own clock."""
 
-    def __init__(self, on_pause: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self, on_pause: Callable[[float], None] | None = None, on_notice: Callable[[str], None] | None = None
+    ) -> None:
         self.count = 0
         self.pauses_ms: collections.deque[float] = collections.deque(maxlen=PAUSES_KEPT)
         self.stopped_at_us: int | None = None
         """When the VM stopped, if it stands still now."""
         self._on_pause = on_pause
+        self._on_notice = on_notice
+        self._running = RunningShare("give it a longer checkpoint delay")
+        self._running.begin(time.time())
+        self._lock = threading.Lock()
+
+    @property
+    def running_share(self) -> float | None:
+        """Which part of the last 5 s the VM ran; None until it was looked at for a second."""
+        with self._lock:
+            stopped_at_us = self.stopped_at_us
+            return self._running.share(
+                time.time(), still_since_s=None if stopped_at_us is None else stopped_at_us / 1e6)
 
     def summary(self) -> dict[str, float] | None:
         """Median and greatest of the last thousand pauses, in ms; None: there was none."""
@@ -61,11 +76,16 @@ class PauseMeter:
             self.stopped_at_us = event.timestamp_us
         elif event.name == "RESUME" and self.stopped_at_us is not None:
             pause_ms = (event.timestamp_us - self.stopped_at_us) / 1e3
-            self.stopped_at_us = None
+            with self._lock:
+                self._running.pause(self.stopped_at_us / 1e6, event.timestamp_us / 1e6)
+                self.stopped_at_us = None
+                warning = self._running.warning(event.timestamp_us / 1e6)
             self.count += 1
             self.pauses_ms.append(pause_ms)
             if self._on_pause is not None:
                 self._on_pause(pause_ms)
+            if warning is not None and self._on_notice is not None:
+                self._on_notice(warning)
 
 
 class QemuPrimary:
@@ -246,9 +266,12 @@ class QemuPrimary:
         """``colo`` while it is a primary; else ``none``, ``active``, ``completed``, ``failed``, …"""
         return str(self.qemu.qmp.execute("query-migrate", timeout_s=timeout_s).get("status", "none"))
 
-    def measure_pauses(self, on_pause: Callable[[float], None] | None = None) -> PauseMeter:
-        """Measure every pause from now on; ``on_pause`` gets each, in ms, on the monitor's thread."""
-        meter = PauseMeter(on_pause)
+    def measure_pauses(
+        self, on_pause: Callable[[float], None] | None = None, on_notice: Callable[[str], None] | None = None
+    ) -> PauseMeter:
+        """Measure every pause from now on; ``on_pause`` gets each, in ms, on the monitor's thread, and ``on_notice``, in
+        words, that they leave the VM too little time."""
+        meter = PauseMeter(on_pause, on_notice)
         self.qemu.qmp.on_event(meter.event, "STOP", "RESUME")
         return meter
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from colo.errors import Interrupted
+from colo.stream.magic import what_is
 from colo.wire import FILE_MAGIC, LEASE_MAGIC
 
 PENDING_LIMIT = 4
@@ -107,7 +108,7 @@ def _opening(
         time.sleep(0.005)
         return b""
     if first:
-        reason = f"{first!r} is not the start of a migration stream"
+        reason = what_is(first) or f"{first!r} is not the start of a migration stream"
     refused(f"a connection was refused: {reason}")
     del waiting[sock]
     sock.close()

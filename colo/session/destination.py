@@ -35,6 +35,7 @@ from colo.errors import (
     VmError,
 )
 from colo.protocol import encode_return_path
+from colo.protocol.messages import capability_behind
 from colo.protocol.migration import MigrationStatus
 from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.deadlines import Deadlines
@@ -305,7 +306,8 @@ class MigrationDestination:
                                 got=item.command.name)
         elif item.command is not Command.SWITCHOVER_START:
             raise ProtocolError(
-                f"command {item.command.name}: there is no postcopy here, switch the capability postcopy-ram off",
+                f"command {item.command.name} is not served here: switch the capability "
+                f"{capability_behind(item.command, item.payload)} off",
                 got=item.command.name, expected=("OPEN_RETURN_PATH", "PING", "SWITCHOVER_START"))
 
     def _note_ping(self, number: int) -> None:

@@ -308,7 +308,7 @@ class Follower:
     def _take_command(self, item: CommandItem) -> None:
         if item.command is Command.PING:
             self._ping = item.value
-        self._feed(command_event(item.command))
+        self._feed(command_event(item.command, item.payload))
 
     def _agree(self, configuration: Configuration) -> None:
         """Take what this side has of the extensions that a colo primary offers."""
@@ -357,7 +357,7 @@ class Follower:
         ended = False
         for item in StreamReader.live_state(self._buffer, self.limits, started=self._live_sections):
             if isinstance(item, CommandItem):
-                self._feed(command_event(item.command))
+                self._feed(command_event(item.command, item.payload))
             elif isinstance(item, LiveSection):
                 self._decode(item)
                 ended = ended or item.type in (SectionType.END, SectionType.PART)

@@ -46,6 +46,7 @@ from colo.session.statistics import CheckpointStatistics
 from colo.session.vm_hold import VmHold
 from colo.session.vm_state import decode_state
 from colo.stream import StreamLimits
+from colo.stream.ram import block_differences
 from colo.transport import listen, tune
 
 
@@ -63,8 +64,8 @@ class GuestImage(BlockImage):
         here = {name: block.length_bytes for name, block in self.guest_blocks.items()}
         if dict(wanted) != here:
             raise StreamError(
-                f"the primary's RAM blocks {dict(wanted)} are not those of the VM here {here}", where="ram MEM_SIZE",
-                value=wanted,
+                "the RAM blocks are not those of the VM here: " + block_differences(dict(wanted), here),
+                where="ram MEM_SIZE", value=wanted,
             )
         return super().announce(wanted)
 

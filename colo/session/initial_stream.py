@@ -94,7 +94,9 @@ class InitialStream:
             self.configuration = item
             self._on_opened(item)
         elif self.configuration is None:
-            raise StreamError("no CONFIGURATION: the machine type is not known", where="stream", offset=0)
+            raise StreamError(
+                "no CONFIGURATION: the machine type is not known (those up to 2.3 send none: take a newer one)",
+                where="stream", offset=0)
         elif isinstance(item, CommandItem):
             self._on_command(item)
         elif isinstance(item, LiveSection):

@@ -387,6 +387,8 @@ class Primary:
     def _committed(self, report: PrimaryReport) -> None:
         self.statistics.add(report)
         self._tell("checkpoint", report)
+        if (warning := self.statistics.warning()) is not None:
+            self._tell("notice", warning)
 
     # -- the end of a connection
 

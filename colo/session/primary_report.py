@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from colo.running_share import RunningShare
 from colo.session.statistics import Series
 from colo.wire import TARGET_PAGE_BYTES
 
@@ -70,10 +72,13 @@ class PrimaryStatistics:
         self.pause_ms = Series()
         self.harvest_ms = Series()
         self.acknowledged_ms = Series()
+        self._running = RunningShare("give it a longer interval_ms, or a target_pause_ms")
 
     def add(self, report: PrimaryReport) -> None:
-        """Take the report of one committed checkpoint."""
+        """Take the report of one checkpoint, committed just now."""
         self.last = report
+        now_s = time.monotonic()
+        self._running.pause(now_s - (report.pause_ms + report.acknowledged_ms) / 1000, now_s - report.acknowledged_ms / 1000)
         self.stream_bytes += report.stream_bytes
         if report.full_copy:
             self.full_copies += 1
@@ -89,13 +94,24 @@ class PrimaryStatistics:
         self.acknowledged_ms.add(report.acknowledged_ms)
 
     @property
+    def running_share(self) -> float | None:
+        """Which part of the last 5 s the VM ran; None of a session younger than a second."""
+        return self._running.share(time.monotonic())
+
+    def warning(self) -> str | None:
+        """Something to tell about the last checkpoints, once: the VM hardly runs between them."""
+        return self._running.warning(time.monotonic())
+
+    @property
     def compression_ratio(self) -> float:
         """Bytes of records made per byte of the dirty pages' contents; 1.0 of nothing."""
         return sum(self.record_bytes.values()) / (TARGET_PAGE_BYTES * self.dirty_pages) if self.dirty_pages else 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+        share = self.running_share
         return {
+            "running_share": None if share is None else round(share, 3),
             "checkpoints": self.checkpoints,
             "full_copies": self.full_copies,
             "losses": self.losses,

@@ -155,6 +155,11 @@ class Protector:
         """Pauses seen so far."""
         return self._meter.count if self._meter else 0
 
+    @property
+    def running_share(self) -> float | None:
+        """Which part of the last 5 s the VM ran between its pauses; None of a session younger than a second."""
+        return self._meter.running_share if self._meter else None
+
     def status(self) -> dict[str, Any]:
         """Keys are stable."""
         guard = self._guard
@@ -167,6 +172,7 @@ class Protector:
             "to": self.config.to,
             "checkpoints": self.checkpoints,
             "checkpoint": self.checkpoints,
+            "running_share": self.running_share,
             "generation": self._generation,
             "lease": {
                 "lease_ms": self.config.lease_ms,
@@ -187,7 +193,8 @@ class Protector:
         """Protect until it ends; the report says how. Raises QemuError, QemuUnsupported, ChannelError, ProtocolError or
         ArbitrationError if it cannot begin, ArbitrationError when it was asked to end while who may run was undecided: the VM
         then stands still, under its fence, until another guard comes."""
-        self._meter = self.primary.measure_pauses(lambda pause_ms: self._tell("pause", pause_ms))
+        self._meter = self.primary.measure_pauses(
+            lambda pause_ms: self._tell("pause", pause_ms), lambda text: self._tell("notice", text))
         report = self._resume_guarding()
         if report is None:
             for disk in self.primary.unreplicated_disks():

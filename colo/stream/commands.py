@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from colo.errors import StreamError
+from colo.protocol.messages import capability_behind
 from colo.stream.sections import CommandItem
 from colo.wire import COMMAND_PAYLOAD_BYTES, Command, SectionType
 
@@ -37,6 +38,13 @@ def read_command(buf: ReadBuffer) -> CommandItem:
             value=length,
         )
     return CommandItem(offset, command, buf.read_exact(length))
+
+
+def meaning_of(item: CommandItem) -> str:
+    """What a command says beside its name, where its payload decides: "" if nothing."""
+    if item.command is Command.POSTCOPY_ADVISE:
+        return capability_behind(item.command, item.payload)
+    return ""
 
 
 def payload_fits(command: Command, length_bytes: int) -> bool:

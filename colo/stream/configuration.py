@@ -19,10 +19,15 @@ UUID = "configuration/uuid"
 EXTENSIONS = "configuration/colo"
 """colo's own: a u64 of :class:`~colo.wire.Extension` bits that the sender offers. A QEMU refuses it."""
 SUBSECTION_VERSION = 1
+PAGE_BITS_MIN, PAGE_BITS_MAX = 10, 16
+"""Of any QEMU target whose stream's flags fit below its pages: 1 KiB (some ARM) to 64 KiB."""
 
 
-def read_configuration(buf: ReadBuffer, limits: StreamLimits = DEFAULT_LIMITS) -> Configuration:
+def read_configuration(
+    buf: ReadBuffer, limits: StreamLimits = DEFAULT_LIMITS, *, any_page_bits: bool = False
+) -> Configuration:
     """Read what follows the type byte: machine name and subsections, which must be known to be delimited.
+    ``any_page_bits``: take target pages of other sizes than 4096 bytes too.
 
     Waits for the byte behind it, which every stream has. QEMU: migration/savevm.c:vmstate_configuration.
     """
@@ -65,6 +70,13 @@ def read_configuration(buf: ReadBuffer, limits: StreamLimits = DEFAULT_LIMITS) -
     page_bits, uuid = found.get(PAGE_BITS), found.get(UUID)
     assert isinstance(capabilities, tuple)
     assert isinstance(page_bits, int | None)
+    if page_bits not in (None, TARGET_PAGE_BITS) and not any_page_bits:
+        raise StreamError(
+            f"target pages of 2^{page_bits} bytes; only 2^{TARGET_PAGE_BITS} (4096) is served",
+            where=f"CONFIGURATION subsection '{PAGE_BITS}'",
+            offset=offset,
+            value=page_bits,
+        )
     assert isinstance(uuid, bytes | None)
     extensions = found.get(EXTENSIONS)
     assert isinstance(extensions, int | None)
@@ -86,9 +98,9 @@ def _read_capabilities(buf: ReadBuffer, where: str, limits: StreamLimits) -> tup
 
 def _read_page_bits(buf: ReadBuffer, where: str, limits: StreamLimits) -> int:
     bits = buf.read_u32()
-    if bits != TARGET_PAGE_BITS:
+    if not PAGE_BITS_MIN <= bits <= PAGE_BITS_MAX:
         raise StreamError(
-            f"target pages of 2^{bits} bytes; only 2^{TARGET_PAGE_BITS} (4096) is served",
+            f"target pages of 2^{bits} bytes; 2^{PAGE_BITS_MIN} to 2^{PAGE_BITS_MAX} can be",
             where=where,
             offset=buf.position - 4,
             value=bits,

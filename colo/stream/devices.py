@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from colo.errors import LimitExceeded, StreamError
 from colo.stream.commands import payload_fits
-from colo.stream.delimit import FOOTER_BYTES, DeviceScan
+from colo.stream.delimit import FOOTER_BYTES, DeviceScan, End
 from colo.stream.limits import DEFAULT_LIMITS, StreamLimits
 from colo.stream.names import encode_name
+from colo.stream.resync import START_HEADER_MAX, header_ends
 from colo.stream.sections import DeviceSection, DeviceState
 from colo.stream.vmdesc import Vmdesc, VmdescDevice, read_vmdesc
 from colo.stream.writer import end_of_stream, section_footer, section_full
@@ -202,6 +203,35 @@ def read_devices(
     """
     base = buf.position
     data = bytearray()
+    scan, end = collect_run(buf, data, limits, live=live, packaged=packaged)
+    complete = end.type == SectionType.EOF
+    vmdesc = read_vmdesc_if_any(buf, limits) if complete and may_have_vmdesc else None
+    if vmdesc is None:
+        found = scan.readings(end.footer)
+        sections = next(found, None)
+        if sections is None:
+            raise scan.unfinished()
+        return DeviceState(base, bytes(data), sections, complete, None, next(found, None) is not None)
+    return DeviceState(
+        base, bytes(data), agreeing_sections(scan, end.footer, vmdesc, earlier), complete, vmdesc
+    )
+
+
+def collect_run(
+    buf: ReadBuffer,
+    data: bytearray,
+    limits: StreamLimits,
+    *,
+    live: Collection[int] | None = None,
+    packaged: bool = False,
+    any_start: bool = False,
+) -> tuple[DeviceScan, End]:
+    """Read a run of FULL sections into ``data``, as :func:`read_devices` does; the scan and the run's last footer.
+
+    ``any_start``: the run also ends where a live section of any name starts. On an error ``data`` holds what was
+    read of the run.
+    """
+    base = buf.position
     scan = DeviceScan(data, limits, base=base)
     opened = False
     while True:
@@ -235,22 +265,12 @@ def read_devices(
         if end.type == SectionType.EOF:
             ends = (near and _nothing_follows(buf, limits)) or _follows_eof(peek)
         else:
-            ends = live is not None and _goes_on(end.type, peek, live)
+            ends = live is not None and _goes_on(end.type, peek, live, any_start)
         if ends:
             del data[run_end:]
             buf.skip(base + len(data) - buf.position)
             break
-    complete = end.type == SectionType.EOF
-    vmdesc = read_vmdesc_if_any(buf, limits) if complete and may_have_vmdesc else None
-    if vmdesc is None:
-        found = scan.readings(end.footer)
-        sections = next(found, None)
-        if sections is None:
-            raise scan.unfinished()
-        return DeviceState(base, bytes(data), sections, complete, None, next(found, None) is not None)
-    return DeviceState(
-        base, bytes(data), agreeing_sections(scan, end.footer, vmdesc, earlier), complete, vmdesc
-    )
+    return scan, end
 
 
 def read_vmdesc_if_any(buf: ReadBuffer, limits: StreamLimits = DEFAULT_LIMITS) -> Vmdesc | None:
@@ -279,7 +299,7 @@ def _follows_eof(peek: Callable[[int], bytes]) -> bool:
     return all(peek(n) == _COLO_FOLLOWS[:n] for n in range(1, len(_COLO_FOLLOWS) + 1))
 
 
-def _goes_on(kind: int, peek: Callable[[int], bytes], live: Collection[int]) -> bool:
+def _goes_on(kind: int, peek: Callable[[int], bytes], live: Collection[int], any_start: bool) -> bool:
     """Whether an item other than FULL and EOF starts here."""
     if kind == SectionType.COMMAND:
         head = peek(5)
@@ -289,6 +309,8 @@ def _goes_on(kind: int, peek: Callable[[int], bytes], live: Collection[int]) -> 
             and number in _COMMANDS
             and payload_fits(Command(number), int.from_bytes(head[3:5], "big"))
         )
+    if kind == SectionType.START and any_start:
+        return header_ends(peek(START_HEADER_MAX), 0) is not None
     if kind == SectionType.START:
         name = encode_name(RAM_IDSTR)
         return peek(6)[5:] == name[:1] and peek(5 + len(name))[5:] == name

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,11 @@ from colo.wire import TARGET_PAGE_BYTES, RamFlag
 if TYPE_CHECKING:
     from colo._fast.buffers import ReadBuffer
 
-_FLAGS_MASK = TARGET_PAGE_BYTES - 1
 _PAGE_SIZE_MAX = 1 << 34
 """The largest huge page of any Linux port (16 GiB)."""
 WHERE = "ram MEM_SIZE"
+DIFFERENCES_SHOWN = 8
+"""Blocks that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +41,28 @@ def parse_mem_size(
     buf: ReadBuffer,
     total: int,
     *,
-    with_page_size: bool | Collection[str] = False,
+    with_page_size: bool | Collection[str] | None = False,
     with_address: bool = False,
     limits: StreamLimits = DEFAULT_LIMITS,
+    page_bytes: int = TARGET_PAGE_BYTES,
+    on_block: Callable[[RamBlockInfo], None] = lambda info: None,
 ) -> list[RamBlockInfo]:
     """Read the blocks that follow a MEM_SIZE record's u64, whose offset part is ``total`` bytes.
 
     ``with_page_size`` tells that each block (or those named) carries its page size, ``with_address`` that
-    each carries its address: the stream itself does not say. Raises StreamError for a block that is empty,
-    unaligned or named twice, or lengths that pass the total; LimitExceeded for too many blocks. QEMU:
-    migration/ram.c:parse_ramblocks.
+    each carries its address: the stream itself does not say. With None, whatever looks like a page size is one.
+    ``page_bytes`` is the target's; ``on_block`` is called behind each entry, where mapped-ram has its header.
+    Raises StreamError for a block that is empty, unaligned or named twice, or lengths that pass the total;
+    LimitExceeded for too many blocks. QEMU: migration/ram.c:parse_ramblocks.
     """
     offset = buf.position
-    if total & _FLAGS_MASK:
+    mask = page_bytes - 1
+    if total & mask:
         raise StreamError(
-            f"a total of {total:#x} is not whole pages", where=WHERE, offset=offset, value=total
+            f"a total of {total:#x} is not whole pages of {page_bytes} bytes, which others are not served",
+            where=WHERE,
+            offset=offset,
+            value=total,
         )
     blocks: list[RamBlockInfo] = []
     names: set[str] = set()
@@ -72,9 +80,9 @@ def parse_mem_size(
         names.add(name)
         offset = buf.position
         length = buf.read_u64()
-        if length == 0 or length & _FLAGS_MASK:
+        if length == 0 or length & mask:
             raise StreamError(
-                f"used length {length:#x} is not a positive number of whole pages",
+                f"used length {length:#x} is not a positive number of whole pages of {page_bytes} bytes",
                 where=where,
                 offset=offset,
                 value=length,
@@ -88,15 +96,36 @@ def parse_mem_size(
                 value=length,
             )
         left -= length
-        has_page_size = with_page_size if isinstance(with_page_size, bool) else name in with_page_size
+        if with_page_size is None:
+            has_page_size = _is_page_size(int.from_bytes(buf.peek(8), "big"))
+        else:
+            has_page_size = with_page_size if isinstance(with_page_size, bool) else name in with_page_size
         page_size = _read_page_size(buf, where) if has_page_size else None
         blocks.append(RamBlockInfo(name, length, page_size, buf.read_u64() if with_address else None))
+        on_block(blocks[-1])
     return blocks
+
+
+def block_differences(announced: Mapping[str, int], here: Mapping[str, int]) -> str:
+    """Which RAM blocks, of name and length in bytes, differ, and how: for an error. "" when none does."""
+    words = [
+        f"'{name}' has {announced[name]} bytes there and {here[name]} here"
+        for name in announced
+        if name in here and announced[name] != here[name]
+    ]
+    words += [f"'{name}' ({announced[name]} bytes) is not here" for name in announced if name not in here]
+    words += [f"'{name}' ({here[name]} bytes) is only here" for name in here if name not in announced]
+    more = f"; and {len(words) - DIFFERENCES_SHOWN} more" if len(words) > DIFFERENCES_SHOWN else ""
+    return "; ".join(words[:DIFFERENCES_SHOWN]) + more
+
+
+def _is_page_size(size: int) -> bool:
+    return TARGET_PAGE_BYTES <= size <= _PAGE_SIZE_MAX and not size & (size - 1)
 
 
 def _read_page_size(buf: ReadBuffer, where: str) -> int:
     size = buf.read_u64()
-    if not TARGET_PAGE_BYTES <= size <= _PAGE_SIZE_MAX or size & (size - 1):
+    if not _is_page_size(size):
         raise StreamError(f"page size {size:#x}", where=where, offset=buf.position - 8, value=size)
     return size
 
@@ -110,7 +139,7 @@ def mem_size(blocks: Sequence[RamBlockInfo]) -> bytes:
         raise ValueError(f"a RAM block's name occurs twice: {[block.idstr for block in blocks]}")
     parts = [(sum(block.used_length for block in blocks) | RamFlag.MEM_SIZE).to_bytes(8, "big")]
     for block in blocks:
-        if block.used_length <= 0 or block.used_length & _FLAGS_MASK:
+        if block.used_length <= 0 or block.used_length % TARGET_PAGE_BYTES:
             raise ValueError(f"block {block.idstr!r}: used length {block.used_length:#x} is not whole pages")
         parts += [encode_name(block.idstr), block.used_length.to_bytes(8, "big")]
         parts += [value.to_bytes(8, "big") for value in (block.page_size, block.address) if value is not None]

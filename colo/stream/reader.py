@@ -12,6 +12,8 @@ from colo.stream.commands import read_command
 from colo.stream.configuration import read_configuration
 from colo.stream.devices import read_devices, read_vmdesc_if_any
 from colo.stream.limits import DEFAULT_LIMITS, StreamLimits
+from colo.stream.magic import what_is
+from colo.stream.mapped_ram import CAPABILITY as MAPPED_RAM
 from colo.stream.names import read_name
 from colo.stream.sections import (
     CommandItem,
@@ -23,7 +25,7 @@ from colo.stream.sections import (
     LiveSection,
     Packaged,
 )
-from colo.wire import FILE_MAGIC, FILE_VERSION, RAM_IDSTR, RAM_VERSION, Command, SectionType
+from colo.wire import FILE_MAGIC, FILE_VERSION, RAM_IDSTR, RAM_VERSION, TARGET_PAGE_BYTES, Command, SectionType
 
 _NOT_HERE = {
     SectionType.SUBSECTION: "a subsection outside a vmstate",
@@ -31,6 +33,11 @@ _NOT_HERE = {
     SectionType.CONFIGURATION: "CONFIGURATION, which only follows the file header",
     SectionType.FOOTER: "a footer outside a section",
 }
+WITHOUT_LIVE_SECTION = {
+    "dirty-bitmap": "switch the capability dirty-bitmaps off",
+    "block": "switch the capability block off (and migrate without blk or inc): mirror the disks",
+}
+"""What to do about live sections that a capability brings."""
 
 
 class StreamReader:
@@ -112,7 +119,16 @@ class StreamReader:
             yield self._read_header()
             if self.buf.peek(1) == bytes((SectionType.CONFIGURATION,)):
                 self.buf.skip(1)
-                yield read_configuration(self.buf, self.limits)
+                configuration = read_configuration(self.buf, self.limits)
+                if MAPPED_RAM in configuration.capabilities:
+                    raise StreamError(
+                        "the pages lie at fixed places of a file (capability mapped-ram), which is not served: switch it "
+                        "off at the source (colo inspect reads it)",
+                        where="CONFIGURATION",
+                        offset=configuration.offset,
+                        value=MAPPED_RAM,
+                    )
+                yield configuration
         while True:
             item = self._read_item()
             yield item
@@ -131,7 +147,8 @@ class StreamReader:
         magic = self.buf.read_u32()
         if magic != FILE_MAGIC:
             raise StreamError(
-                f"{magic:#010x} is not the magic of a migration stream ({FILE_MAGIC:#010x}, 'QEVM')",
+                what_is(magic.to_bytes(4, "big"))
+                or f"{magic:#010x} is not the magic of a migration stream ({FILE_MAGIC:#010x}, 'QEVM')",
                 where="file header",
                 offset=offset,
                 value=magic,
@@ -178,19 +195,28 @@ class StreamReader:
         section = LiveSection(
             offset, SectionType.START, section_id, idstr, self.buf.read_u32(), self.buf.read_u32()
         )
-        where = f"START of section {section_id} '{idstr}'"
+        self._check_start(section, f"START of section {section_id} '{idstr}'")
+        self._live[section_id] = section
+        return section
+
+    def _check_start(self, section: LiveSection, where: str) -> None:
+        idstr, offset = section.idstr, section.offset
         if idstr not in self._live_names:
             raise StreamError(
-                f"live section '{idstr}' is not served; only {', '.join(sorted(self._live_names))}: take the "
-                "device that sends it out of the VM",
+                f"live section '{idstr}' is not served; only {', '.join(sorted(self._live_names))}: "
+                + WITHOUT_LIVE_SECTION.get(idstr, "take the device that sends it out of the VM"),
                 where=where,
                 offset=offset,
                 value=idstr,
             )
-        if section_id in self._restartable:
-            self._restartable.discard(section_id)
-            del self._live[section_id]
-        self._refuse_reuse(section_id, where, offset)
+        if len(self._live) >= self.limits.device_sections:
+            raise LimitExceeded(
+                f"more than {self.limits.device_sections} live sections", where=where, offset=offset, value=idstr
+            )
+        if section.section_id in self._restartable:
+            self._restartable.discard(section.section_id)
+            del self._live[section.section_id]
+        self._refuse_reuse(section.section_id, where, offset)
         if any(
             live.idstr == idstr and live.instance_id == section.instance_id for live in self._live.values()
         ):
@@ -202,8 +228,6 @@ class StreamReader:
                 offset=offset,
                 value=section.version_id,
             )
-        self._live[section_id] = section
-        return section
 
     def _read_continuation(self, kind: SectionType, offset: int) -> LiveSection:
         section_id = self.buf.read_u32()
@@ -226,8 +250,12 @@ class StreamReader:
         where = f"{section.type.name} of section {section.section_id} '{section.idstr}'"
         kind = self.buf.read_u8()
         if kind != SectionType.FOOTER:
+            none = kind in (SectionType.PART, SectionType.END) and section.type is SectionType.START
             raise StreamError(
-                f"byte {kind:#04x} where the footer ({SectionType.FOOTER:#04x}) should be",
+                "the sections have no footers, as with machine types up to 2.3, which is not served: take a newer machine "
+                "type (colo inspect reads it)"
+                if none
+                else f"byte {kind:#04x} where the footer ({SectionType.FOOTER:#04x}) should be",
                 where=where,
                 offset=offset,
                 value=kind,
@@ -253,6 +281,7 @@ class StreamReader:
             packaged=self._packaged,
             may_have_vmdesc=self._may_have_vmdesc,
         )
+        self._check_page_size(state)
         for section in state.sections:
             offset = state.offset + section.offset
             where = f"device section {section.section_id} '{section.idstr}'"
@@ -266,6 +295,17 @@ class StreamReader:
             )
         self._devices += state.sections
         return state
+
+    def _check_page_size(self, state: DeviceState) -> None:
+        """The vmdesc states the target's page size, and is often the only one that does."""
+        size = state.vmdesc.page_size if state.vmdesc is not None else None
+        if size not in (None, TARGET_PAGE_BYTES):
+            raise StreamError(
+                f"the vmdesc says target pages of {size} bytes; only {TARGET_PAGE_BYTES} is served",
+                where="VMDESCRIPTION",
+                offset=state.vmdesc.offset if state.vmdesc is not None else None,
+                value=size,
+            )
 
     def _refuse_reuse(self, section_id: int, where: str, offset: int) -> None:
         if section_id in self._live or any(section_id == device.section_id for device in self._devices):

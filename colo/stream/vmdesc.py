@@ -69,11 +69,18 @@ class VmdescStruct:
         """Whether :attr:`size_bytes` is surely what was sent.
 
         QEMU describes an array by its first element. One of null pointers, or of structs that hold arrays or
-        data of no fixed length, may have had elements of another length.
+        data of no fixed length, may have had elements of another length. A first element that is a null pointer
+        can show as a struct without fields that yet has a byte.
         """
         return all(sub.exact for sub in self.subsections) and all(
             field.type != "nullptr"
-            and (field.struct is None or (field.struct.exact if field.count <= 1 else field.struct.uniform))
+            and (
+                field.struct is None
+                or (
+                    field.struct.size_bytes == field.size_bytes
+                    and (field.struct.exact if field.count <= 1 else field.struct.uniform)
+                )
+            )
             for field in self.fields
         )
 
@@ -129,12 +136,13 @@ def parse_vmdesc(text: bytes, *, offset: int = 0, limits: StreamLimits = DEFAULT
     """Check ``text`` (which starts at ``offset`` in the stream) against the schema and return it as records.
 
     Raises LimitExceeded if it is nested deeper, or has more values, than the limits allow, before it is
-    parsed; StreamError, with the byte offset, if it is not JSON, and with the path of the value if a value is
-    not as it must be.
+    parsed; StreamError, with the byte offset, if it is not UTF-8 or not JSON, and with the path of the value if a
+    value is not as it must be.
     """
     _bound(text, offset, limits)
     try:
-        top = json.loads(text, parse_constant=_refuse_constant)
+        # As text: given bytes, the parser would take UTF-16 and UTF-32 too, whose brackets were not counted.
+        top = json.loads(text.decode(), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise StreamError(
             f"not JSON: {error.msg}",

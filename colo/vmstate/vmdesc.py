@@ -43,7 +43,8 @@ def parse_vmdesc(text: object) -> VmDesc:
     if len(raw) > VMDESC_MAX_BYTES:
         raise LimitExceeded(f"it is over {VMDESC_MAX_BYTES} bytes long", where="vmdesc", value=len(raw))
     try:
-        told = json.loads(raw, object_pairs_hook=_object)
+        # As text: given bytes, the parser would guess UTF-16 and UTF-32 too.
+        told = json.loads(raw if isinstance(raw, str) else raw.decode(), object_pairs_hook=_object)
     except json.JSONDecodeError as exc:
         kind = Truncated if exc.pos >= len(raw) else StreamError
         raise kind(f"no JSON: {exc.msg}", where="vmdesc", offset=exc.pos) from exc
@@ -117,7 +118,8 @@ def list_of(told: dict[str, Any], key: str, where: str) -> list[dict[str, Any]]:
 
 def text_of(told: dict[str, Any], key: str, where: str) -> str:
     value = told.get(key)
-    if not isinstance(value, str):
+    # A lone surrogate, which JSON can spell, is in no name: it cannot be encoded.
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise StreamError(f"vmdesc: {key!r} is no text", where=where, value=value)
     return value
 

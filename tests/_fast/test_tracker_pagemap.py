@@ -78,7 +78,7 @@ def test_discarded_private_memory_is_dirty() -> None:
 def test_dropping_the_mapping_of_shared_memory_loses_neither_data_nor_protection() -> None:
     memory = mmap.mmap(-1, 64 * PAGE)
     memory[:] = b"x" * len(memory)
-    with PagemapTracker(memory) as tracker:
+    with PagemapTracker(memory, sole_writer=True) as tracker:
         memory[5 * PAGE] = 1
         memory.madvise(mmap.MADV_DONTNEED)
         assert 5 in [page for first, n in harvest(tracker) for page in range(first, first + n)]
@@ -93,7 +93,7 @@ def test_a_hole_punched_in_the_file_below_has_to_be_marked() -> None:
     os.ftruncate(fd, 64 * PAGE)
     memory = mmap.mmap(fd, 64 * PAGE)
     memory[:] = b"x" * len(memory)
-    with PagemapTracker(memory) as tracker:
+    with PagemapTracker(memory, sole_writer=True) as tracker:
         libc = ctypes.CDLL(None, use_errno=True)
         punch, keep_size = 2, 1
         libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
@@ -129,7 +129,7 @@ def test_hugetlbfs_is_tracked_by_the_huge_page() -> None:
         os.close(fd)
         pytest.skip(f"no hugetlbfs pages are free (vm.nr_hugepages): {error.strerror}")
     os.close(fd)
-    with PagemapTracker(memory) as tracker:
+    with PagemapTracker(memory, sole_writer=True) as tracker:
         memory[HUGE + 5] = 1
         assert harvest(tracker) == [(512, 512)]
         assert harvest(tracker) == []
@@ -190,7 +190,7 @@ def test_a_file_on_a_disk_is_tracked_across_its_writing_back() -> None:
     with tempfile.TemporaryFile(dir="/var/tmp") as file:
         file.truncate(64 * PAGE)
         memory = mmap.mmap(file.fileno(), 64 * PAGE)
-        with PagemapTracker(memory) as tracker:
+        with PagemapTracker(memory, sole_writer=True) as tracker:
             memory[3 * PAGE] = 1
             memory.flush()
             assert harvest(tracker) == [(3, 1)]

@@ -42,6 +42,24 @@ def test_a_process_that_is_not_there_is_named() -> None:
     assert "/proc/4194305/pagemap" in str(tracker_softdirty.probe(4194305))
 
 
+def test_pages_written_or_discarded_count_and_others_do_not() -> None:
+    """By entries as the kernel's documentation of pagemap has them: it may be one without these bits."""
+    there, alone, swapped, written = 1 << 63, 1 << 56, 1 << 62, 1 << 55
+    states = bytearray(8)
+    rule = tracker_softdirty.changed_entries
+    mine = there | alone
+    first = [mine, mine, mine, there, swapped, 0, mine, 0]
+    assert rule(first, states) == [False] * 8
+    assert rule(first, states) == [False] * 8
+    now = [mine | written, 0, there, 0, mine, 0, swapped, mine | written]
+    # Written; discarded; read as zeros after that, or shared by a fork; discarded; read back; never there; swapped
+    # out, which is not told from sharing; written for the first time.
+    assert rule(now, states) == [True, True, True, True, False, False, True, True]
+    assert rule([entry & ~written for entry in now], states) == [False] * 8
+    with pytest.raises(ValueError, match="1 entries for 8 pages"):
+        rule([0], states)
+
+
 @has_bits
 def test_one_trackers_harvest_loses_nothing_of_anothers() -> None:
     first, second = anonymous(100), anonymous(100)

@@ -123,6 +123,44 @@ def test_a_run_of_more_than_14_bits_is_an_overflow(level: str, run: int) -> None
     assert (encode_at(level, old, unchanged, 65535)[0] > 0) == fits
 
 
+LINES = {
+    "first byte": bytes([1]) + bytes(63),
+    "last byte": bytes(63) + bytes([1]),
+    "whole": bytes([1]) * 64,
+    "all but the last": bytes([1]) * 63 + bytes(1),
+    "every other": bytes([1, 0]) * 32,
+    "both ends": bytes([1]) + bytes(62) + bytes([1]),
+}
+"""What changes of 64 bytes."""
+
+
+@given(
+    page_bytes=st.sampled_from([1024, 4096, 16384, 32768]),
+    kinds=st.lists(st.sampled_from(sorted(LINES)), min_size=1, max_size=19),
+    # Lines next to one another, in the same block of eight, and far apart.
+    gaps=st.lists(st.sampled_from([1, 1, 1, 2, 7, 8, 60]), min_size=19, max_size=19),
+    first=st.sampled_from([0, 1, 7, 15, -1]),
+    near=st.integers(-3, 3),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_few_changed_lines_encode_as_the_oracle_does(
+    page_bytes: int, kinds: list[str], gaps: list[int], first: int, near: int
+) -> None:
+    old = page_of(4, page_bytes)
+    changes, line, changed = bytearray(page_bytes), first % (page_bytes // 64), 0
+    for kind, gap in zip(kinds, gaps, strict=False):
+        if line >= page_bytes // 64:
+            break
+        changes[64 * line : 64 * line + 64] = LINES[kind]
+        line, changed = line + gap, changed + 1
+    new = bytes(a ^ b for a, b in zip(old, changes, strict=True))
+    size, _ = oracle.encode(old, new, 65535)
+    for dlen in {page_bytes, max(size + near, 0), 128 * changed + 64 + near}:
+        expected = oracle.encode(old, new, dlen)
+        for level in LEVELS:
+            assert encode_at(level, old, new, dlen) == expected, (level, dlen)
+
+
 @given(page_pairs())
 @settings(max_examples=100, deadline=None)
 def test_decode_gives_the_new_page_back(pair: tuple[bytes, bytes]) -> None:

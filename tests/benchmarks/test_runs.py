@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from benchmarks import __main__ as command
 from benchmarks.compare import change, show_comparison
 from benchmarks.figures import Figure, Run
 from benchmarks.machine import StolenTime, machine, stolen_warning, throttled, warnings
 from benchmarks.paired import paired, rate_ratio
-from benchmarks.questions import HERE, QUESTIONS
+from benchmarks.questions import HERE, QUESTIONS, Answer, Question
 
 
 def pause(value: float, **more: object) -> Figure:
@@ -100,6 +103,39 @@ def test_the_report_shows_every_figure(tmp_path: Path) -> None:
     for name in ("bars.svg", "limits.svg", "pauses.svg", "parts.svg", "memory.svg"):
         assert name in page
         assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_two_runs_of_one_second_have_a_folder_each(tmp_path: Path) -> None:
+    folders = {command.new_folder(tmp_path / "out") for _ in range(4)}
+    assert len(folders) == 4 and all(folder.is_dir() for folder in folders)
+
+
+def test_what_programs_say_is_no_markup_and_no_markup_reaches_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "E assert [0, 1] == [/]  [red]"
+    answers = {
+        "broken": Answer([], "", said, failed=True),
+        "absent": Answer([], "[1] x.py:3: no /dev/kvm [here]", ""),
+        "slow": Answer([pause(6, bar=5, limit=5, limit_name="memcmp [both]")], "", ""),
+    }
+    monkeypatch.setattr(command, "QUESTIONS", [
+        Question(name, f"about [{name}]", lambda *_, answer=answer: answer) for name, answer in answers.items()])
+    printed = io.StringIO()
+    assert command.run(False, None, tmp_path, False, Console(file=printed, highlight=False, width=200)) == 1
+    text = printed.getvalue()
+    for words in ("failed; its output:", said, "not measured: [1] x.py:3: no /dev/kvm [here]", "about [slow]", "missed: pause, p50"):
+        assert words in text, text
+    assert "[/]\n" not in text and "[bold" not in text and "[yellow]" not in text
+
+
+@pytest.mark.parametrize("absent", ["pytest_benchmark", "numpy"])
+def test_a_package_that_is_missing_is_named_before_anything_is_run(tmp_path: Path, absent: str) -> None:
+    code = f"import sys; sys.modules[{absent!r}] = None; from benchmarks.__main__ import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--only", "decode", "--out", str(tmp_path / "out")], cwd=HERE.parent,
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert absent.replace("_", "-") in done.stderr.partition("pip install ")[2].split() and "make bench" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_bars_and_samples_there_is_still_a_report(tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ class Written:
     def __init__(self, name: str, memory: object, **options: object) -> None:
         self.memory = memory
         self.view = memoryview(memory).cast("B")
+        if name in ("pagemap", "softdirty"):
+            options.setdefault("sole_writer", True)  # test_ways_memory_changes.py has the others
         self.tracker: MemoryTracker[BlockTracker] = open_tracker(name, {"ram": memory}, **options)
         self.pages = len(self.view) // PAGE
 
@@ -296,7 +298,7 @@ class TestContract:
             open_tracker(kind, {"ram": bytearray(6000)}, page_bytes=3000)
 
     def test_memory_is_held_while_tracked(self, kind: str) -> None:
-        memory = mmap.mmap(-1, 16 * PAGE)
+        memory = anonymous(16)
         tracker = open_tracker(kind, {"ram": memory})
         with tracker, pytest.raises(BufferError):
             memory.resize(32 * PAGE)

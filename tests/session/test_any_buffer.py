@@ -18,7 +18,7 @@ from colo import InProcessConfig, InProcessSecondary, Primary, PrimaryConfig
 from colo._fast.codec_libraries import usable_methods
 from colo.abc import BlockMemory
 from colo.arbiter import init_arbiter
-from colo.memory.trackers import probe
+from colo.memory.trackers import open_tracker, probe
 
 PAGE = 4096
 PAGES = 300
@@ -51,6 +51,8 @@ BUFFERS: dict[str, Callable[[], Any]] = {
     "ctypes": lambda: (ctypes.c_uint64 * (PAGES * PAGE // 8))(),
     **{f"array+{offset}": array_at(offset) for offset in (0, 1, 8, 16, 33)},
 }
+SHARED = ("mmap", "memfd")
+"""Others could change these: here nobody does."""
 
 
 class BufferVm:
@@ -99,7 +101,10 @@ def test_it_arrives_whatever_the_buffer_is(tmp_path: Path, kind: str, tracker: s
     with InProcessSecondary(other, InProcessConfig("tcp:127.0.0.1:0", f"file:{arbiter}", resume=False)) as secondary:
         thread = threading.Thread(target=secondary.run, daemon=True)
         thread.start()
-        config = PrimaryConfig(secondary.address, f"file:{arbiter}", interval_ms=10_000, tracker=tracker, **options)
+        watch: Any = tracker
+        if kind in SHARED and tracker in ("pagemap", "softdirty"):
+            watch = open_tracker(tracker, vm.memory, sole_writer=True)
+        config = PrimaryConfig(secondary.address, f"file:{arbiter}", interval_ms=10_000, tracker=watch, **options)
         with Primary(vm, config) as primary:
             primary.start()
             for _ in range(6):

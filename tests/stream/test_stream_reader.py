@@ -98,7 +98,10 @@ def test_packaged_streams_are_unwrapped(consume):
     ("stream", "says", "offset"),
     [
         (b"QEVM\0\0\0\2", "version 2", 4),
-        (b"\x7fELF\0\0\0\3", "not the magic", 0),
+        (b"\x7fELF\0\0\0\3", "an ELF file", 0),
+        (b"hello   ", "not the magic", 0),
+        (b"\x11\x22\x33\x44\0\0\0\1", "a multifd channel.*switch the capability multifd off", 0),
+        (b"\x16\x03\x01\0\0\0\0\0", "TLS handshake", 0),
         (HEAD + RAM + b"\x05", "subsection outside a vmstate", len(HEAD + RAM)),
         (HEAD + RAM + b"\x06", "vmdesc before EOF", len(HEAD + RAM)),
         (HEAD + RAM + b"\x07", "only follows the file header", len(HEAD + RAM)),

@@ -109,6 +109,26 @@ def test_depth_is_bounded():
         parse_vmdesc(b"[" * 1_000_000)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("behind", ["[" * 100_000, "[]," * 600_000 + '"\u0122"]'])
+def test_other_encodings_do_not_pass_by_the_bounds(encoding, behind):
+    """The parser would guess them; the brackets were counted as those of UTF-8."""
+    with pytest.raises(StreamError):
+        parse_vmdesc(('["\u0122", ' + behind).encode(encoding))
+
+
+def test_what_the_fuzzer_found_is_no_text():
+    with pytest.raises(StreamError):
+        parse_vmdesc(bytes.fromhex("22003a202272756e7374617465222c202274792022627566666572222c205d7d5d2000000000" "0000007d"))
+
+
+def test_an_array_that_begins_with_a_null_pointer_is_not_exact():
+    """As s390_css has one: the struct shown has no fields, and its element one byte."""
+    field = {"name": "css", "type": "struct", "size": 1, "array_len": 256, "struct": {}}
+    vmdesc = parse_vmdesc(json.dumps({"devices": [{"name": "a", "instance_id": 0, "fields": [field]}]}).encode())
+    assert not vmdesc.devices[0].state.exact
+
+
 def test_brackets_in_strings_do_not_count():
     parse(device(name="[" * 40 + '\\"{'))
 

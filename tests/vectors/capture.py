@@ -31,6 +31,7 @@ QEMUS = {
     "11.1": str(QEMU_DIR / "11.1/qemu-system-x86_64"),
 }
 TCG = ("-accel", "tcg", "-S", "-m", "1")
+INSPECT = "inspect"
 UUID = "5a0f1c8e-9b3d-4a57-8c21-0d6e7f4b9a10"
 DEVICES = tuple(
     shlex.split("""
@@ -56,6 +57,16 @@ class Vector:
     checkpoints: int = 0
     ram_file: bool = False
     parameters: dict[str, int] = field(default_factory=dict)
+    target: str = "x86_64"
+    """Of another machine: the BIOS of zeros is given to those that take one."""
+    disk: bool = False
+    """An empty qcow2 image is the node ``n0``."""
+    bitmap: bool = False
+    """The disk has the dirty bitmap ``bm0``."""
+    how: str = "stream"
+    """``file``: by a ``file:`` URI; ``snapshot``: what is kept is the image with an internal snapshot ``snap``."""
+    folder: str = ""
+    """``inspect``: what `colo inspect` reads, and a session refuses by name."""
 
 
 def _colo(release: str, *capabilities: str) -> Vector:
@@ -83,6 +94,36 @@ VECTORS: dict[str, Vector] = {
     "7.2-q35-devices": Vector("7.2", (*TCG, "-M", "q35", *DEVICES)),
     "10.0-q35-devices": Vector("10.0", (*TCG, "-M", "q35", *DEVICES)),
     "11.1-q35-devices": Vector("11.1", (*TCG, "-M", "q35", *DEVICES)),
+    # Pages of 1 KiB: the first two say so in the vmdesc only, the fourth has 4 KiB and says so up front.
+    "7.2-mps2": Vector("7.2", ("-accel", "tcg", "-S", "-M", "mps2-an385"), target="arm", folder=INSPECT),
+    "7.2-virt-2.6": Vector(
+        "7.2", ("-accel", "tcg", "-S", "-m", "64", "-M", "virt-2.6", "-cpu", "cortex-a57"), target="aarch64", folder=INSPECT
+    ),
+    "7.2-virt": Vector(
+        "7.2", ("-accel", "tcg", "-S", "-m", "64", "-M", "virt", "-cpu", "cortex-a57"), target="aarch64", folder=INSPECT
+    ),
+    # Live sections beside ram.
+    "7.2-s390": Vector("7.2", ("-accel", "tcg", "-S", "-m", "16", "-M", "s390-ccw-virtio"), target="s390x", folder=INSPECT),
+    "7.2-pseries": Vector("7.2", ("-accel", "tcg", "-S", "-m", "256", "-M", "pseries"), target="ppc64", folder=INSPECT),
+    "7.2-dirty-bitmap": Vector(
+        "7.2",
+        (*TCG, "-M", "pc", "-device", "virtio-blk-pci,drive=n0"),
+        ("dirty-bitmaps",),
+        disk=True,
+        bitmap=True,
+        parameters={"max-bandwidth": 1 << 20},  # else it has 70,000 empty parts
+        folder=INSPECT,
+    ),
+    # Neither CONFIGURATION nor footers.
+    "7.2-pc-2.3": Vector("7.2", (*TCG, "-M", "pc-i440fx-2.3"), folder=INSPECT),
+    "10.0-mapped-ram": Vector("10.0", (*TCG, "-M", "microvm"), ("mapped-ram",), how="file", folder=INSPECT),
+    "11.1-mapped-ram": Vector("11.1", (*TCG, "-M", "microvm"), ("mapped-ram",), how="file", folder=INSPECT),
+    "11.1-mapped-ram-multifd": Vector(
+        "11.1", (*TCG, "-M", "microvm"), ("mapped-ram", "multifd"), how="file", folder=INSPECT
+    ),
+    "7.2-snapshot": Vector(
+        "7.2", (*TCG, "-M", "pc", "-device", "virtio-blk-pci,drive=n0"), disk=True, how="snapshot", folder=INSPECT
+    ),
     "7.2-colo": _colo("7.2"),
     "7.2-colo-xbzrle": _colo("7.2", "xbzrle"),
     "10.0-colo": _colo("10.0"),
@@ -123,8 +164,12 @@ def capture(vector: Vector, directory: Path) -> bytes:
     bios.write_bytes(bytes(1 << 16))
     monitor_path, stream_path = directory / "qmp", directory / "stream"
     arguments = list(vector.arguments)
-    if "none" not in arguments:
+    if "none" not in arguments and vector.target in ("x86_64", "ppc64"):
         arguments += ["-bios", str(bios)]
+    disk = directory / "disk.qcow2"
+    if vector.disk:
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "1M"], check=True)
+        arguments += ["-blockdev", f"driver=qcow2,node-name=n0,file.driver=file,file.filename={disk}"]
     if vector.ram_file:
         arguments += [
             "-object",
@@ -132,7 +177,7 @@ def capture(vector: Vector, directory: Path) -> bytes:
         ]
     process = subprocess.Popen(
         [
-            QEMUS[vector.release],
+            QEMUS[vector.release].replace("x86_64", vector.target),
             "-nodefaults",
             "-display",
             "none",
@@ -155,7 +200,15 @@ def capture(vector: Vector, directory: Path) -> bytes:
                 channel, _ = server.accept()
             with channel:
                 return follow(channel, vector)
-        monitor("migrate", uri=f"exec:cat > {stream_path}")
+        if vector.bitmap:
+            monitor("block-dirty-bitmap-add", node="n0", name="bm0")
+        if vector.how == "snapshot":
+            save_snapshot(monitor)
+            monitor("quit")
+            process.wait(20)
+            return disk.read_bytes()
+        uri = f"file:{stream_path}" if vector.how == "file" else f"exec:cat > {stream_path}"
+        monitor("migrate", uri=uri)
         while (status := monitor("query-migrate").get("status")) != "completed":
             if status == "failed":
                 raise RuntimeError("the migration failed")
@@ -164,6 +217,15 @@ def capture(vector: Vector, directory: Path) -> bytes:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def save_snapshot(monitor: Monitor) -> None:
+    """An internal snapshot of the VM in its disk image."""
+    monitor("snapshot-save", **{"job-id": "save", "tag": "snap", "vmstate": "n0", "devices": ["n0"]})
+    while (job := monitor("query-jobs")[0])["status"] != "concluded":
+        time.sleep(0.05)
+    if "error" in job:
+        raise RuntimeError(job["error"])
 
 
 def follow(channel: socket.socket, vector: Vector) -> bytes:
@@ -223,7 +285,7 @@ def main(names: list[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="colo-vector-") as directory:
             data = capture(VECTORS[name], Path(directory))
         packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
-        (HERE / f"{name}.stream.xz").write_bytes(packed)
+        (HERE / VECTORS[name].folder / f"{name}.stream.xz").write_bytes(packed)
         print(f"{name}: {len(data)} bytes, {len(packed)} compressed")
 
 

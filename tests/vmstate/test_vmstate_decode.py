@@ -118,6 +118,11 @@ def test_nesting_has_its_limit() -> None:
         decode_section(b"", {"name": "dev", **merged})
 
 
+def test_a_lone_surrogate_is_no_name() -> None:
+    with pytest.raises(StreamError, match="no text"):
+        device_state_bytes(parse_vmdesc(b'{"devices": [{"name": "\\ud800", "fields": []}]}'))
+
+
 def test_subsections_of_subsections_have_the_same_limit() -> None:
     deep: dict[str, Any] = {"vmsd_name": "s", "version": 1, "fields": []}
     for _ in range(400):
@@ -134,6 +139,8 @@ def test_subsections_of_subsections_have_the_same_limit() -> None:
         (b"[]", "'devices'"),
         (b'{"devices": 7}', "'devices'"),
         (b'{"devices": "\xff"}', "no UTF-8"),
+        ('{"devices": []}'.encode("utf-16-le"), "no JSON"),
+        ('{"devices": []}'.encode("utf-16"), "no UTF-8"),
         (b'{"devices": ' + b"[" * 100_000, "nested too deep"),
         (b'{"devices": [' + b"9" * 5000 + b"]}", "too long"),
     ],

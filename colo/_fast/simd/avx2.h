@@ -173,18 +173,124 @@ COLO_AVX2_INLINE int colo_encode_words_avx2(const uint64_t *equal, const uint8_t
     return d ? (int)(d - dst) : -1;
 }
 
+/* A plain encoder compares COLO_BLOCK_LINES lines of 64 bytes of both streams at once, asks for as many behind them
+ * meanwhile, and notes the block when any of them changed: the rest of a sparse page's way is scalar code on a few lines.
+ * Looking at all words of the page again would have to wait until the last of them is out of the store buffer, with
+ * the pages of cold memory behind it not yet asked for. */
+#define COLO_BLOCK_LINES 8
+#define COLO_FEW_BLOCKS 4
+#define COLO_FEW_LINES 16
+#define COLO_BLOCKS_MAX (COLO_WORDS_MAX / COLO_BLOCK_LINES)
+
+/* One stream's next block, also past the page's end: in a batch the next page lies there. */
+COLO_INLINE void colo_prefetch_block(const uint8_t *page)
+{
+    for (int k = COLO_BLOCK_LINES; k < 2 * COLO_BLOCK_LINES; k++)
+        __builtin_prefetch(page + 64 * k);
+}
+
+/* Whether that many changed lines can be written without a look at sizes: in 64 bytes are at most 32 runs, so a line
+ * takes no more than 128 bytes of dst; and no run is longer than the wire allows. */
+COLO_INLINE int colo_are_few(unsigned lines, int page_bytes, int dlen)
+{
+    return lines <= COLO_FEW_LINES && 128 * (int)lines + 64 <= dlen && page_bytes <= COLO_XBZRLE_RUN_MAX + 1;
+}
+
+/* Encode from the changed lines of a page, few of them (and one at least): differs[k] is the word of line lines[k]. */
+COLO_AVX2_INLINE int colo_encode_lines_avx2(const uint16_t *lines, const uint64_t *differs, unsigned count,
+                                            const uint8_t *page, int page_bytes, uint8_t *dst)
+{
+    uint8_t *d = dst;
+    unsigned before = 0;
+
+    for (unsigned k = 0; k < count; k++) {
+        unsigned base = 64 * lines[k];
+        uint64_t m = differs[k];
+        do {
+            /* The lowest run of the word, taken out of it. */
+            const unsigned start = base + (unsigned)_tzcnt_u64(m);
+            const uint64_t filled = m | (m - 1);
+            unsigned end = base + (unsigned)_tzcnt_u64(~filled), bytes;
+            m &= filled + 1;
+            /* It may go on in the next line, and the next. */
+            while (__builtin_expect(end == base + 64, 0) && k + 1 < count && lines[k + 1] == lines[k] + 1
+                   && (differs[k + 1] & 1)) {
+                base += 64;
+                m = differs[++k];
+                end = base + (unsigned)_tzcnt_u64(~m);
+                m &= m + 1;
+            }
+            colo_put32(d, colo_head(start - before, end - start, &bytes));
+            d += bytes;
+            if (__builtin_expect(start > (unsigned)page_bytes - 16, 0))
+                for (unsigned i = 0; i < end - start; i++)
+                    d[i] = page[start + i];
+            else
+                colo_copy_over(d, page + start, end - start);
+            d += end - start;
+            before = end;
+        } while (m);
+    }
+    return (int)(d - dst);
+}
+
+/* Of its own, so that what a sparse page needs of the stack and of the instruction cache stays small. */
+static COLO_AVX2 __attribute__((noinline)) int colo_encode_dense_avx2(const uint64_t *equal, const uint8_t *page,
+                                                                      int page_bytes, uint8_t *dst, int dlen)
+{
+    if (page_bytes == 4096)
+        return colo_encode_words_avx2(equal, page, 4096, dst, dlen);
+    return colo_encode_words_avx2(equal, page, page_bytes, dst, dlen);
+}
+
 COLO_AVX2_INLINE int colo_encode_avx2_of(const uint8_t *old_page, const uint8_t *new_page, int page_bytes,
                                          uint8_t *dst, int dlen)
 {
     uint64_t words[1 + COLO_WORDS_MAX], *const equal = words + 1;
+    uint16_t blocks[COLO_BLOCKS_MAX + 1];
+    unsigned changed_blocks = 0;
 
     words[0] = ~0ULL;
-    for (int w = 0; w < page_bytes / 64; w++) {
+    for (int w = 0; w < page_bytes / 64; w += COLO_BLOCK_LINES) {
         const uint8_t *a = old_page + 64 * w, *b = new_page + 64 * w;
-        colo_equal_bytes_avx2(equal + w, colo_load256(a), colo_load256(b), colo_load256(a + 32), colo_load256(b + 32));
+        int all = -1;
+
+        colo_prefetch_block(a);
+        colo_prefetch_block(b);
+        for (int q = 0; q < 2 * COLO_BLOCK_LINES; q += COLO_BLOCK_LINES) {
+            __m256i half[COLO_BLOCK_LINES];
+            for (int k = 0; k < COLO_BLOCK_LINES; k++)
+                half[k] = colo_load256(b + 32 * (q + k));
+            for (int k = 0; k < COLO_BLOCK_LINES; k++) {
+                const int same = _mm256_movemask_epi8(_mm256_cmpeq_epi8(colo_load256(a + 32 * (q + k)), half[k]));
+                __builtin_memcpy((uint8_t *)(equal + w) + 4 * (q + k), &same, 4);
+                all &= same;
+            }
+        }
+        blocks[changed_blocks] = (uint16_t)w;
+        changed_blocks += all != -1;
     }
-    colo_prefetch_next(old_page + page_bytes, new_page + page_bytes);
-    return colo_encode_words_avx2(equal, new_page, page_bytes, dst, dlen);
+    if (changed_blocks <= COLO_FEW_BLOCKS && dlen >= 2) {
+        uint16_t lines[COLO_FEW_BLOCKS * COLO_BLOCK_LINES + 1];
+        uint64_t differs[COLO_FEW_BLOCKS * COLO_BLOCK_LINES + 1];
+        unsigned count = 0;
+
+        if (!changed_blocks)
+            return 0;
+        for (unsigned i = 0; i < changed_blocks; i++)
+            for (unsigned w = blocks[i]; w < blocks[i] + COLO_BLOCK_LINES; w++) {
+                /* By halves, as they were stored: a word made of two stores cannot be had before both have left. */
+                uint32_t low, high;
+                __builtin_memcpy(&low, equal + w, 4);
+                __builtin_memcpy(&high, (const uint8_t *)(equal + w) + 4, 4);
+                lines[count] = (uint16_t)w;
+                differs[count] = ~(low | (uint64_t)high << 32);
+                count += (low & high) != ~0u;
+            }
+        if (colo_are_few(count, page_bytes, dlen))
+            return colo_encode_lines_avx2(lines, differs, count, new_page, page_bytes, dst);
+    }
+    return colo_encode_dense_avx2(equal, new_page, page_bytes, dst, dlen);
 }
 
 static COLO_AVX2 int colo_xbzrle_encode_avx2(const uint8_t *old_page, const uint8_t *new_page, int page_bytes,

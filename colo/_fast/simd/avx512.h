@@ -191,12 +191,39 @@ COLO_AVX512_INLINE int colo_encode_avx512_of(const uint8_t *old_page, const uint
                                              uint8_t *dst, int dlen)
 {
     uint64_t differs[COLO_WORDS_MAX];
+    uint16_t blocks[COLO_BLOCKS_MAX + 1];
+    unsigned changed_blocks = 0;
 
-    for (int w = 0; w < page_bytes / 64; w++) {
-        __m512i a = _mm512_loadu_si512(old_page + 64 * w), b = _mm512_loadu_si512(new_page + 64 * w);
-        _store_mask64((__mmask64 *)(differs + w), _mm512_cmpneq_epi8_mask(a, b));
+    for (int w = 0; w < page_bytes / 64; w += COLO_BLOCK_LINES) {
+        const uint8_t *a = old_page + 64 * w, *b = new_page + 64 * w;
+        __m512i line[COLO_BLOCK_LINES];
+        uint64_t any = 0;
+
+        colo_prefetch_block(a);
+        for (int k = 0; k < COLO_BLOCK_LINES; k++)
+            line[k] = _mm512_loadu_si512(b + 64 * k);
+        colo_prefetch_block(b);
+        for (int k = 0; k < COLO_BLOCK_LINES; k++)
+            any |= differs[w + k] = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a + 64 * k), line[k]);
+        blocks[changed_blocks] = (uint16_t)w;
+        changed_blocks += any != 0;
     }
-    colo_prefetch_next(old_page + page_bytes, new_page + page_bytes);
+    if (changed_blocks <= COLO_FEW_BLOCKS && dlen >= 2) {
+        uint16_t lines[COLO_FEW_BLOCKS * COLO_BLOCK_LINES + 1];
+        uint64_t few[COLO_FEW_BLOCKS * COLO_BLOCK_LINES + 1];
+        unsigned count = 0;
+
+        if (!changed_blocks)
+            return 0;
+        for (unsigned i = 0; i < changed_blocks; i++)
+            for (unsigned w = blocks[i]; w < blocks[i] + COLO_BLOCK_LINES; w++) {
+                lines[count] = (uint16_t)w;
+                few[count] = differs[w];
+                count += differs[w] != 0;
+            }
+        if (colo_are_few(count, page_bytes, dlen))
+            return colo_encode_lines_avx2(lines, few, count, new_page, page_bytes, dst);
+    }
     return colo_encode_words_avx512(differs, new_page, page_bytes, dst, dlen);
 }
 

@@ -19,6 +19,8 @@ def seeds() -> Iterator[bytes]:
     for name in ("7.2-none", "7.2-microvm"):
         stream = vector(name)
         yield stream[stream.rindex(b'{"page_size"') :]
+    for encoding in ("utf-16-le", "utf-16", "utf-32-be"):  # brackets and quotes that a count of bytes mistakes
+        yield ('["\u0122", ' + "[" * 100).encode(encoding)
     inner = {
         "vmsd_name": "s",
         "version": 1,
