@@ -22,7 +22,9 @@ from colo.errors import (
     VmEnded,
 )
 
-COMMANDS = ("secondary", "protect", "failover", "status", "discard", "arbiter", "inspect", "doctor", "demo")
+COMMANDS = (
+    "secondary", "protect", "unprotect", "stop", "failover", "status", "discard", "arbiter", "inspect", "doctor", "demo",
+)
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NoCheckpoint, 3),
