@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -70,10 +71,8 @@ class Pair:
         self.fence.close()
         for end in (self.door.close, self.promises.close, self.listener.close):
             end()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.fence_pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 @pytest.fixture

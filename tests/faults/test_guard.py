@@ -1,0 +1,175 @@
+"""`colo protect` beside a real QEMU: killed, ended, asked to leave; and what becomes of the VM each time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo.arbiter import arbiter_from_uri, init_arbiter
+from colo.errors import ColoError
+from colo.qemu.process import QemuProcess
+from colo.session.control import ask
+from tests.faults.processes import ROOT, SecondaryProcess, colo
+from tests.faults.rig import wait_until
+from tests.qemu.tiny_machine import Machine, wait_for_lines
+
+pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]
+LEASE_MS = "1000"
+
+
+class Host:
+    """A QEMU, a secondary for it, and whatever guards it."""
+
+    def __init__(self, machine: Machine, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.serial, self.standby_serial = run_dir / "primary.log", run_dir / "standby.log"
+        (run_dir / "arbiter").mkdir(mode=0o700)
+        self.uri = f"file:{run_dir}/arbiter"
+        init_arbiter(self.uri, vm=f"vm-{os.getpid()}-{run_dir.name}")
+        self.vm = f"vm-{os.getpid()}-{run_dir.name}"
+        self.secondary = SecondaryProcess(
+            run_dir / "ram", standby=machine(accel="kvm", serial=self.standby_serial), arbiter=self.uri,
+            listen=f"unix:{run_dir}/s", options=("--lease-ms", LEASE_MS))
+        self.qemu = QemuProcess.start(
+            machine("-qmp", f"unix:{run_dir}/q,server=on,wait=off", accel="kvm", serial=self.serial), run_dir / "primary")
+        wait_for_lines(self.serial, 1)
+        self.secondary.wait_event("listening")
+        self.guards: list[subprocess.Popen[str]] = []
+
+    def protect(self) -> subprocess.Popen[str]:
+        guard = subprocess.Popen(
+            [sys.executable, "-m", "colo", "protect", "--qmp", f"{self.run_dir}/q", "--to", f"unix:{self.run_dir}/s",
+             "--arbiter", self.uri, "--lease-ms", LEASE_MS, "--checkpoint-delay-ms", "20", "--json"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.guards.append(guard)
+        return guard
+
+    def await_checkpoints(self, number: int = 3) -> None:
+        self.secondary.wait_event("checkpoint", number=number)
+
+    def goes_on(self, serial: Path) -> bool:
+        shown = len(wait_for_lines(serial, 0)) if serial.exists() else 0
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            if serial.exists() and len(wait_for_lines(serial, 0)) > shown:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def state(self) -> str:
+        """What the guard says of itself; "" while there is none."""
+        for control in Path("/run/colo").glob(f"vm-{self.qemu.pid}-*/control.sock"):
+            with contextlib.suppress(ColoError):
+                return str(ask(control, "status")["state"])
+        return ""
+
+    def said(self, guard: subprocess.Popen[str]) -> list[dict[str, Any]]:
+        out, _ = guard.communicate(timeout=30)
+        self.output = out
+        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+    def close(self) -> None:
+        for guard in self.guards:
+            if guard.poll() is None:
+                guard.kill()
+            guard.communicate()
+        with contextlib.suppress(Exception):
+            self.qemu.kill()
+        self.secondary.close()
+
+
+@pytest.fixture
+def host(machine: Machine, run_dir: Path) -> Iterator[Host]:
+    each = Host(machine, run_dir)
+    yield each
+    each.close()
+
+
+def test_a_killed_guard_is_followed_by_another_and_the_vm_stays_protected(host: Host) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    guard.kill()
+    guard.wait()
+    time.sleep(2 * float(LEASE_MS) / 1000)
+    assert host.goes_on(host.serial), "the fence goes on renewing"
+    again = host.protect()
+    wait_until(lambda: host.state() == "protecting", what="the next guard")
+    number = host.secondary.events[-1]["data"].get("number", 0)
+    host.secondary.wait_event("checkpoint", number=number + 5)
+    host.qemu.kill()
+    report = host.secondary.wait_event("running")
+    assert report["generation"] == 2 and host.goes_on(host.standby_serial)
+    events = host.said(again)
+    assert again.returncode == 9
+    assert any("protection goes on where the guard left it" in str(e["data"]) for e in events), host.output
+
+
+def test_without_its_guard_a_failover_still_leaves_one_that_runs(host: Host) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    guard.kill()
+    guard.wait()
+    done = colo("failover", "--ram-dir", str(host.run_dir / "ram"), "--json")
+    assert done.returncode == 0, done.stderr
+    host.secondary.wait_event("running")
+    wait_until(lambda: not host.qemu.alive(), what="the end of the loser's QEMU")
+    assert host.goes_on(host.standby_serial)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "unprotect"])
+def test_protection_ends_in_order_and_the_vm_runs_on_here(host: Host, how: str) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    if how == "SIGTERM":
+        guard.send_signal(signal.SIGTERM)
+    else:
+        done = colo("unprotect", "--vm", host.vm)
+        assert (done.returncode, done.stdout.strip()) == (0, "protection has ended, the VM runs on alone"), done.stderr
+    events = host.said(guard)
+    assert guard.returncode == 0 and events[-1]["data"]["ending"] == "unprotected"
+    assert host.secondary.wait() == 4
+    assert host.qemu.status() == "running" and host.goes_on(host.serial)
+    held = arbiter_from_uri(host.uri).holder()
+    assert held.generation == 2 and held.role == "primary"
+
+
+def test_a_vm_is_stopped_on_purpose_on_both_sides(host: Host) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    done = colo("stop", "--qmp", f"{host.run_dir}/q")
+    assert (done.returncode, done.stdout.strip()) == (0, "the VM was ended, it runs nowhere"), done.stderr
+    host.said(guard)
+    assert guard.returncode == 0 and not host.qemu.alive()
+    assert host.secondary.wait() == 11, host.secondary.errors
+    assert not host.standby_serial.exists() or b"colo guest" not in host.standby_serial.read_bytes()
+    assert arbiter_from_uri(host.uri).holder().closed
+
+
+def test_a_killed_fence_is_replaced(host: Host) -> None:
+    host.protect()
+    host.await_checkpoints()
+    status = json.loads(colo("status", "--json", "--socket", str(next(Path("/run/colo").glob(
+        f"vm-{host.qemu.pid}-*/control.sock")))).stdout)
+    os.kill(status["lease"]["fence_pid"], signal.SIGKILL)
+    number = host.secondary.events[-1]["data"].get("number", 0)
+    host.secondary.wait_event("checkpoint", number=number + 30)
+    assert host.goes_on(host.serial)
+    host.qemu.kill()
+    host.secondary.wait_event("running")
+
+
+def test_a_guard_that_is_not_there_is_named(host: Host) -> None:
+    host.protect()
+    host.await_checkpoints()
+    done = colo("unprotect", "--vm", "nobody")
+    assert done.returncode == 1 and "no guard of VM nobody" in done.stderr and host.vm in done.stderr
