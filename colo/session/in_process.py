@@ -169,7 +169,7 @@ class InProcessSecondary:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._cleanup.callback(os.close, self._wake_fd)
         try:
-            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary")
+            self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", vm=config.vm)
             self._cleanup.callback(self._arbiter.close)
             self.generation = self._arbiter.current()
             self._listener = self._cleanup.enter_context(

@@ -286,7 +286,10 @@ class Protector:
             if found.state in ("OVER", "STANDS"):
                 return self._stands_still(found.reason)
         elif self.primary.migration_status() == "colo":
-            held = self._holder_of_running()
+            try:
+                held = self._holder_of_running()
+            except ArbitrationLost as error:
+                return self._lost(f"this QEMU is a COLO primary, but {error}")
             if held is None:
                 return None
             self._generation, self._claim_token = held.generation, held.token
@@ -307,13 +310,14 @@ class Protector:
         return self._watch()
 
     def _holder_of_running(self) -> Holder | None:
-        """The generation that this very QEMU holds. Raises ArbitrationLost when it is another's."""
+        """The generation that this very QEMU holds; None: it was made a primary by others. Raises ArbitrationLost when
+        somebody else has the VM: it must not run here."""
         if not self.config.lease_ms or self._arbiter.identity is None:
             return None
         assert self._runner is not None
         held = self._arbiter.holder()
-        may_protect(held, self._runner)
-        return held
+        may_protect(held, self._runner, uri=self.config.arbiter, vm=self._vm)
+        return held if held.runner == self._runner else None
 
     def _meet_again(self) -> None:
         assert self._guard is not None

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from colo.arbiter import arbiter_from_uri, init_arbiter
-from colo.errors import ColoError
+from colo.errors import ColoError, QemuError
 from colo.qemu.process import QemuProcess
 from colo.session.control import ask
 from tests.faults.processes import ROOT, SecondaryProcess, colo
@@ -173,3 +173,34 @@ def test_a_guard_that_is_not_there_is_named(host: Host) -> None:
     host.await_checkpoints()
     done = colo("unprotect", "--vm", "nobody")
     assert done.returncode == 1 and "no guard of VM nobody" in done.stderr and host.vm in done.stderr
+
+
+def test_a_guest_that_powers_off_ends_its_vm_on_both_sides(host: Host) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    deadline = time.monotonic() + 10
+    while guard.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(QemuError):  # a key that comes while the VM stands still, QEMU drops
+            host.qemu.qmp.execute("send-key", {"keys": [{"type": "qcode", "data": "p"}]}, timeout_s=0.5)
+        time.sleep(0.05)
+    events = host.said(guard)
+    assert guard.returncode == 0 and events[-1]["data"]["ending"] == "ended", host.output
+    assert host.secondary.wait() == 11, host.secondary.errors
+    assert not host.qemu.alive()
+    assert not host.standby_serial.exists() or b"colo guest" not in host.standby_serial.read_bytes()
+    assert arbiter_from_uri(host.uri).holder().closed
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "quit"])
+def test_a_qemu_that_is_ended_by_its_host_moves_its_vm_over(host: Host, how: str) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    if how == "SIGTERM":
+        host.qemu.send_signal(signal.SIGTERM)
+    else:
+        with contextlib.suppress(QemuError):
+            host.qemu.qmp.execute("quit", timeout_s=2)
+    host.secondary.wait_event("running")
+    host.said(guard)
+    assert guard.returncode == 9
+    assert host.goes_on(host.standby_serial) and not host.qemu.alive()
