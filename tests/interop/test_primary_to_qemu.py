@@ -21,6 +21,7 @@ import pytest
 from colo.abc import GuestBlock
 from colo.errors import ColoError
 from colo.memory import RamImage
+from colo.memory.trackers import open_tracker
 from colo.protocol import Dialect, Mode
 from colo.qemu.guest import GuestParams, check_guest_memory, make_guest_rom
 from colo.qemu.primary import ColoSettings, QemuPrimary
@@ -130,7 +131,9 @@ class Relay:
             self.vm = RelayedVm(committed)
             self.primary = Primary(self.vm, PrimaryConfig(
                 self.to, "none", interval_ms=3_600_000, mode=Mode.STRICT, sections=True,
-                machine=committed.configuration.machine, connect_s=20, **self.options,
+                machine=committed.configuration.machine, connect_s=20,
+                # Its memory is files, which others could map and write: nobody but this process does.
+                tracker=open_tracker("pagemap", self.vm.memory.blocks, sole_writer=True), **self.options,
             ))
             self.primary.start()
         assert self.vm is not None

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from colo.arbiter import init_arbiter
 from colo.cli.watch import Watch
 
 _spec = importlib.util.spec_from_file_location("test_primary", Path(__file__).with_name("test_primary.py"))
@@ -49,6 +50,7 @@ def run_until(interval_ms: float, save_s: float, arbiter: Path, *, told: bool) -
 
 def test_an_interval_too_short_for_the_vm_is_told(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(mode=0o700)
+    init_arbiter(f"file:{tmp_path}/a", vm="test")
     status, notices = run_until(1.0, 0.05, tmp_path / "a", told=True)
     assert status["statistics"]["running_share"] < 0.5
     assert len(notices) == 1 and "interval_ms" in notices[0]
@@ -61,6 +63,7 @@ def test_an_interval_too_short_for_the_vm_is_told(tmp_path: Path) -> None:
 
 def test_one_that_leaves_it_time_is_not(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(mode=0o700)
+    init_arbiter(f"file:{tmp_path}/a", vm="test")
     status, notices = run_until(500.0, 0.0, tmp_path / "a", told=False)
     assert status["statistics"]["running_share"] > 0.5
     assert notices == []
