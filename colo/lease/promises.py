@@ -191,9 +191,11 @@ class Promises:
                 LeaseMessage.RETURNED, self.generation or 0, value=generation, text={"reason": reason[:TEXT_MAX]}))
 
     def wait_to_run(
-        self, *, stopping: Callable[[], bool], lost: Callable[[], None], told: Callable[[str], None], proven: bool = False
+        self, *, stopping: Callable[[], bool], lost: Callable[[], None], told: Callable[[str], None], proven: bool = False,
+        will_fence: bool = False,
     ) -> str:
-        """Wait until the VM may run here; returns what allows it. ``proven``: the arbiter itself has fenced the other side.
+        """Wait until the VM may run here; returns what allows it. ``proven``: the arbiter itself has fenced the other side;
+        ``will_fence``: it is to be asked, and does, so that it need not be waited for what only a proof can tell.
 
         ``lost`` is called now and then, and raises ArbitrationLost when the other side has won. ``told`` hears once why it
         takes long. Raises Interrupted when ``stopping``, ArbitrationLost when the other side said that it runs alone.
@@ -207,14 +209,15 @@ class Promises:
                     if proven:
                         return "the arbiter fenced the other side"
                     return self._grantor.proof or ("its lease is over" if self.required else "there is no lease")
+                if wait_ns is None and will_fence:
+                    return "nothing stops the other side but the arbiter, which fences"
                 if not said and time.monotonic() > began + SAY_S:
                     said = True
                     told(
                         f"this side has promised not to run the VM for another {wait_ns / 1e6:.0f} ms"
                         if wait_ns is not None else
                         "the primary's VM went on after its lease was over (nothing fences it there), so time proves "
-                        "nothing: "
-                        "this side runs it only on a proof; see to the other host, or use exec: fencing")
+                        "nothing: this side runs it only on a proof; see to the other host, or use exec: fencing")
                 left_s = SAY_S if wait_ns is None else min(SAY_S, wait_ns / 1e9)
                 self._changed.wait(left_s)
             if stopping():

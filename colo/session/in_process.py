@@ -440,15 +440,15 @@ class InProcessSecondary:
         """Win the generation, or raise ArbitrationLost. While it cannot be decided, nobody takes over."""
         self.failover.feed(FailoverEvent.REQUEST)
         try:
-            if not self._by_request and not self._arbiter.fences:
+            if not self._by_request:
                 # After a loss this side waits first: the primary, if it lives, is to win, as its VM has lost nothing.
                 self.promises.want()
-                self._await_leave(self._look_at_generation)
+                self._await_leave(self._look_at_generation, won=False)
             self.generation = claim(
                 self._arbiter, self.generation, reason=reason, runner=Runner.of(),
                 on_undecided=lambda text: self._tell("notice", text), stopping=lambda: self._stopping)
             self.promises.claimed(self.generation)
-            self._await_leave(lambda: None)
+            self._await_leave(lambda: None, won=True)
         except (ArbitrationLost, VmEnded):
             self.failover.feed(FailoverEvent.REFUSED)
             raise
@@ -458,11 +458,11 @@ class InProcessSecondary:
             raise
         self.failover.feed(FailoverEvent.WON)
 
-    def _await_leave(self, look: Callable[[], None]) -> None:
+    def _await_leave(self, look: Callable[[], None], *, won: bool) -> None:
         """Until the primary's VM is known to stand still."""
         self.promises.wait_to_run(
             stopping=lambda: self._stopping, lost=look, told=lambda text: self._tell("notice", text),
-            proven=self._arbiter.fences)
+            proven=won and self._arbiter.fences, will_fence=self._arbiter.fences)
 
     def _look_at_generation(self) -> None:
         """While this side waits for the other's lease to end, that side may win."""

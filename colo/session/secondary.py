@@ -788,7 +788,7 @@ class Secondary:
         """
         assert self._arbiter is not None
         won_before = self._won
-        asked = self._requested is not None or self._arbiter.fences
+        asked = self._requested is not None
         try:
             if not self._won:
                 if not asked:
@@ -823,7 +823,8 @@ class Secondary:
         assert self._arbiter is not None
         how = self.promises.wait_to_run(
             stopping=lambda: self._stopping, lost=self._look_while_waiting,
-            told=lambda text: self._tell("notice", text), proven=self._won and self._arbiter.fences)
+            told=lambda text: self._tell("notice", text), proven=self._won and self._arbiter.fences,
+            will_fence=self._arbiter.fences)
         self._left = how
 
     def _undecided(self, text: str) -> None:

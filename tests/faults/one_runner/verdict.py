@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -44,6 +45,9 @@ def judge(case: Case, world: World, *, failed_at_s: float, mended_at_s: float, e
     """Of a world in which everything has settled."""
     runs = {name: output.runs() for name, output in world.outputs.items()}
     running = world.running(within_s=0.5)  # a loaded machine may leave a guest waiting for so long
+    if len(running) == 2:  # one of them may be the last that was heard of one that was just thawed
+        time.sleep(0.6)
+        running = world.running(within_s=0.5)
     verdict = Verdict(
         case.line(), {0: "nowhere", 1: running[0] if running else "", 2: "both"}[len(running)], None,
         exits={program.name: program.exit_code() for program in world.programs}, said=world.summary())
@@ -88,7 +92,8 @@ def _judge_place(
     verdict.outage_ms = round(_outage_ms([*world.outputs["primary"].read(), *world.outputs["secondary"].read()], failed_at_s), 1)
     if not running:
         if len(destroyed) == 2:
-            if not world.copy_is_kept() and not world.had_lost("secondary"):
+            ran_there = begun is not None  # and died there: of a VM that ran there is no copy any more
+            if not ran_there and not world.copy_is_kept() and not world.had_lost("secondary"):
                 verdict.faults.append("both sides were destroyed, and the secondary's copy is not kept")
             verdict.runs = "nowhere (both destroyed)"
         elif destroyed and world.had_lost(*({"primary", "secondary"} - destroyed)):
