@@ -12,7 +12,7 @@ from tests.faults.one_runner.hosts import ROOT
 from tests.faults.one_runner.run import Place, binary, run_all, table
 from tests.faults.one_runner.verdict import Verdict
 
-pytestmark = [pytest.mark.qemu, pytest.mark.soak, pytest.mark.usefixtures("kvm", "hosts_can_be_made")]
+pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm", "hosts_can_be_made")]
 SAMPLE = 60
 SEED = int(os.environ.get("COLO_SEED", "1"))
 PLACES = 3 * (os.cpu_count() or 1)
