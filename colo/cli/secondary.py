@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from colo.cli.conditions import link, qemu
+from colo.cli.outlet import outlive_terminal
 from colo.cli.output import SessionOutput
-from colo.cli.reporting import add_report_argument, reported
+from colo.cli.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
 from colo.protocol import Mode
 from colo.protocol.lease import LEASE_MS
 from colo.session.deadlines import Deadlines
@@ -80,6 +81,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-device-state", type=byte_size, default=64 << 20, metavar="SIZE",
                         help="most device state of a checkpoint (default 64M)")
     parser.add_argument("--insecure", action="store_true", help="allow plaintext TCP beyond loopback")
+    add_allow_uid_argument(parser, "connect")
     parser.add_argument("--heat-map", action="store_true",
                         help="count dirty pages by place, for `colo status --watch` (on with --report)")
     add_report_argument(parser)
@@ -110,7 +112,7 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
         limits=replace(StreamLimits(), device_state_bytes=arguments.max_device_state),
         max_ram_bytes=arguments.max_ram,
         mode=Mode.STRICT if arguments.strict else Mode.EARLY,
-        insecure=arguments.insecure,
+        insecure=arguments.insecure, allow_uids=tuple(arguments.allow_uid),
         heat_map=arguments.heat_map or arguments.report is not None,
     )
 
@@ -122,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         if recording is not None:
             recording.conditions |= {"QEMU": qemu(shlex.split(arguments.standby or "")), "Link": link(arguments.listen)}
         output = SessionOutput(json_lines=arguments.json, title="colo secondary", recording=recording)
+        outlive_terminal()
         try:
             with Secondary(config_from(arguments), on_event=output.event) as session:
                 stop_on_signals(session)
@@ -132,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
                         recording.heat = session.heat.as_dict()
         finally:
             output.close()
-    return 0
+    return concluded(0, recording)
 
 
 def keep_out_of_core_dumps() -> None:

@@ -15,12 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from colo.cli.figures import printable
 from colo.cli.output import print_mapping
 from colo.cli.watch import Watch
 from colo.errors import ChannelLost, ColoError
 from colo.session.control import SOCKET_NAME, ControlClient, ask
 from colo.session.kept import kept_status
+from colo.text import printable
 
 ENDED_WELL = {"running": 0, "alone": 0, "stopped": 4}
 """Exit code by the state that a session ended in; any other is 1."""

@@ -18,11 +18,11 @@ from colo.cli.figures import (
     compression_ratio,
     heat_strip,
     pages_by_kind,
-    printable,
     size,
     sparkline,
 )
 from colo.running_share import TOO_LITTLE
+from colo.text import printable
 
 SAMPLES = 120
 SPARK_WIDTH = 30

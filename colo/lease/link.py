@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 from colo.errors import ColoError
+from colo.forked import keep_from_children
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.protocol.lease import RENEWALS
 from colo.wire import LeaseMessage
@@ -59,6 +60,7 @@ class LeaseLink:
         self._reader = FrameReader()
         try:
             self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            keep_from_children(self.sock)
             if family != socket.AF_UNIX:
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with contextlib.suppress(BlockingIOError):

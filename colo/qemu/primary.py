@@ -17,6 +17,7 @@ from colo.qemu.capabilities import MigrationSettings, capabilities_of, capabilit
 from colo.qemu.process import Qemu
 from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
 from colo.running_share import RunningShare
+from colo.text import printable
 
 PAUSES_KEPT = 100_000
 UNLIMITED_BANDWIDTH = (1 << 63) - 1
@@ -109,7 +110,7 @@ class QemuPrimary:
         return cls(Qemu.attach(path, timeout_s))
 
     def _on_exit(self, event: QmpEvent) -> None:
-        self.exit_reason = str(event.data.get("reason", ""))
+        self.exit_reason = printable(str(event.data.get("reason", "")))
         self.colo_exited.set()
 
     # Setting up
@@ -136,8 +137,7 @@ class QemuPrimary:
     @property
     def uuid(self) -> str:
         """The VM's UUID, or "" where it has none."""
-        answer = self.qemu.qmp.execute("query-uuid")
-        uuid = str(answer.get("UUID", "")) if isinstance(answer, dict) else ""
+        uuid = self.qemu.qmp.record("query-uuid").string("UUID", "")
         return "" if not uuid.strip("0-") else uuid
 
     def unreplicated_disks(self) -> list[str]:
@@ -147,10 +147,10 @@ class QemuPrimary:
         graph.
         """
         disks = []
-        for entry in self.qemu.qmp.execute("query-block"):
-            inserted = entry.get("inserted")
-            if inserted and not inserted.get("ro") and inserted.get("drv") not in ("replication", "quorum"):
-                disks.append(str(entry.get("device") or entry.get("qdev") or inserted.get("node-name")))
+        for entry in self.qemu.qmp.records("query-block"):
+            inserted = entry.record("inserted")
+            if inserted and not inserted.flag("ro", False) and inserted.string("drv", "") not in ("replication", "quorum"):
+                disks.append(entry.string("device", "") or entry.string("qdev", "") or inserted.string("node-name", "?"))
         return disks
 
     def set_up(self, uri: str, settings: ColoSettings | None = None, *, timeout_s: float = 60.0) -> None:
@@ -231,8 +231,7 @@ class QemuPrimary:
             if status == "active":
                 self.streams_begun += 1
             if status in ENDED:
-                information = self.qemu.qmp.execute("query-migrate")
-                reason = information.get("error-desc")
+                reason = self.qemu.qmp.record("query-migrate").string("error-desc", "")
                 if status == "completed":
                     reason = (
                         "it finished as a plain migration: this QEMU's COLO is broken, or the secondary "
@@ -264,7 +263,7 @@ class QemuPrimary:
 
     def migration_status(self, timeout_s: float = 10.0) -> str:
         """``colo`` while it is a primary; else ``none``, ``active``, ``completed``, ``failed``, …"""
-        return str(self.qemu.qmp.execute("query-migrate", timeout_s=timeout_s).get("status", "none"))
+        return self.qemu.qmp.record("query-migrate", timeout_s=timeout_s).string("status", "none")
 
     def measure_pauses(
         self, on_pause: Callable[[float], None] | None = None, on_notice: Callable[[str], None] | None = None

@@ -176,8 +176,8 @@ class Standby:
 
     def _backends(self) -> dict[str, dict[str, Any]]:
         """Its memory backends by the name of their RAM block."""
-        entries = self.process.qmp.execute("query-memdev")
-        backends = {str(entry.get("id")): entry for entry in entries}
+        entries = self.process.qmp.records("query-memdev")
+        backends = {entry.string("id", ""): dict(entry.members) for entry in entries}
         return backends | {f"/objects/{name}": entry for name, entry in backends.items()}
 
     def _addresses(self) -> dict[str, int]:
@@ -325,9 +325,7 @@ class Standby:
         qmp = self.process.qmp
         continued = False
         while True:
-            status = str(
-                qmp.execute("query-status", timeout_s=max(0.05, deadline - time.monotonic()))["status"]
-            )
+            status = qmp.record("query-status", timeout_s=max(0.05, deadline - time.monotonic())).string("status")
             if status == "running" or (status not in ("inmigrate", "paused", "finish-migrate", "prelaunch")):
                 return status
             if status in ("paused", "prelaunch") and not continued:
@@ -398,13 +396,12 @@ class Standby:
 
     def _progress(self) -> str:
         try:
-            information: dict[str, Any] = self.process.qmp.execute("query-migrate", timeout_s=0.5)
+            information = self.process.qmp.record("query-migrate", timeout_s=0.5)
+            reason = information.string("error-desc", "")
+            status = information.string("status", "not begun")
         except QmpError:
             return "its monitor does not answer"
-        reason = information.get("error-desc")
-        return f"its migration is {information.get('status', 'not begun')!r}" + (
-            f" ({reason})" if reason else ""
-        )
+        return f"its migration is {status!r}" + (f" ({reason})" if reason else "")
 
 
 _RAMBLOCK = re.compile(

@@ -41,6 +41,7 @@ from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.deadlines import Deadlines
 from colo.session.in_process import GuestImage
 from colo.session.initial_stream import InitialStream
+from colo.session.listening import listening
 from colo.session.migration_link import DIGEST_BYTES, HELLO, HELLO_ARBITER, HELLO_COLO
 from colo.session.vm_hold import VmHold
 from colo.session.vm_state import decode_state
@@ -69,6 +70,8 @@ class DestinationConfig:
     limits: StreamLimits = field(default_factory=StreamLimits)
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class MigrationDestination:
     ) -> None:
         self.vm = vm
         self.config = config
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._status = _S.NONE
         self._error: BaseException | None = None
         self._stopping = False
@@ -200,6 +203,7 @@ class MigrationDestination:
         sock = self._sock = admit(
             self._listener.socket, handshake_s=deadlines.handshake_s, wake_fd=self._wake_fd,
             prepare=lambda s: tune(s, deadlines.message_s), refused=lambda text: self._tell("notice", text),
+            allow_uids=self.config.allow_uids,
         )
         self._began_ns = time.monotonic_ns()
         self._status = _S.NONE

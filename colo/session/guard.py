@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,15 @@ class Guard:
     """``tell`` hears what people should know. One thread calls the methods; :attr:`status` changes on the fence's own."""
 
     def __init__(
-        self, qemu: Qemu, directory: Path, to: str, *, insecure: bool, watchdog: str, tell: Callable[[str], None],
+        self, qemu: Qemu, directory: Path, to: str, *, insecure: bool, allow_uids: Collection[int] = (),
+        watchdog: str, tell: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
         self.qemu = qemu
         self.directory = directory
         self.to = to
         self.insecure = insecure
+        self.allow_uids = allow_uids
         self.watchdog = watchdog
         self.status: FenceStatus | None = None
         self.notice = ""
@@ -75,7 +77,7 @@ class Guard:
 
     def reach(self) -> socket.socket:
         """A connection to the secondary, to :meth:`meet` it over. Raises ChannelError when it cannot be reached."""
-        return connect(self.to, MEET_S, insecure=self.insecure)
+        return connect(self.to, MEET_S, insecure=self.insecure, allow_uids=self.allow_uids)
 
     def meet(self, sock: socket.socket, meeting: Meeting) -> Welcome:
         """Meet the secondary. Raises ProtocolError when it refuses, ChannelError when it does not answer."""

@@ -42,6 +42,7 @@ from colo.session.deadlines import Deadlines
 from colo.session.door import Door
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
+from colo.session.listening import listening
 from colo.session.statistics import CheckpointStatistics
 from colo.session.vm_hold import VmHold
 from colo.session.vm_state import decode_state
@@ -102,6 +103,8 @@ class InProcessConfig:
     limits: StreamLimits = field(default_factory=StreamLimits)
     mode: Mode = Mode.EARLY
     insecure: bool = False
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may connect."""
     heat_map: bool = False
     """Count the pages of each checkpoint by place (:attr:`InProcessSecondary.heat`)."""
     control: str | None = None
@@ -155,7 +158,7 @@ class InProcessSecondary:
         self.failover = Failover()
         self.state = "starting"
         self.report: InProcessTakeover | None = None
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._own = tuple(vm.memory.blocks)
         self._spare: tuple[GuestBlock, ...] | None = None
         self._held: _Held | None = None
@@ -183,7 +186,7 @@ class InProcessSecondary:
             self._door = Door(
                 self._listener.socket, handshake_s=config.deadlines.handshake_s,
                 prepare=lambda s: tune(s, config.deadlines.message_s), refused=lambda text: self._tell("notice", text),
-                lease=self.promises.take, bars=self.promises.bars, parks=True)
+                lease=self.promises.take, bars=self.promises.bars, parks=True, allow_uids=config.allow_uids)
             self._cleanup.callback(self._door.close)
             if config.control is not None:
                 control = ControlServer(Path(config.control), {

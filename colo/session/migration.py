@@ -25,6 +25,7 @@ from colo.arbiter import Arbiter, arbiter_from_uri
 from colo.errors import AddressError, ArbitrationError, ArbitrationLost, ChannelError, ColoError, Interrupted, VmError
 from colo.protocol.migration import STATUSES, MigrationStatus, next_status
 from colo.session.convergence import AutoConverge
+from colo.session.listening import listening
 from colo.session.migration_config import MigrationConfig, MigrationOutcome, VmPlace
 from colo.session.migration_link import HELLO_ARBITER, MigrationLink
 from colo.session.migration_pages import MigrationPages
@@ -74,7 +75,7 @@ class Migration:
             initial_percent=config.throttle_initial_percent, increment_percent=config.throttle_increment_percent,
             max_percent=config.throttle_max_percent,
         ) if config.auto_converge else None
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._pages = MigrationPages(vm.memory, tracker=config.tracker, xbzrle=config.xbzrle)
         self._form = StateForm(config.limits, sections=config.sections)
         self._arbiter: Arbiter | None = None
@@ -261,7 +262,8 @@ class Migration:
                 raise Interrupted("the migration was cancelled from this side")
             try:
                 sock = connect(
-                    self.config.to, max(0.05, min(1.0, until - time.monotonic())), insecure=self.config.insecure)
+                    self.config.to, max(0.05, min(1.0, until - time.monotonic())), insecure=self.config.insecure,
+                    allow_uids=self.config.allow_uids)
             except ChannelError as error:
                 if isinstance(error, AddressError) or time.monotonic() >= until:
                     raise

@@ -32,6 +32,7 @@ from colo.lease.meeting import Meeting
 from colo.lease.vm_lease import VmLease
 from colo.protocol import Event, State
 from colo.session.checkpoint_requests import CheckpointRequests
+from colo.session.listening import listening
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace
 from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
@@ -100,7 +101,7 @@ class Primary:
         check_plaintext(config.to, insecure=config.insecure)
         self._pace = Pace(
             config.interval_ms, target_pause_ms=config.target_pause_ms, link_share=config.link_share)
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm)
         self.generation = self._arbiter.current()
         self._lease: VmLease | None = None
@@ -348,7 +349,8 @@ class Primary:
         while True:
             left = 1.0 if until is None else max(0.05, min(1.0, until - time.monotonic()))
             try:
-                return connect(self.config.to, left, insecure=self.config.insecure)
+                return connect(
+                    self.config.to, left, insecure=self.config.insecure, allow_uids=self.config.allow_uids)
             except ChannelError:
                 if until is not None and time.monotonic() >= until:
                     raise

@@ -70,6 +70,8 @@ class PrimaryConfig:
     """Running alone, go on trying to reach a (new) secondary."""
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may listen there."""
     control: str | None = None
     """Path of a control socket (mode 0600) that answers ``status``, ``checkpoint`` and ``stop``; see `colo status`."""
 

@@ -25,8 +25,9 @@ from colo.qemu.qmp import QmpError
 from colo.session.control import ControlServer
 from colo.session.guard import Guard
 from colo.session.guard_place import GuardCard, GuardPlace
+from colo.session.listening import listening
 from colo.session.protector_config import Ending, ProtectorConfig, ProtectorReport
-from colo.transport import check_plaintext
+from colo.transport import check_listening, check_plaintext
 
 __all__ = ["Ending", "Protector", "ProtectorConfig", "ProtectorReport"]
 
@@ -64,7 +65,7 @@ class Protector:
     ) -> None:
         self.config = config
         self.state = "starting"
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._leave: str | None = None
         self._end: str | None = None
         self._stir = threading.Event()
@@ -73,6 +74,7 @@ class Protector:
         self._control: ControlServer | None = None
         self._guard: Guard | None = None
         check_plaintext(config.to, insecure=config.insecure)
+        check_listening(config.to, config.allow_uids)
         self.primary = QemuPrimary.attach(config.qmp)
         self._endings = EndingWatch(self.primary.qemu, on_ending=lambda ending: self._stir.set())
         self._actions: EndingActions | None = None
@@ -101,7 +103,8 @@ class Protector:
             return
         self._place = GuardPlace(qemu.pid)
         self._guard = Guard(
-            qemu, self._place.path, self.config.to, insecure=self.config.insecure, watchdog=self.config.watchdog,
+            qemu, self._place.path, self.config.to, insecure=self.config.insecure,
+            allow_uids=self.config.allow_uids, watchdog=self.config.watchdog,
             tell=lambda text: self._tell("notice", text), wake=self._stir.set)
         self._control = ControlServer(self._place.control, {
             "status": self.status, "unprotect": self._unprotect_command, "stop": self._stop_command})

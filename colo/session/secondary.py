@@ -58,6 +58,7 @@ from colo.session.kept import (
     state_of,
 )
 from colo.session.left_running import finish_what_began
+from colo.session.listening import listening
 from colo.session.secondary_config import SecondaryConfig
 from colo.session.statistics import CheckpointStatistics
 from colo.session.takeover import TakeoverReport
@@ -110,7 +111,7 @@ class Secondary:
         self.failover = Failover()
         self.state = "starting"
         self.report: TakeoverReport | None = None
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._cleanup = contextlib.ExitStack()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._cleanup.callback(os.close, self._wake_fd)
@@ -189,7 +190,8 @@ class Secondary:
             self._door = Door(
                 self._listener.socket, handshake_s=config.deadlines.handshake_s,
                 prepare=lambda s: tune(s, config.deadlines.message_s),
-                refused=lambda reason: self._tell("notice", reason), lease=self.promises.take, bars=self.promises.bars)
+                refused=lambda reason: self._tell("notice", reason), lease=self.promises.take, bars=self.promises.bars,
+                allow_uids=config.allow_uids)
             self._cleanup.callback(self._door.close)
         control = ControlServer(
             Path(config.ram_dir) / SOCKET_NAME, {
