@@ -327,6 +327,7 @@ class QemuProcess(Qemu):
             if self._process.returncode is not None:
                 self._watcher.dismiss()
                 self._remove_socket()
+                self._directory.close()
 
     def explain(self, error: Exception) -> str:
         """``error`` in words, with what QEMU itself said and how it ended, if it did."""
@@ -366,7 +367,8 @@ class QemuProcess(Qemu):
     def detach(self) -> None:
         """Close our QMP connection, which its monitor is then free of. Idempotent."""
         super().detach()
-        self._directory.close()
+        if self._process.returncode is not None:  # else its socket is still to be removed, when it has ended
+            self._directory.close()
 
     def release(self) -> None:
         """Let it outlive us: from here on it is the user's. Its monitor stays, free for another client."""

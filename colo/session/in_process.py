@@ -36,6 +36,7 @@ from colo.memory import BlockImage
 from colo.protocol import Failover, FailoverEvent, FailoverStatus, Mode
 from colo.protocol.lease import LEASE_MS
 from colo.session.admission import PENDING_LIMIT
+from colo.session.arbiter_watch import why_ended
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.control import ControlServer
 from colo.session.deadlines import Deadlines
@@ -277,7 +278,7 @@ class InProcessSecondary:
         hold = VmHold(self.vm)
         hold.take()
         try:
-            report = self._run()
+            report = self._run_unless_ended()
         except BaseException as error:
             self.state = "failed"
             if not self._result.done():
@@ -288,6 +289,15 @@ class InProcessSecondary:
             hold.release()
         self._result.set_result(report)
         return report
+
+    def _run_unless_ended(self) -> InProcessTakeover:
+        """A generation that is over may be so because the VM was ended: whoever ended it may not have been heard yet."""
+        try:
+            return self._run()
+        except ArbitrationLost as lost:
+            if not (why := why_ended(self._arbiter)):
+                raise
+            raise VmEnded(f"the VM was ended at the primary ({why}): nothing is to be taken over") from lost
 
     def _run(self) -> InProcessTakeover:
         self._tell("listening", self.address)

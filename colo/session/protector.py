@@ -598,9 +598,9 @@ class Protector:
         text = how.text if how is not None else "its process ended"
         self.state = "ending"
         if how is not None and how.outcome(self.config.on_crash) is Follows.ENDS:
-            self._close_generation(text)
             if self._guard is not None:
-                self._guard.ended(text)
+                self._guard.ended(text)  # first: whoever finds the generation closed should know why
+            self._close_generation(text)
             self._endings.wait_gone(END_S)
             return self._report(Ending.ENDED, text)
         self._endings.wait_gone(MOVE_S)

@@ -35,7 +35,7 @@ from colo.memory import Phase, RamImage, SessionFacts
 from colo.protocol import Failover, FailoverEvent
 from colo.qemu.standby import Standby
 from colo.session.admission import PENDING_LIMIT
-from colo.session.arbiter_watch import ArbiterWatch, GenerationLook
+from colo.session.arbiter_watch import ArbiterWatch, GenerationLook, why_ended
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
@@ -327,7 +327,7 @@ class Secondary:
         with the failure.
         """
         try:
-            report = self._run()
+            report = self._run_unless_ended()
         except BaseException as error:
             self.state = "failed"
             if not self._result.done():
@@ -336,6 +336,16 @@ class Secondary:
             raise
         self._result.set_result(report)
         return report
+
+    def _run_unless_ended(self) -> TakeoverReport:
+        """A generation that is over may be so because the VM was ended: whoever ended it may not have been heard yet."""
+        try:
+            return self._run()
+        except ArbitrationLost as lost:
+            if not (why := why_ended(self._arbiter)):
+                raise
+            self.image.remove_files()
+            raise VmEnded(f"the VM was ended at the primary ({why}): nothing is to be taken over") from lost
 
     def _run(self) -> TakeoverReport:
         if self.address:
