@@ -75,6 +75,9 @@ class PrivateDirectory:
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=walk.fd)
         return cls(whole, fd, parent_fd=walk.take_parent(), made=walk.made)
 
+    def __del__(self) -> None:
+        self.close()  # as files do it: who drops it has closed it
+
     def directory(self, name: str, *, make: bool = True) -> PrivateDirectory:
         """A private directory in this one. No link is followed. Raises as :meth:`open`."""
         path = self.path / _entry(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from typing import Any
 
 from colo.cli.conditions import link
@@ -11,6 +10,7 @@ from colo.cli.outlet import outlive_terminal
 from colo.cli.output import SessionOutput
 from colo.cli.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
 from colo.cli.secondary import byte_size
+from colo.cli.signals import on_ending_signals
 from colo.protocol.lease import LEASE_MS
 from colo.qemu.primary import ColoSettings
 from colo.session.protector import Ending, Protector, ProtectorConfig
@@ -89,9 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
                     recording.conditions |= {
                         "QEMU": str(protector.primary.qemu.version), "Link": link(arguments.to),
                         "Interval": f"{arguments.checkpoint_delay_ms} ms from the end of a checkpoint to the next"}
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, lambda *_: protector.stop())
-                report = protector.run()
+                with on_ending_signals(protector.stop):
+                    report = protector.run()
                 p50, p99 = (percentile(output.pauses_ms, p) for p in (50, 99))
                 output.last_line(f"{report.ending.value} ({report.reason}); {report.checkpoints} checkpoints, "
                                  f"pause p50 {p50:.2f} ms, p99 {p99:.2f} ms")

@@ -7,7 +7,6 @@ import ctypes
 import re
 import resource
 import shlex
-import signal
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from colo.cli.conditions import link, qemu
 from colo.cli.outlet import outlive_terminal
 from colo.cli.output import SessionOutput
 from colo.cli.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
+from colo.cli.signals import on_ending_signals
 from colo.protocol import Mode
 from colo.protocol.lease import LEASE_MS
 from colo.session.deadlines import Deadlines
@@ -127,9 +127,10 @@ def run(arguments: argparse.Namespace) -> int:
         outlive_terminal()
         try:
             with Secondary(config_from(arguments), on_event=output.event) as session:
-                stop_on_signals(session)
                 try:
-                    session.run()
+                    # In order: nothing of it is left but the last committed checkpoint.
+                    with on_ending_signals(session.stop):
+                        session.run()
                 finally:
                     if recording is not None and session.heat is not None:
                         recording.heat = session.heat.as_dict()
@@ -143,9 +144,3 @@ def keep_out_of_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # A core_pattern that is a pipe does not ask for the limit.
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def stop_on_signals(session: Secondary) -> None:
-    """SIGTERM and SIGINT end the session in order: nothing of it is left but the last committed checkpoint."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: session.stop())
