@@ -286,6 +286,9 @@ class Protector:
                     "give these, or end that protection first (`colo unprotect`)")
             self._tell("notice", f"this VM's fence (pid {found.fence_pid}) is here: protection goes on where the guard "
                                  "left it")
+            if (won := self._won_before()) is not None:
+                return self._run_alone(won, "the guard before this one had won the VM for this side", Ending.ALONE,
+                                       time.monotonic())
             if found.state in ("OVER", "STANDS"):
                 return self._stands_still(found.reason)
         elif self.primary.migration_status() == "colo":
@@ -457,7 +460,7 @@ class Protector:
         told = False
         while True:
             try:
-                claim = self._arbiter.claim(self._generation, reason=reason, runner=self._runner)
+                generation = self._claim(reason)
                 break
             except ArbitrationLost as error:
                 return self._lost(f"{reason}; {error}")
@@ -473,7 +476,27 @@ class Protector:
                     raise ArbitrationError(
                         f"{error}. Its fence keeps the VM as the lease allows (stopped, once that is over): `colo protect` "
                         "again settles it when the arbiter answers") from error
-        return self._run_alone(claim.generation, reason, won, noticed)
+        return self._run_alone(generation, reason, won, noticed)
+
+    def _claim(self, reason: str) -> int:
+        """The generation that is won. Raises ArbitrationLost, ArbitrationError."""
+        try:
+            return self._arbiter.claim(self._generation, reason=reason, runner=self._runner).generation
+        except ArbitrationLost:
+            if (won := self._won_before()) is None:
+                raise
+            return won
+
+    def _won_before(self) -> int | None:
+        """The newer generation that a guard before this one won for this very QEMU, and ended before it could say so."""
+        if self._runner is None or self._arbiter.identity is None:
+            return None
+        try:
+            held = self._arbiter.holder()
+        except ArbitrationError:
+            return None  # it cannot be told just now: whoever has to know asks again
+        mine = held.generation > self._generation and held.runner == self._runner and not held.closed
+        return held.generation if mine else None
 
     def _run_alone(self, generation: int, reason: str, won: Ending, noticed: float) -> ProtectorReport:
         self._generation = generation
@@ -581,10 +604,10 @@ class Protector:
             self._stir.clear()
         self._tell("notice", "the other side does not take the VM: it is claimed for this one, as it is")
         try:
-            claim = self._arbiter.claim(self._generation, reason=reason, runner=self._runner)
+            generation = self._claim(reason)
         except ArbitrationLost as error:
             return self._lost(f"{reason}; {error}")
-        return self._run_alone(claim.generation, reason, Ending.ALONE, time.monotonic())
+        return self._run_alone(generation, reason, Ending.ALONE, time.monotonic())
 
     def _process_gone(self) -> ProtectorReport:
         return self._ending(self._endings.verdict())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from colo.arbiter import arbiter_from_uri, init_arbiter
+from colo.arbiter import Runner, arbiter_from_uri, init_arbiter
 from colo.errors import ColoError, QemuError
 from colo.qemu.process import QemuProcess
 from colo.session.control import ask
@@ -124,6 +124,26 @@ def test_without_its_guard_a_failover_still_leaves_one_that_runs(host: Host) -> 
     host.secondary.wait_event("running")
     wait_until(lambda: not host.qemu.alive(), what="the end of the loser's QEMU")
     assert host.goes_on(host.standby_serial)
+
+
+@pytest.mark.parametrize("secondary", ["follows", "is lost"])
+def test_a_guard_killed_between_its_claim_and_saying_so_leaves_the_vm_to_the_next(host: Host, secondary: str) -> None:
+    """What the killed guard had won at the arbiter, it had won for this QEMU, whoever guards that."""
+    guard = host.protect()
+    host.await_checkpoints()
+    guard.kill()
+    guard.wait()
+    if secondary == "is lost":
+        host.secondary.signal(signal.SIGKILL)
+        host.secondary.wait()
+    arbiter_from_uri(host.uri, role="primary").claim(1, reason="as that guard did", runner=Runner.of(host.qemu.pid))
+    again = host.protect()
+    events = host.said(again)
+    assert again.returncode == 12 and events[-1]["data"]["ending"] == "alone", host.output
+    assert host.qemu.status() == "running" and host.goes_on(host.serial)
+    if secondary == "follows":
+        assert host.secondary.wait() == 4
+    assert arbiter_from_uri(host.uri).holder().generation == 2
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "unprotect"])
