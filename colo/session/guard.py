@@ -32,6 +32,12 @@ LATE_NS = 40_000_000
 """So late a fence may be with stopping the VM before the guard does."""
 LOOK_S = 0.01
 """How often the guard looks whether it is."""
+SILENT_LEFT = 0.55
+"""A fence is asked whether it is there when no more than this is left of a lease: a quarter brings a promise."""
+ASK_SHARE = 16
+"""And has this part of a lease (1/16) to answer."""
+NEW_SHARE = 4
+"""A new one has this part of a lease (1/4) to have a promise."""
 SAY_S = 0.025
 """A fence that does not say within this that all is well is not waited for."""
 
@@ -57,6 +63,7 @@ class Guard:
         self._wake = wake
         self._fence: FenceHandle | None = None
         self._lost = threading.Event()
+        self._asked_s = self._replaced_s = 0.0
         self._meeting = Meeting()
         self._welcome = Welcome()
         self._stopped_here = threading.Event()
@@ -135,12 +142,27 @@ class Guard:
 
     def tend(self) -> None:
         """See to fence and connection; to be called many times a second. Raises Unsupported when no fence can be had."""
+        self._ask_silent_fence()
         if self._holds and self._lost.is_set():
             self._replace()
         if self._stopped_here.is_set() and self.status is not None and self.status.state == FenceState.LEASED.name:
             self._ask_why()
         if self._holds and self.status is not None:
             self._heard(self.status.notice)
+
+    def _ask_silent_fence(self) -> None:
+        """A fence that is frozen renews nothing, and the VM would lose its secondary with it."""
+        left_ms = self.left_ms
+        if left_ms is None or self._fence is None or not self.state_is(FenceState.LEASED) or self._lost.is_set():
+            return
+        answer_s = self.lease_ms / ASK_SHARE / 1000
+        if left_ms > self.lease_ms * SILENT_LEFT or time.monotonic() < self._asked_s + answer_s:
+            return
+        try:
+            self.status = self._fence.status(answer_s)
+        except (FenceLost, Unsupported):
+            self._lost.set()
+        self._asked_s = time.monotonic()
 
     @property
     def generation(self) -> int:
@@ -154,6 +176,14 @@ class Guard:
         if not self._holds or status is None or not status.lease_end_ns or status.state not in ("LEASED", "OVER"):
             return None
         return max(0.0, (status.lease_end_ns - now_ns()) / 1e6)
+
+    @property
+    def silent_ms(self) -> float | None:
+        """For how long the secondary has promised nothing, where that says something of it: the fence is not a new one."""
+        left_ms = self.left_ms
+        if left_ms is None or time.monotonic() < self._replaced_s + self.lease_ms / NEW_SHARE / 1000:
+            return None
+        return self.lease_ms - left_ms
 
     @property
     def lease_ms(self) -> float:
@@ -188,8 +218,9 @@ class Guard:
         if not self.qemu.alive():
             self._lost.clear()
             return
-        self._tell("the fence beside QEMU is gone; another is started")
+        self._tell("the fence beside QEMU is gone, or does not answer; another is started")
         self._fence = FenceHandle.start(self.qemu.pid, self.directory, self._changed)
+        self._replaced_s = time.monotonic()
         self._lost.clear()
         self._lease(status.lease_end_ns if status is not None and status.lease_end_ns else 1)
 

@@ -420,9 +420,9 @@ class Protector:
             return "the secondary lost this primary, and wants to take over"
         if guard.state_is(FenceState.STANDS):
             return status.reason
-        left_ms = guard.left_ms
-        if left_ms is not None and left_ms < guard.lease_ms / LEASE_SHARE and guard.lease_ms:
-            return f"the secondary has promised nothing for {guard.lease_ms - left_ms:.0f} ms"
+        silent_ms = guard.silent_ms
+        if silent_ms is not None and guard.lease_ms and silent_ms > guard.lease_ms * (1 - 1 / LEASE_SHARE):
+            return f"the secondary has promised nothing for {silent_ms:.0f} ms"
         return None
 
     def _hung(self, still_ms: float, *, stopped: bool) -> str | None:

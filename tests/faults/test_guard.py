@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from colo.arbiter import Runner, arbiter_from_uri, init_arbiter
 from colo.errors import ColoError, QemuError
 from colo.qemu.process import QemuProcess
 from colo.session.control import ask
-from tests.faults.processes import ROOT, SecondaryProcess, colo
+from tests.faults.processes import ROOT, SecondaryProcess, colo, gone
 from tests.faults.rig import wait_until
 from tests.qemu.tiny_machine import Machine, wait_for_lines
 
@@ -175,12 +176,15 @@ def test_a_vm_is_stopped_on_purpose_on_both_sides(host: Host) -> None:
     assert arbiter_from_uri(host.uri).holder().closed
 
 
-def test_a_killed_fence_is_replaced(host: Host) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_fence_that_is_killed_or_frozen_is_replaced(host: Host, how: signal.Signals) -> None:
     host.protect()
     host.await_checkpoints()
     status = json.loads(colo("status", "--json", "--socket", str(next(Path("/run/colo").glob(
         f"vm-{host.qemu.pid}-*/control.sock")))).stdout)
-    os.kill(status["lease"]["fence_pid"], signal.SIGKILL)
+    fence = psutil.Process(status["lease"]["fence_pid"])
+    fence.send_signal(how)
+    assert gone([fence])
     number = host.secondary.events[-1]["data"].get("number", 0)
     host.secondary.wait_event("checkpoint", number=number + 30)
     assert host.goes_on(host.serial)
