@@ -263,9 +263,9 @@ class World:
         return found
 
     def had_lost(self, *sides: str) -> bool:
-        """Whether these had been told that the other side may run, or the other side had said that it does."""
+        """Whether these had lost: the other side had won, or had said that it runs."""
         others = {"primary": "secondary", "secondary": "primary"}
-        winner = self.arbiters.switched_off() if self.arbiter == "exec" else ""
+        winner = self.arbiters.winner(self.arbiter, self.uri)
         return all(
             winner == others[side] or any(said == others[side] for said, _, _ in self.statements()) for side in sides)
 
