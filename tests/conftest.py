@@ -29,6 +29,17 @@ def process_attributes() -> dict[str, object]:
     }
 
 
+ONE_AT_A_TIME = "tests/faults/one_runner/"
+"""Hosts have names of their own, and six worlds at a time keep a machine busy by themselves."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file stay in one process, where several run side by side: they share fixtures, and wait most of the time."""
+    for item in items:
+        name = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(ONE_AT_A_TIME if name.startswith(ONE_AT_A_TIME) else name))
+
+
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """A command that changes its process runs in one of its own."""
