@@ -23,7 +23,7 @@ from colo.errors import ChannelLost, ColoError
 from colo.lease.connection import LeaseConnection, Refused
 from colo.lease.frames import Frame, encode
 from colo.lease.meeting import Meeting
-from colo.lease.processes import start_ticks
+from colo.lease.processes import start_ticks, thread_states
 from colo.lease.promises import CONNECTIONS_MAX, Promises
 from colo.session.door import Door
 from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
@@ -132,8 +132,8 @@ class Program:
         os.kill(self.pid, number)
 
     def left(self) -> list[int]:
-        """Its witnesses that still are."""
-        return [pid for pid, ticks in self.witnesses.items() if ticks and start_ticks(pid) == ticks]
+        """Its witnesses that still are; one that init has not waited for yet is not."""
+        return [pid for pid, ticks in self.witnesses.items() if ticks and start_ticks(pid) == ticks and thread_states(pid) != "Z"]
 
     def close(self) -> None:
         if self.process.poll() is None:
