@@ -38,10 +38,10 @@ SOON_S = 8.0
 SHORT_MS = 1500.0
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float = 20) -> None:
+def until(holds: Callable[[], bool], what: str, seconds: float = 20, seen: Callable[[], object] = lambda: "") -> None:
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, f"{what} did not come: {seen()}"
         time.sleep(0.005)
 
 
@@ -112,7 +112,7 @@ class Program:
     def ask(self, command: str, answer: str) -> Any:
         known = len(self.said(answer))
         self.tell(command)
-        until(lambda: len(self.said(answer)) > known, f"an answer to {command}: {self.events[-3:]}")
+        until(lambda: len(self.said(answer)) > known, f"an answer to {command}", seen=lambda: self.events[-3:])
         return self.said(answer)[known]
 
     def witness(self) -> dict[str, Any]:
@@ -124,8 +124,8 @@ class Program:
 
     def protected(self) -> int:
         """Once checkpoints are committed and its witness could tell the secondary: the witness."""
-        until(lambda: len(self.said("checkpoint")) >= 2, f"two checkpoints: {self.events[-3:]}")
-        until(lambda: bool(self.witness().get("connected")), f"a witness: {self.events[-3:]}")
+        until(lambda: len(self.said("checkpoint")) >= 2, "two checkpoints", seen=lambda: self.events[-3:])
+        until(lambda: bool(self.witness().get("connected")), "a witness", seen=lambda: self.events[-3:])
         return int(self.witness()["pid"])
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -139,7 +139,7 @@ class Program:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(20)
-        until(lambda: not self.left(), f"witnesses outlive their program: {self.left()}")
+        until(lambda: not self.left(), "the end of its witnesses", seen=self.left)
 
 
 class World:
