@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from colo.errors import ColoError, QemuError, Unsupported
+from colo.lease.beside import start_beside
 from colo.lease.processes import start_ticks
 
 PROGRAM = Path(__file__).with_name("fence_process.py")
@@ -149,13 +149,9 @@ class FenceHandle:
             listener.bind(os.fspath(path))
             listener.listen(2)
             pidfd = os.pidfd_open(pid)
-            fds = (pidfd, listener.fileno())
-            # By way of a shell that ends: it is nobody's child, so nobody has to wait for it, and no group's end is its own.
-            command = [sys.executable, "-I", str(PROGRAM), str(pidfd), str(pid), str(listener.fileno())]
-            subprocess.run(
-                ["/bin/sh", "-c", '"$@" >/dev/null 2>&1 &', "colo-fence", *command], pass_fds=fds, start_new_session=True,
-                stdin=subprocess.DEVNULL, check=True, timeout=ANSWER_S, cwd="/")
-        except (OSError, subprocess.SubprocessError) as error:
+            start_beside(
+                "colo-fence", PROGRAM, (pidfd, pid, listener.fileno()), fds=(pidfd, listener.fileno()), options=("-I",))
+        except (OSError, Unsupported) as error:
             raise Unsupported(f"no fence can be started beside process {pid}: {error}") from error
         finally:
             listener.close()

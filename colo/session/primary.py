@@ -221,6 +221,8 @@ class Primary:
             self._hold.release()
 
     def _finish(self, how: PrimaryOutcome | BaseException) -> None:
+        if self._lease is not None and isinstance(how, PrimaryOutcome):
+            self._lease.release_witness()  # after an error, this process's end may be what the secondary waits for
         with self._lock:
             first = not self._result.done()
             if first and isinstance(how, PrimaryOutcome):
@@ -310,7 +312,8 @@ class Primary:
         self._leased_generation = self.generation
         self._lease = VmLease(
             peer, token=connection.welcome.token, generation=self.generation, lease_ms=connection.welcome.lease_ms,
-            stop=self._handle.lease_over, go_on=self._handle.leased, changed=self._lease_changed)
+            stop=self._handle.lease_over, go_on=self._handle.leased, changed=self._lease_changed, witness=self.config.fence,
+            tell=lambda text: self._tell("notice", text))
         if not self._lease.wait_leased(LEASED_S):
             self._drop_lease()
             raise ChannelLost(f"the secondary promised nothing within {LEASED_S:g} s; see what it says itself")

@@ -13,7 +13,7 @@ from tests.faults.one_runner.run import Place, binary, run_all, table
 from tests.faults.one_runner.verdict import Verdict
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm", "hosts_can_be_made")]
-SAMPLE = 60
+SAMPLE = 62
 SEED = int(os.environ.get("COLO_SEED", "1"))
 PLACES = 3 * (os.cpu_count() or 1)
 SOAK = 1000

@@ -151,6 +151,10 @@ class World:
         """The process beside the QEMU that holds its lease, if there is one."""
         return next((pid for pid in self.primary.pids() if "fence" in command_line(pid) and pid not in self._known()), None)
 
+    def witness_pid(self) -> int | None:
+        """The process that tells the end of a program which runs its VM itself, if there is one."""
+        return next((pid for pid in self.primary.pids() if "witness_process" in command_line(pid)), None)
+
     def standby_pid(self) -> int | None:
         """The stand-by QEMU."""
         return next((pid for pid in self.secondary.pids() if "-incoming" in command_line(pid)), None)
