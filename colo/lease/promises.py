@@ -17,6 +17,7 @@ from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupte
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.meeting import TEXT_MAX, Meeting, Welcome
 from colo.protocol.lease import LEASE_MS_LEAST, LEASE_MS_MOST, LeaseGrantor, lease_ns_of
+from colo.wake import Wake
 from colo.wire import LeaseMessage
 
 CONNECTIONS_MAX = 8
@@ -103,7 +104,7 @@ class Promises:
         self._changed = threading.Condition()
         self._connections: dict[int, _Connection] = {}
         self._closed = False
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poke = Wake()
         self._thread = threading.Thread(target=self._serve, name="colo-lease", daemon=True)
         self._thread.start()
 
@@ -234,9 +235,9 @@ class Promises:
             if self._closed:
                 return
             self._closed = True
-        self._poke()
+        self._poke.set()
         self._thread.join()
-        os.close(self._wake_fd)
+        self._poke.close()
 
     # -- connections
 
@@ -248,25 +249,20 @@ class Promises:
                 sock.close()
                 return
             self._connections[sock.fileno()] = _Connection(sock)
-        self._poke()
-
-    def _poke(self) -> None:
-        with contextlib.suppress(OSError, BlockingIOError):
-            os.eventfd_write(self._wake_fd, 1)
+        self._poke.set()
 
     def _serve(self) -> None:
         while not self._closed:
             poller = select.poll()
-            poller.register(self._wake_fd, select.POLLIN)
+            poller.register(self._poke.fd, select.POLLIN)
             with self._changed:
                 connections = list(self._connections.items())
             for fd, _ in connections:
                 poller.register(fd, select.POLLIN)
             ready = {fd for fd, _ in poller.poll(500 if self._followed is None else WATCH_MS)}
             self._watch_lease()
-            if self._wake_fd in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
+            if self._poke.fd in ready:
+                self._poke.clear()
             now = time.monotonic()
             for fd, connection in connections:
                 if fd in ready:

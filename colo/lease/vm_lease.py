@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import select
 import threading
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from colo.lease.promises import now_ns
 from colo.lease.witness import Witness
 from colo.protocol.fencing import Actions, Fence, FenceAction, FenceState
 from colo.protocol.lease import lease_ns_of
+from colo.wake import Wake
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class VmLease:
         self._over = False
         self._lock = threading.RLock()
         self._leased = threading.Event()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poke = Wake()
         self._thread = threading.Thread(target=self._run, name="colo-vm-lease", daemon=True)
         self._thread.start()
         self._witness = Witness(
@@ -121,29 +120,24 @@ class VmLease:
         if self._over:
             return
         self._over = True
-        self._poke()
+        self._poke.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
         self._holding.link.drop()
-        os.close(self._wake_fd)
-
-    def _poke(self) -> None:
-        with contextlib.suppress(OSError, BlockingIOError):
-            os.eventfd_write(self._wake_fd, 1)
+        self._poke.close()
 
     def _run(self) -> None:
         lost = ""
         while not self._over:
             link = self._holding.link
             poller = select.poll()
-            poller.register(self._wake_fd, select.POLLIN)
+            poller.register(self._poke.fd, select.POLLIN)
             sock = link.sock
             if sock is not None:
                 poller.register(sock, link.events)
             ready = {fd for fd, _ in poller.poll(self._timeout_ms())}
-            if self._wake_fd in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
+            if self._poke.fd in ready:
+                self._poke.clear()
             with self._lock:
                 if sock is not None and link.sock is sock and sock.fileno() in ready:
                     self._do(self._holding.hear(now_ns()))

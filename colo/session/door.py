@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from colo.errors import Interrupted
 from colo.session.admission import admit
-from colo.session.wake import Wake
+from colo.wake import Wake
 
 
 class Door:

@@ -50,6 +50,7 @@ from colo.session.vm_state import decode_state
 from colo.stream import StreamLimits
 from colo.stream.ram import block_differences
 from colo.transport import listen, tune
+from colo.wake import Wake
 
 
 class GuestImage(BlockImage):
@@ -154,6 +155,7 @@ class InProcessSecondary:
     ) -> None:
         self.vm = vm
         self.config = config
+        self._pid = os.getpid()
         self.statistics = CheckpointStatistics()
         self.heat = DirtyHeat() if config.heat_map else None
         self.failover = Failover()
@@ -170,8 +172,8 @@ class InProcessSecondary:
         self._stopping = False
         self._result: Future[InProcessTakeover] = Future()
         self._cleanup = contextlib.ExitStack()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._cleanup.callback(os.close, self._wake_fd)
+        self._wake = Wake()
+        self._cleanup.callback(self._wake.close)
         try:
             self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", vm=config.vm)
             self._cleanup.callback(self._arbiter.close)
@@ -182,7 +184,7 @@ class InProcessSecondary:
             self.promises = Promises(
                 config.lease_ms, required=config.lease_ms > 0, arbiter=self._arbiter,
                 checkpoint=lambda: self.committed.number if self.committed else None,
-                tell=lambda text: self._tell("notice", text), wake=lambda: os.eventfd_write(self._wake_fd, 1))
+                tell=lambda text: self._tell("notice", text), wake=self._wake.set)
             self._cleanup.callback(self.promises.close)
             self._door = Door(
                 self._listener.socket, handshake_s=config.deadlines.handshake_s,
@@ -249,17 +251,19 @@ class InProcessSecondary:
     def stop(self) -> None:
         """End :meth:`run` with Interrupted."""
         self._stopping = True
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake.set()
 
     def close(self) -> None:
         """Let go of sockets and arbiter; :meth:`run` must have ended."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         if not self._result.done():
             self._result.cancel()
         self._cleanup.close()
 
     def _ask(self, reason: str) -> None:
         self._requested = self._requested or reason
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake.set()
 
     def run(self) -> InProcessTakeover:
         """Follow a primary; returns when the VM was taken over.
@@ -310,7 +314,7 @@ class InProcessSecondary:
                 timer.daemon = True
                 timer.start()
             try:
-                sock = self._door.wait(self._wake_fd)
+                sock = self._door.wait(self._wake.fd)
             except Interrupted:
                 if not self._woken():
                     continue
@@ -340,8 +344,7 @@ class InProcessSecondary:
 
     def _woken(self) -> bool:
         """Whether a takeover is wanted. Raises Interrupted, VmEnded, ArbitrationLost."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
+        self._wake.clear()
         if self._stopping:
             raise Interrupted("the session was asked to stop")
         if self._held is None:
@@ -380,7 +383,7 @@ class InProcessSecondary:
 
         follower = Follower(
             sock, image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
-            wake_fd=self._wake_fd, on_commit=on_commit,
+            wake_fd=self._wake.fd, on_commit=on_commit,
         )
         follower.heat = self.heat
         self._following = follower, image
@@ -390,8 +393,7 @@ class InProcessSecondary:
         except Interrupted:
             noticed_ns = time.monotonic_ns()
             reason = self._requested or ("stopped" if self._stopping else self.promises.lapsed or "the primary ended it")
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake_fd)
+            self._wake.clear()
             if self._by_request and not self._stopping and self.committed is not None:
                 self._arbitrate(reason)  # before the primary can notice: it would claim too
             follower.abandon()

@@ -38,6 +38,7 @@ from colo.session.vm_state import StateForm, describe
 from colo.session.vm_watch import VmWatch
 from colo.stream.writer import end_of_stream
 from colo.transport import check_plaintext, connect
+from colo.wake import Wake
 
 KEEP_ALIVE_S = 1.0
 CONNECT_RETRY_S = 0.05
@@ -62,6 +63,7 @@ class Migration:
     ) -> None:
         self.vm = vm
         self.config = config
+        self._pid = os.getpid()
         self.progress = MigrationProgress()
         self.place = VmPlace.HERE
         check_plaintext(config.to, insecure=config.insecure)
@@ -89,7 +91,7 @@ class Migration:
         self._status = _S.NONE
         self._error: BaseException | None = None
         self._lock = threading.Lock()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = Wake()
         self._cancelled: str | None = None
         self._handed_out = False
         """The stream's last word is (being) sent: the destination may run from now on, and nothing can be cancelled."""
@@ -160,7 +162,7 @@ class Migration:
         with self._lock:
             if not self._result.done() and not self._handed_out:
                 self._cancelled = self._cancelled or reason
-                os.eventfd_write(self._wake_fd, 1)
+                self._wake.set()
         return self.wait(timeout_s)
 
     def continue_(self) -> None:
@@ -186,6 +188,8 @@ class Migration:
 
     def close(self) -> None:
         """:meth:`cancel` if it runs, and let go of everything. The VM stays where it is, also undecided."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         if self._thread is not None:
             self._giving_up = True
             with contextlib.suppress(ColoError, TimeoutError):
@@ -197,10 +201,7 @@ class Migration:
         self._pages.stop()
         if self._arbiter is not None:
             self._arbiter.close()
-        with self._lock:
-            if self._wake_fd >= 0:
-                os.close(self._wake_fd)
-                self._wake_fd = -1
+        self._wake.close()
 
     def status(self) -> dict[str, Any]:
         """As QEMU's ``query-migrate``: the same keys and names of statuses; beside them ``eta-ms`` and ``vm``."""
@@ -271,7 +272,7 @@ class Migration:
                 continue
             return MigrationLink(
                 sock, self._pages, self._pacer, self.progress, deadlines=self.config.deadlines,
-                return_path=self.config.return_path, wake_fd=self._wake_fd)
+                return_path=self.config.return_path, wake_fd=self._wake.fd)
 
     # -- the switchover
 

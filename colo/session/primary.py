@@ -44,8 +44,8 @@ from colo.session.vm_handle import VmHandle
 from colo.session.vm_hold import VmHold
 from colo.session.vm_state import StateForm
 from colo.session.vm_watch import VmWatch
-from colo.session.wake import Wake
 from colo.transport import abort, check_plaintext, connect
+from colo.wake import Wake
 
 GENERATION_S = 0.2
 """How often the generation is looked at; a takeover is noticed, and this VM stopped, within this time."""
@@ -95,6 +95,7 @@ class Primary:
     ) -> None:
         self.vm = vm
         self.config = config
+        self._pid = os.getpid()
         self.outbox = outbox
         self.state = "new"
         self.statistics = PrimaryStatistics()
@@ -173,6 +174,8 @@ class Primary:
 
     def close(self) -> None:
         """:meth:`stop` if it runs, and let go of everything."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         if self._thread is not None:
             with contextlib.suppress(ColoError, TimeoutError):
                 self.stop()

@@ -64,6 +64,7 @@ class Protector:
         self, config: ProtectorConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None
     ) -> None:
         self.config = config
+        self._pid = os.getpid()
         self.state = "starting"
         self._on_event = listening(on_event)
         self._leave: str | None = None
@@ -121,6 +122,8 @@ class Protector:
 
     def close(self) -> None:
         """Close the monitor's connection; QEMU lives on, under its fence if it is protected or undecided."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         if self._control is not None:
             self._control.close()
         self._endings.close()

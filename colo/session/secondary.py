@@ -64,6 +64,7 @@ from colo.session.statistics import CheckpointStatistics
 from colo.session.takeover import TakeoverReport
 from colo.stream import Configuration, RamBlockInfo
 from colo.transport import abort, listen, tune
+from colo.wake import Wake
 
 __all__ = ["Secondary", "SecondaryConfig"]
 
@@ -106,6 +107,7 @@ class Secondary:
         self, config: SecondaryConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None
     ) -> None:
         self.config = config
+        self._pid = os.getpid()
         self.statistics = CheckpointStatistics()
         self.heat = DirtyHeat() if config.heat_map else None
         self.failover = Failover()
@@ -113,8 +115,8 @@ class Secondary:
         self.report: TakeoverReport | None = None
         self._on_event = listening(on_event)
         self._cleanup = contextlib.ExitStack()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._cleanup.callback(os.close, self._wake_fd)
+        self._wake = Wake()
+        self._cleanup.callback(self._wake.close)
         self._requested: str | None = None
         self._stopping = False
         self._result: Future[TakeoverReport] = Future()
@@ -177,7 +179,7 @@ class Secondary:
             lease_ms = max(lease_ms, self.image.kept.description.session.lease_ms)  # what was promised then holds
         self.promises = Promises(
             lease_ms, required=config.standby is not None and config.lease_ms > 0, arbiter=self._arbiter,
-            checkpoint=self._committed_number, tell=lambda text: self._tell("notice", text), wake=self._wake,
+            checkpoint=self._committed_number, tell=lambda text: self._tell("notice", text), wake=self._wake.set,
             forgotten=self.recovered)
         self._cleanup.callback(self.promises.close)
         if config.standby is not None and not config.lease_ms:
@@ -253,6 +255,8 @@ class Secondary:
     def close(self) -> None:
         """End the session: connection, stand-by (unless it took over) and sockets. A committed checkpoint stays where it is,
         unless its VM runs here."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         self._stopping = True
         if self._follower is not None:
             if self.report is None:
@@ -276,16 +280,13 @@ class Secondary:
             raise StandbyError("this session has no stand-by: give --standby with the primary's command line")
         if self._requested is None:
             self._requested = reason
-        self._wake()
+        self._wake.set()
         return self._result
 
     def stop(self) -> None:
         """End :meth:`run` with Interrupted."""
         self._stopping = True
-        self._wake()
-
-    def _wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake.set()
 
     def _failover_command(self) -> dict[str, Any]:
         return self.request_failover().result(self.config.takeover_s + 10).as_dict()
@@ -458,7 +459,7 @@ class Secondary:
             self.state = "holding"
             if self._arbiter is not None and not self._lost_to:
                 assert self._generation is not None
-                look = GenerationLook(self._arbiter, self._generation, self._wake)
+                look = GenerationLook(self._arbiter, self._generation, self._wake.set)
             if retry_s is not None:
                 timers.append(self._be_eager(retry_s, "another try"))
             elif self.recovered and not self._eager and self._returns_are_awaited():
@@ -476,7 +477,7 @@ class Secondary:
                 try:
                     sock = self._next_connection(look)
                 except Interrupted:
-                    self._clear_wake()
+                    self._wake.clear()
                     if self._stopping:
                         raise unless from None
                     continue  # a request, or what the primary's side said
@@ -495,7 +496,7 @@ class Secondary:
             if self._lost_to:
                 return
             self._eager = reason
-            self._wake()
+            self._wake.set()
 
         timer = threading.Timer(after_s, now)
         timer.daemon = True
@@ -512,9 +513,9 @@ class Secondary:
 
     def _next_connection(self, look: GenerationLook | None) -> socket.socket:
         if self._door is not None:
-            return self._door.wait(self._wake_fd)
+            return self._door.wait(self._wake.fd)
         poller = select.poll()
-        poller.register(self._wake_fd, select.POLLIN)
+        poller.register(self._wake.fd, select.POLLIN)
         poller.poll()
         raise Interrupted("woken")
 
@@ -549,7 +550,7 @@ class Secondary:
         self._tell("connected")
         follower = self._follower = Follower(
             sock, self.image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
-            wake_fd=self._wake_fd, on_announced=self._announced, on_commit=self._committed,
+            wake_fd=self._wake.fd, on_announced=self._announced, on_commit=self._committed,
         )
         follower.heat = self.heat
         loss = self._follow(follower)
@@ -674,7 +675,7 @@ class Secondary:
             raise AssertionError("a connection ends with an error that says how")
         except Interrupted:
             noticed_ns = time.monotonic_ns()
-            self._clear_wake()
+            self._wake.clear()
             if self._requested is None or self._stopping or follower.committed is None:
                 self._cut(follower)
             # Else the connection lives until the takeover has claimed the VM: a primary that saw it go would claim too.
@@ -700,10 +701,6 @@ class Secondary:
         follower.abandon()
         if follower.sock is not None:
             abort(follower.sock)
-
-    def _clear_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
 
     def _look_at_generation(self) -> None:
         assert self._arbiter is not None and self._generation is not None

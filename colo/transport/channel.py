@@ -19,6 +19,7 @@ from colo.transport.sockets import TcpOptions, is_tcp, tune
 from colo.transport.tcp import address_of, connect_tcp, listen_tcp, resolve
 from colo.transport.unix import UnixName, connect_unix, listen_unix
 from colo.transport.uri import ExecUri, FdUri, FileUri, TcpUri, TransportUri, UnixUri, parse_uri
+from colo.wake import Wake
 
 BACKLOG = 4
 _AGAIN = {errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH}
@@ -44,7 +45,7 @@ class Listener:
         self._options = options
         self._name = name
         self._once = once
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = Wake()
         self._closed = False
         self._lock = threading.Lock()
         self._accepting = 0
@@ -99,7 +100,7 @@ class Listener:
         if once is not None:
             return once  # handed over by whoever started us
         poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
+        poll.register(self._wake.fd, select.POLLIN)
         if self._sock is not None:
             poll.register(self._sock, select.POLLIN)
         while True:
@@ -134,7 +135,7 @@ class Listener:
             with contextlib.suppress(ChannelError, OSError):
                 _ = self.address  # while it can still be asked
             self._closed = True
-            os.eventfd_write(self._wake, 1)
+            self._wake.set()
             if self._name is not None:
                 self._name.remove()
             if not self._accepting:
@@ -145,9 +146,7 @@ class Listener:
             if sock is not None:
                 sock.close()
         self._once = None
-        if self._wake >= 0:
-            os.close(self._wake)
-            self._wake = -1
+        self._wake.close()
 
     def __enter__(self) -> Listener:
         return self
