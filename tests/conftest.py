@@ -33,6 +33,7 @@ ONE_AT_A_TIME = "tests/faults/one_runner/"
 """Hosts have names of their own, and six worlds at a time keep a machine busy by themselves."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file stay in one process, where several run side by side: they share fixtures, and wait most of the time."""
     for item in items:
