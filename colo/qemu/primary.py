@@ -137,8 +137,7 @@ class QemuPrimary:
     @property
     def uuid(self) -> str:
         """The VM's UUID, or "" where it has none."""
-        uuid = self.qemu.qmp.record("query-uuid").string("UUID", "")
-        return "" if not uuid.strip("0-") else uuid
+        return self.qemu.uuid
 
     def unreplicated_disks(self) -> list[str]:
         """Its writable block devices: what the guest writes to them, COLO does not move.

@@ -83,7 +83,8 @@ class Protector:
             self._vm = config.vm or self.primary.qemu.name
             if config.init_arbiter:
                 init_arbiter(config.arbiter, vm=self._vm or f"qemu-{self.primary.qemu.pid}", uuid=self.primary.uuid)
-            self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm)
+            self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm, uuid=self.primary.uuid)
+            self._arbiter.know_vm(vm=self._vm)  # as -name has it: the arbiter's own name for it may be another
             self._generation = self._arbiter.current()
             self._claim_token = ""
             self._take_place()

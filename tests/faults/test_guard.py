@@ -30,18 +30,19 @@ LEASE_MS = "1000"
 class Host:
     """A QEMU, a secondary for it, and whatever guards it."""
 
-    def __init__(self, machine: Machine, run_dir: Path) -> None:
+    def __init__(self, machine: Machine, run_dir: Path, *more: str, arbiter: str = "") -> None:
         self.run_dir = run_dir
         self.serial, self.standby_serial = run_dir / "primary.log", run_dir / "standby.log"
-        (run_dir / "arbiter").mkdir(mode=0o700)
-        self.uri = f"file:{run_dir}/arbiter"
-        init_arbiter(self.uri, vm=f"vm-{os.getpid()}-{run_dir.name}")
         self.vm = f"vm-{os.getpid()}-{run_dir.name}"
+        self.uri = arbiter or f"file:{run_dir}/arbiter"
+        if not arbiter:
+            (run_dir / "arbiter").mkdir(mode=0o700)
+            init_arbiter(self.uri, vm=self.vm)
         self.secondary = SecondaryProcess(
-            run_dir / "ram", standby=machine(accel="kvm", serial=self.standby_serial), arbiter=self.uri,
+            run_dir / "ram", standby=machine(*more, accel="kvm", serial=self.standby_serial), arbiter=self.uri,
             listen=f"unix:{run_dir}/s", options=("--lease-ms", LEASE_MS))
         self.qemu = QemuProcess.start(
-            machine("-qmp", f"unix:{run_dir}/q,server=on,wait=off", accel="kvm", serial=self.serial), run_dir / "primary")
+            machine(*more, "-qmp", f"unix:{run_dir}/q,server=on,wait=off", accel="kvm", serial=self.serial), run_dir / "primary")
         wait_for_lines(self.serial, 1)
         self.secondary.wait_event("listening")
         self.guards: list[subprocess.Popen[str]] = []
@@ -204,3 +205,36 @@ def test_a_qemu_that_is_ended_by_its_host_moves_its_vm_over(host: Host, how: str
     host.said(guard)
     assert guard.returncode == 9
     assert host.goes_on(host.standby_serial) and not host.qemu.alive()
+
+
+UUID = "0b1e5f8e-6d2a-4b57-9d0c-4ad3d1e3a111"
+
+
+@pytest.mark.parametrize("loser", ["secondary", "primary"])
+def test_a_fencing_script_is_told_which_vm_it_is_about_by_whichever_side_asks(
+    machine: Machine, run_dir: Path, loser: str
+) -> None:
+    told = run_dir / "told"
+    host = Host(machine, run_dir, "-uuid", UUID, "-name", "guest=vm one", arbiter=f"exec:env > {told}")
+    with contextlib.closing(host):
+        guard = host.protect()
+        host.await_checkpoints()
+        (host.secondary.process if loser == "secondary" else host.qemu).kill()
+        wait_until(lambda: told.exists() and "COLO_UUID" in told.read_text(), what="the script")
+        environment = dict(line.split("=", 1) for line in told.read_text().splitlines() if line.startswith("COLO_"))
+        assert (environment["COLO_VM"], environment["COLO_UUID"]) == ("vm one", UUID)
+        assert environment["COLO_ROLE"] == {"secondary": "primary", "primary": "secondary"}[loser]
+        assert host.goes_on(host.serial if loser == "secondary" else host.standby_serial), "the one that won runs"
+        host.said(guard)
+
+
+def test_a_vm_whose_uuid_is_not_the_arbiters_is_refused(machine: Machine, run_dir: Path) -> None:
+    host = Host(machine, run_dir, "-uuid", UUID)
+    with contextlib.closing(host):
+        other = run_dir / "other"
+        other.mkdir(mode=0o700)
+        host.uri = f"file:{other}"
+        init_arbiter(host.uri, vm="another", uuid=UUID[:-1] + "2")
+        guard = host.protect()
+        host.said(guard)
+        assert guard.returncode == 5 and f"not to the VM with UUID {UUID}" in host.output
