@@ -66,6 +66,7 @@ class Protector:
         self.config = config
         self.state = "starting"
         self._on_event = listening(on_event)
+        self._over = False
         self._leave: str | None = None
         self._end: str | None = None
         self._stir = threading.Event()
@@ -109,9 +110,8 @@ class Protector:
             tell=lambda text: self._tell("notice", text), wake=self._stir.set)
         self._control = ControlServer(self._place.control, {
             "status": self.status, "unprotect": self._unprotect_command, "stop": self._stop_command})
-        identity = self._arbiter.identity
         self._place.say(GuardCard(
-            self._vm or (identity.vm if identity is not None else ""), qemu.pid, os.path.abspath(os.fspath(self.config.qmp)),
+            self._known_as, qemu.pid, os.path.abspath(os.fspath(self.config.qmp)),
             self.config.to, os.getpid()))
 
     def __enter__(self) -> Self:
@@ -170,8 +170,8 @@ class Protector:
         fence = guard.status if guard is not None else None
         return {
             "state": self.state,
-            "over": self.state in {ending.name.lower() for ending in Ending},
-            "vm": self._vm,
+            "over": self._over,
+            "vm": self._known_as,
             "pid": self.primary.qemu.pid,
             "to": self.config.to,
             "checkpoints": self.checkpoints,
@@ -209,6 +209,7 @@ class Protector:
             self._tell("alone", report)
             report = self._protect_again(report)
         self.state = report.ending.name.lower()
+        self._over = True
         self._tell("ended", report)
         return report
 
@@ -254,11 +255,17 @@ class Protector:
             claimed = take_first(self._arbiter, self._runner, reason="protect")
             self._generation, self._claim_token = claimed.generation, claimed.token
         meeting = Meeting(
-            vm=self._vm or (identity.vm if identity is not None else ""), uuid=self.primary.uuid,
+            vm=self._known_as, uuid=self.primary.uuid,
             arbiter_id=identity.id if identity is not None else "", generation=self._generation,
             claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who)
         guard.meet(sock, meeting)
         guard.hold(notes={"to": self.config.to, "arbiter": self.config.arbiter, "vm": self._vm})
+
+    @property
+    def _known_as(self) -> str:
+        """The VM's name: as it was given, as its arbiter has it, or as QEMU does."""
+        identity = self._arbiter.identity
+        return self.config.vm or (identity.vm if identity is not None else "") or self._vm
 
     @property
     def _who(self) -> str:
@@ -320,7 +327,7 @@ class Protector:
             return None
         assert self._runner is not None
         held = self._arbiter.holder()
-        may_protect(held, self._runner, uri=self.config.arbiter, vm=self._vm)
+        may_protect(held, self._runner, uri=self.config.arbiter, vm=self._known_as)
         return held if held.runner == self._runner else None
 
     def _meet_again(self) -> None:
@@ -328,7 +335,7 @@ class Protector:
         identity = self._arbiter.identity
         assert identity is not None
         welcome = self._guard.meet(self._guard.reach(), Meeting(
-            vm=self._vm or identity.vm, uuid=self.primary.uuid, arbiter_id=identity.id, generation=self._generation,
+            vm=self._known_as, uuid=self.primary.uuid, arbiter_id=identity.id, generation=self._generation,
             claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who))
         if not welcome.following:
             raise QemuError("it does not follow this VM any more")

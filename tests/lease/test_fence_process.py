@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from colo.lease.connection import LeaseConnection, Refused
-from colo.lease.fence import FenceHandle, FenceStatus
+from colo.lease.fence import FenceHandle, FenceStatus, look_at_fence
 from colo.lease.meeting import Meeting
 from colo.lease.processes import thread_states
 from colo.lease.promises import Promises
@@ -101,6 +102,27 @@ def test_it_outlives_its_guard_and_the_next_guard_finds_it(pair: Pair) -> None:
     assert found is not None and found.last is not None
     assert (found.last.state, found.last.notes, found.last.fence_pid) == ("LEASED", {"a": 1}, pair.fence_pid)
     pair.fence = found
+
+
+def test_who_only_looks_is_no_guard_and_changes_nothing(pair: Pair) -> None:
+    for _ in range(20):
+        seen = look_at_fence(pair.directory)
+        assert seen is not None and (seen.state, seen.notes, seen.fence_pid) == ("LEASED", {"a": 1}, pair.fence_pid)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as rude:
+        rude.connect(str(pair.directory / "look.sock"))
+        with contextlib.suppress(BrokenPipeError):  # it is told, and let go
+            rude.send(b'{"command": "end", "reason": "x"}')
+    assert pair.fence.status().state == "LEASED" and not pair.fence.lost, "its guard is still its guard"
+    pair.fence.close()
+    pair.promises.notice("no room")
+    until(lambda: getattr(look_at_fence(pair.directory), "notice", "") == "no room", "the look sees what is new")
+    pair.promises.want()
+    assert pair.promises.wait_to_run(
+        stopping=lambda: False, lost=lambda: None, told=pair.notices.append).startswith("the other side proves")
+    seen = look_at_fence(pair.directory)
+    assert seen is not None and seen.state == "STANDS"
+    os.kill(pair.fence_pid, signal.SIGKILL)
+    until(lambda: look_at_fence(pair.directory) is None, "no fence")
 
 
 def test_without_a_guard_it_answers_for_the_primary(pair: Pair) -> None:
