@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 from colo.arbiter.runner import Runner
 from colo.errors import ArbitrationError
-
-GENERATION_MAX = 10**15
+from colo.wire import GENERATION_MAX
 
 
 @dataclass(frozen=True, slots=True)

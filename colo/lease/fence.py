@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -219,14 +219,16 @@ class FenceHandle:
         return self._ask("status", wait_s=wait_s)
 
     def lease(
-        self, peer: tuple[int, object], *, token: str, generation: int, lease_ms: float, notes: dict[str, Any], end_ns: int
-        = 0
+        self, peer: tuple[int, object], *, token: str, generation: int, lease_ms: float, notes: dict[str, Any],
+        end_ns: int = 0, allow_uids: Collection[int] = (),
     ) -> FenceStatus:
-        """Hold a lease of ``generation`` from the secondary at ``peer``. ``end_ns``: one that a fence before it had."""
+        """Hold a lease of ``generation`` from the secondary at ``peer``. ``end_ns``: one that a fence before it had.
+        ``allow_uids``: users of this machine who may listen there, besides root and this process's own."""
         family, address = peer
         return self._ask(
             "lease", family=int(family), address=list(address) if isinstance(address, tuple) else address, token=token,
-            generation=generation, lease_ms=lease_ms, notes=notes, end_ns=end_ns)
+            generation=generation, lease_ms=lease_ms, notes=notes, end_ns=end_ns,
+            allow_uids=list(allow_uids))
 
     def answering(self) -> None:
         """The guard is at it. Said, not asked: a fence that hangs must not hold up who saves the VM. Raises FenceLost."""

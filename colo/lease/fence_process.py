@@ -286,7 +286,7 @@ class FenceProcess:
         try:
             command = json.loads(data)
             error = self._command(command)
-        except (ValueError, KeyError, TypeError, AttributeError) as wrong:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as wrong:
             command, error = {}, f"{type(wrong).__name__}: {wrong}"
         self._answer({"answer": command.get("number", 0), "error": error, "status": self.status()})
 
@@ -343,7 +343,8 @@ class FenceProcess:
             before.link.drop()
             if fence is not before.fence and before.fence.state in (FenceState.OVER, FenceState.STANDS):
                 self.process.go_on()
-        self.holding = Holding(fence, peer, token=str(command["token"]), who="fence")
+        self.holding = Holding(
+            fence, peer, token=str(command["token"]), who="fence", allow_uids=[int(uid) for uid in command["allow_uids"]])
         fence.guarded = True
         if self.vm_gone:
             self._do(fence.gone(now_ns()))

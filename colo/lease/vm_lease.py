@@ -7,7 +7,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from colo.lease.holding import Holding
@@ -31,11 +31,11 @@ class VmLease:
 
     def __init__(
         self, peer: tuple[int, Any], *, token: str, generation: int, lease_ms: float, stop: Callable[[], None],
-        go_on: Callable[[], None], changed: Callable[[], None],
+        go_on: Callable[[], None], changed: Callable[[], None], allow_uids: Collection[int] = (),
     ) -> None:
         fence = Fence(generation, lease_ns_of(lease_ms))
         fence.guarded = True
-        self._holding = Holding(fence, peer, token=token, who="session")
+        self._holding = Holding(fence, peer, token=token, who="session", allow_uids=allow_uids)
         self._stop, self._go_on, self._changed = stop, go_on, changed
         self._stopped = False
         self._over = False

@@ -310,7 +310,8 @@ class Primary:
         self._leased_generation = self.generation
         self._lease = VmLease(
             peer, token=connection.welcome.token, generation=self.generation, lease_ms=connection.welcome.lease_ms,
-            stop=self._handle.lease_over, go_on=self._handle.leased, changed=self._lease_changed)
+            stop=self._handle.lease_over, go_on=self._handle.leased, changed=self._lease_changed,
+            allow_uids=self.config.allow_uids)
         if not self._lease.wait_leased(LEASED_S):
             self._drop_lease()
             raise ChannelLost(f"the secondary promised nothing within {LEASED_S:g} s; see what it says itself")
