@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupted, ProtocolError
+from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupted, ProtocolError, VmEnded
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.meeting import TEXT_MAX, Meeting, Welcome
 from colo.protocol.lease import LEASE_MS_LEAST, LEASE_MS_MOST, LeaseGrantor, lease_ns_of
@@ -202,12 +202,15 @@ class Promises:
         ``will_fence``: it is to be asked, and does, so that it need not be waited for what only a proof can tell.
 
         ``lost`` is called now and then, and raises ArbitrationLost when the other side has won. ``told`` hears once why it
-        takes long. Raises Interrupted when ``stopping``, ArbitrationLost when the other side said that it runs alone.
+        takes long. Raises Interrupted when ``stopping``, ArbitrationLost when the other side said that it runs alone, VmEnded
+        when it said that the VM was ended on purpose.
         """
         said = False
         began, next_look = time.monotonic(), 0.0
         while True:
             with self._changed:
+                if self.ended:  # a proof as good as any that the VM stands still, and that nobody is to run it
+                    raise VmEnded(f"the VM was ended at the primary ({self.ended}): nothing is to be taken over")
                 wait_ns = 0 if proven or not self.required else self._grantor.wait_ns(now_ns())
                 if wait_ns == 0:
                     if proven:

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from colo.errors import VmEnded
 from colo.lease.connection import LeaseConnection, Refused
 from colo.lease.fence import FenceHandle, FenceStatus, look_at_fence
 from colo.lease.meeting import Meeting
@@ -131,6 +133,16 @@ def test_without_a_guard_it_answers_for_the_primary(pair: Pair) -> None:
     assert pair.promises.wait_to_run(
         stopping=lambda: False, lost=lambda: None, told=pair.notices.append).startswith("the other side proves")
     assert pair.stands
+
+
+def test_a_vm_that_was_ended_is_not_run_by_who_waits_to(pair: Pair) -> None:
+    """Its channel was gone first, so it is waited for already: that it stands still for good is proof too, and not that."""
+    pair.promises.want()
+    waiting = threading.Timer(0.1, lambda: pair.fence.ended("its guest powered it off"))
+    waiting.start()
+    with pytest.raises(VmEnded, match=r"ended at the primary.*its guest powered it off"):
+        pair.promises.wait_to_run(stopping=lambda: False, lost=lambda: None, told=pair.notices.append)
+    waiting.join()
 
 
 def test_a_process_that_is_gone_is_proven_gone(pair: Pair) -> None:
