@@ -349,3 +349,32 @@ def test_a_vm_is_known_by_its_arbiters_name_before_qemus(machine: Machine, run_d
         host.protect()
         host.await_checkpoints()
         assert status_of(host)["vm"] == host.vm
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("observer", ["reader-gone", "terminal-closed", "disk-full"])
+def test_a_guard_outlives_whoever_reads_it(host: Host, observer: str, options: tuple[str, ...]) -> None:
+    if observer == "terminal-closed":
+        ours, theirs = os.openpty()
+    elif observer == "disk-full":
+        ours, theirs = -1, os.open("/dev/full", os.O_WRONLY)
+    else:
+        ours, theirs = os.pipe()
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "colo", "protect", "--qmp", f"{host.run_dir}/q", "--to", f"unix:{host.run_dir}/s",
+         "--arbiter", host.uri, "--lease-ms", LEASE_MS, "--checkpoint-delay-ms", "20", *options],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs if observer == "terminal-closed" else subprocess.PIPE,
+        preexec_fn=(lambda: os.login_tty(theirs)) if observer == "terminal-closed" else None)
+    try:
+        os.close(theirs)
+        host.await_checkpoints(1)
+        if ours >= 0:
+            os.read(ours, 100)
+            os.close(ours)
+        host.await_checkpoints(100)
+        guard.send_signal(signal.SIGTERM)
+        _, errors = guard.communicate(timeout=20)
+        assert (guard.returncode, errors or b"") == (0, b"") and host.goes_on(host.serial)
+    finally:
+        guard.kill()
+        guard.wait()
