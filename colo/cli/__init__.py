@@ -95,4 +95,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         drop_output(sys.stdout)
         say_error(f"colo {arguments.command}: the output could not be written: {error.strerror}")
-        return 1
+        return exit_code(StorageError())

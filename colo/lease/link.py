@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+from collections.abc import Collection
 from typing import Any
 
-from colo.errors import ColoError
+from colo.errors import ColoError, StrangerRefused
 from colo.forked import keep_from_children
 from colo.lease.frames import Frame, FrameReader, encode
+from colo.lease.meeting import refusal
 from colo.protocol.lease import RENEWALS
+from colo.transport.peers import check_accepting
 from colo.wire import LeaseMessage
 
 CONNECT_NS = 1_000_000_000
@@ -24,6 +27,9 @@ PROBES = (
 class LeaseLink:
     """To the secondary at ``peer`` (address family and address), in the session that it calls ``token``.
 
+    The secondary may be gone, and somebody else of its machine in its place: who listens there is looked at each time
+    (:mod:`colo.transport.peers`) before the token is sent, and heard only when it knows that token.
+
     :meth:`tend` is called often, :meth:`ready` when :attr:`sock` is. Times are nanoseconds of ``CLOCK_BOOTTIME``.
 
     ``quiet``: nothing is asked over it for long, so nothing that is heard tells whether it lives: the kernel's probes do.
@@ -31,8 +37,10 @@ class LeaseLink:
 
     def __init__(
         self, peer: tuple[int, Any], *, token: str, generation: int, lease_ns: int, who: str, quiet: bool = False,
+        allow_uids: Collection[int] = (),
     ) -> None:
         self.peer = peer
+        self.allow_uids = allow_uids
         self.token = token
         self.generation = generation
         self.lease_ns = lease_ns
@@ -115,7 +123,7 @@ class LeaseLink:
         """The socket is ready: what came. WELCOME is among it, and has made :attr:`met` true."""
         assert self.sock is not None
         if not self._token_sent:
-            if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._is_stranger():
                 self.drop()
             elif self._meet():
                 self._token_sent = True
@@ -131,13 +139,26 @@ class LeaseLink:
             self.drop()
             return []
         self._heard_ns = now_ns
+        heard = []
         for frame in frames:
-            if frame.kind is LeaseMessage.WELCOME:
-                self.met, self.refused, self.said = True, False, ""
-            elif frame.kind is LeaseMessage.REFUSED:
-                reason = frame.text.get("reason")
-                self.said = reason[:512] if isinstance(reason, str) else "no reason given"
-                self.refused = True
+            if frame.kind is LeaseMessage.REFUSED:
+                self.said, self.refused = refusal(frame.text), True
                 self.drop()
                 self.try_ns = now_ns + self.lease_ns // 2
-        return frames
+                return [frame]
+            if frame.kind is LeaseMessage.WELCOME:
+                self.met, self.refused, self.said = frame.text.get("token") == self.token, False, ""
+            if not self.met:
+                self.drop()
+                return []
+            heard.append(frame)
+        return heard
+
+    def _is_stranger(self) -> bool:
+        assert self.sock is not None
+        try:
+            check_accepting(self.sock, self.allow_uids)
+        except StrangerRefused as error:
+            self.said = str(error)
+            return True
+        return False

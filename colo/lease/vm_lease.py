@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from colo.lease.holding import Holding
@@ -35,11 +35,11 @@ class VmLease:
     def __init__(
         self, peer: tuple[int, Any], *, token: str, generation: int, lease_ms: float, stop: Callable[[], None],
         go_on: Callable[[], None], changed: Callable[[], None], witness: bool = False,
-        tell: Callable[[str], None] = lambda text: None,
+        allow_uids: Collection[int] = (), tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         fence = Fence(generation, lease_ns_of(lease_ms))
         fence.guarded = True
-        self._holding = Holding(fence, peer, token=token, who="session")
+        self._holding = Holding(fence, peer, token=token, who="session", allow_uids=allow_uids)
         self._stop, self._go_on, self._changed = stop, go_on, changed
         self._stopped = False
         self._over = False
@@ -49,7 +49,8 @@ class VmLease:
         self._thread = threading.Thread(target=self._run, name="colo-vm-lease", daemon=True)
         self._thread.start()
         self._witness = Witness(
-            peer, token=token, generation=generation, lease_ns=fence.lease.lease_ns, tell=tell) if witness else None
+            peer, token=token, generation=generation, lease_ns=fence.lease.lease_ns, tell=tell,
+            allow_uids=allow_uids) if witness else None
 
     def wait_leased(self, timeout_s: float) -> bool:
         """Whether the first promise came in time."""

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ class Witness:
 
     def __init__(
         self, peer: tuple[int, Any], *, token: str, generation: int, lease_ns: int, tell: Callable[[str], None],
+        allow_uids: Collection[int] = (),
     ) -> None:
         family, address = peer
         self._holds = json.dumps({
             "family": int(family), "address": address, "token": token, "generation": generation, "lease_ns": lease_ns,
+            "allow_uids": list(allow_uids),
         }).encode()
         self._lease_ms = lease_ns / 1e6
         self._tell = tell

@@ -51,7 +51,8 @@ class WitnessProcess:
         self.session: socket.socket | None = session
         self.link = LeaseLink(
             (int(holds["family"]), tuple(address) if isinstance(address, list) else str(address)), token=str(holds["token"]),
-            generation=int(holds["generation"]), lease_ns=int(holds["lease_ns"]), who="witness", quiet=True)
+            generation=int(holds["generation"]), lease_ns=int(holds["lease_ns"]), who="witness", quiet=True,
+            allow_uids=[int(uid) for uid in holds["allow_uids"]])
         self.gone = False
         self.over = False
         self._told: bool | None = None

@@ -67,9 +67,14 @@ class PauseMeter:
                 time.time(), still_since_s=None if stopped_at_us is None else stopped_at_us / 1e6)
 
     def summary(self) -> dict[str, float] | None:
-        """Median and greatest of the last thousand pauses, in ms; None: there was none."""
-        last = sorted(list(self.pauses_ms)[-1000:])
-        return {"p50": round(last[len(last) // 2], 3), "max": round(last[-1], 3)} if last else None
+        """Of the last thousand pauses, in ms; None: there was none."""
+        recent = list(self.pauses_ms)[-1000:]
+        if not recent:
+            return None
+        ordered = sorted(recent)
+        p50, p99 = (ordered[len(ordered) * percent // 100] for percent in (50, 99))
+        figures = {"last": recent[-1], "p50": p50, "p99": p99, "max": ordered[-1]}
+        return {"count": self.count} | {name: round(value, 3) for name, value in figures.items()}
 
     def event(self, event: QmpEvent) -> None:
         """Take one event; others than STOP and RESUME are passed over."""
@@ -137,8 +142,7 @@ class QemuPrimary:
     @property
     def uuid(self) -> str:
         """The VM's UUID, or "" where it has none."""
-        uuid = self.qemu.qmp.record("query-uuid").string("UUID", "")
-        return "" if not uuid.strip("0-") else uuid
+        return self.qemu.uuid
 
     def unreplicated_disks(self) -> list[str]:
         """Its writable block devices: what the guest writes to them, COLO does not move.

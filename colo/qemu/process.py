@@ -110,6 +110,12 @@ class Qemu:
         """What ``-name`` says, or an empty string."""
         return self.qmp.record("query-name").string("name", "")
 
+    @property
+    def uuid(self) -> str:
+        """The VM's UUID (``-uuid``), or "" where it has none."""
+        uuid = self.qmp.record("query-uuid").string("UUID", "")
+        return uuid if uuid.strip("0-") else ""
+
     def status(self, timeout_s: float = 10.0) -> str:
         """``running``, ``paused``, ``inmigrate``, ``colo``, … (QMP ``query-status``)."""
         return self.qmp.record("query-status", timeout_s=timeout_s).string("status")

@@ -74,6 +74,8 @@ class Standby:
         """
         self.block_addresses: dict[str, int] = {}
         """For the stream's MEM_SIZE entries under x-ignore-shared; known after :meth:`prepare`."""
+        self.vm_name = self.vm_uuid = ""
+        """By which its VM is known (``-name``, ``-uuid``), "" where it is not; after :meth:`start`."""
         self._process: QemuProcess | None = None
         self._events: EventSubscription | None = None
         self._settings: MigrationSettings | None = None
@@ -114,6 +116,7 @@ class Standby:
                 raise StandbyError(
                     f"the stand-by's status is {status!r}, not `inmigrate`: it does not wait for a stream"
                 )
+            self.vm_name, self.vm_uuid = self.process.name, self.process.uuid
         except QemuError as error:
             self.close()
             raise self._explained(error) from error

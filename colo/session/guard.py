@@ -136,7 +136,7 @@ class Guard:
             self._welcome = Welcome(token=str(self._notes.get("token", "")), lease_ms=float(self._notes.get("lease_ms", 0)))
         self.status = self._fence.lease(
             self._peer, token=self._welcome.token, generation=self._meeting.generation, lease_ms=self._welcome.lease_ms,
-            notes=self._notes, end_ns=end_ns)
+            notes=self._notes, end_ns=end_ns, allow_uids=self.allow_uids)
 
     # -- while it lasts
 

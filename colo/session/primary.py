@@ -316,7 +316,7 @@ class Primary:
         self._lease = VmLease(
             peer, token=connection.welcome.token, generation=self.generation, lease_ms=connection.welcome.lease_ms,
             stop=self._handle.lease_over, go_on=self._handle.leased, changed=self._lease_changed, witness=self.config.fence,
-            tell=lambda text: self._tell("notice", text))
+            allow_uids=self.config.allow_uids, tell=lambda text: self._tell("notice", text))
         if not self._lease.wait_leased(LEASED_S):
             self._drop_lease()
             raise ChannelLost(f"the secondary promised nothing within {LEASED_S:g} s; see what it says itself")

@@ -67,6 +67,7 @@ class Protector:
         self._pid = os.getpid()
         self.state = "starting"
         self._on_event = listening(on_event)
+        self._over = False
         self._leave: str | None = None
         self._end: str | None = None
         self._stir = threading.Event()
@@ -84,7 +85,8 @@ class Protector:
             self._vm = config.vm or self.primary.qemu.name
             if config.init_arbiter:
                 init_arbiter(config.arbiter, vm=self._vm or f"qemu-{self.primary.qemu.pid}", uuid=self.primary.uuid)
-            self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm)
+            self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm, uuid=self.primary.uuid)
+            self._arbiter.know_vm(vm=self._vm)  # as -name has it: the arbiter's own name for it may be another
             self._generation = self._arbiter.current()
             self._claim_token = ""
             self._take_place()
@@ -109,9 +111,8 @@ class Protector:
             tell=lambda text: self._tell("notice", text), wake=self._stir.set)
         self._control = ControlServer(self._place.control, {
             "status": self.status, "unprotect": self._unprotect_command, "stop": self._stop_command})
-        identity = self._arbiter.identity
         self._place.say(GuardCard(
-            self._vm or (identity.vm if identity is not None else ""), qemu.pid, os.path.abspath(os.fspath(self.config.qmp)),
+            self._known_as, qemu.pid, os.path.abspath(os.fspath(self.config.qmp)),
             self.config.to, os.getpid()))
 
     def __enter__(self) -> Self:
@@ -172,8 +173,8 @@ class Protector:
         fence = guard.status if guard is not None else None
         return {
             "state": self.state,
-            "over": self.state in {ending.name.lower() for ending in Ending},
-            "vm": self._vm,
+            "over": self._over,
+            "vm": self._known_as,
             "pid": self.primary.qemu.pid,
             "to": self.config.to,
             "checkpoints": self.checkpoints,
@@ -211,6 +212,7 @@ class Protector:
             self._tell("alone", report)
             report = self._protect_again(report)
         self.state = report.ending.name.lower()
+        self._over = True
         self._tell("ended", report)
         return report
 
@@ -256,11 +258,17 @@ class Protector:
             claimed = take_first(self._arbiter, self._runner, reason="protect")
             self._generation, self._claim_token = claimed.generation, claimed.token
         meeting = Meeting(
-            vm=self._vm or (identity.vm if identity is not None else ""), uuid=self.primary.uuid,
+            vm=self._known_as, uuid=self.primary.uuid,
             arbiter_id=identity.id if identity is not None else "", generation=self._generation,
             claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who)
         guard.meet(sock, meeting)
         guard.hold(notes={"to": self.config.to, "arbiter": self.config.arbiter, "vm": self._vm})
+
+    @property
+    def _known_as(self) -> str:
+        """The VM's name: as it was given, as its arbiter has it, or as QEMU does."""
+        identity = self._arbiter.identity
+        return self.config.vm or (identity.vm if identity is not None else "") or self._vm
 
     @property
     def _who(self) -> str:
@@ -325,7 +333,7 @@ class Protector:
             return None
         assert self._runner is not None
         held = self._arbiter.holder()
-        may_protect(held, self._runner, uri=self.config.arbiter, vm=self._vm)
+        may_protect(held, self._runner, uri=self.config.arbiter, vm=self._known_as)
         return held if held.runner == self._runner else None
 
     def _meet_again(self) -> None:
@@ -333,7 +341,7 @@ class Protector:
         identity = self._arbiter.identity
         assert identity is not None
         welcome = self._guard.meet(self._guard.reach(), Meeting(
-            vm=self._vm or identity.vm, uuid=self.primary.uuid, arbiter_id=identity.id, generation=self._generation,
+            vm=self._known_as, uuid=self.primary.uuid, arbiter_id=identity.id, generation=self._generation,
             claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who))
         if not welcome.following:
             raise QemuError("it does not follow this VM any more")

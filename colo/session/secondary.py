@@ -821,6 +821,7 @@ class Secondary:
         if self._lost_to and self._requested is not None and (holder := self._arbiter.holder()).free:
             # The user has released who held it: a word that this copy may run, older as it is.
             self._generation = holder.generation
+        self._arbiter.know_vm(vm=standby.vm_name, uuid=standby.vm_uuid)
         self._generation = claim(
             self._arbiter, self._generation, reason=reason, runner=Runner.of(standby.process.pid),
             on_undecided=self._undecided, stopping=lambda: self._stopping)
