@@ -13,8 +13,9 @@ _log = logging.getLogger("colo.session")
 
 
 def listening(on_event: OnEvent) -> OnEvent:
-    """``on_event`` as a session calls it: what it raises is logged (once a session, then no more) and dropped. Only on the main
-    thread KeyboardInterrupt (Ctrl-C) and SystemExit pass: there they end the program, elsewhere a thread that the VM needs.
+    """``on_event`` as a session calls it: what it raises is logged (once a session, then no more) and dropped. Only on the
+    main thread KeyboardInterrupt (Ctrl-C) and SystemExit pass: there they end the program, elsewhere a thread that the VM
+    needs.
 
     It is called on the threads that protect the VM, so it has to return soon: what it waits for, the VM waits for.
     """
