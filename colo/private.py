@@ -382,8 +382,8 @@ def _only_member(gid: int, uid: int) -> bool:
         group, user = grp.getgrgid(gid), pwd.getpwuid(uid)
     except KeyError:
         return False
-    if set(group.gr_mem) - {user.pw_name}:
-        return False
+    if user.pw_gid != gid or set(group.gr_mem) - {user.pw_name}:
+        return False  # a group in which nobody is, such as mail, is what programs run as
     return all(each.pw_uid in {uid, 0} for each in pwd.getpwall() if each.pw_gid == gid)
 
 

@@ -51,8 +51,9 @@ OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF}
 """What writing to standard output fails with: a full disk, a terminal that closed, a descriptor that was."""
 
 EPILOG = """exit codes: 0 done; 1 other error; 2 usage; 3 nothing to resume from; 4 the other side may run; 5 who may run is
-undecided; 6 bad stream; 7 channel lost; 8 storage, or no report; 9 QEMU; 10 not possible here; 11 the VM was ended on
-purpose; 130 interrupted; 141 nobody reads the output (a session goes on all the same)"""
+undecided; 6 bad stream; 7 channel lost; 8 storage, or output or report not written; 9 QEMU; 10 not possible here; 11 the
+VM was ended on purpose; 12 its secondary is lost, it runs on unprotected; 130 interrupted; 141 nobody reads the output (a
+session goes on all the same)"""
 
 
 def exit_code(error: BaseException) -> int:

@@ -31,7 +31,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
 from colo.forked import keep_from_children
-from colo.qemu.replies import QmpError, QmpReplyError, Record, reply_records, reply_string
+from colo.qemu.replies import QmpError, QmpReplyError, Record, event_whole, reply_records, reply_string
 from colo.qemu.unread import Unread
 from colo.text import printable
 
@@ -97,12 +97,14 @@ class _Client(QMPClient):
 
     def __init__(self, on_event: Callable[[QmpEvent], None]) -> None:
         super().__init__("colo")
+        self.readbuflen = LINE_LIMIT_BYTES
         self._colo_on_event = on_event
         self._line_bytes = 0
         self.unanswered: set[str] = set()
         """Ids of the in-band commands that QEMU has not answered, also of those that nobody waits for any more."""
 
     _limit = LINE_LIMIT_BYTES
+    """What the library's first versions look at; later ones at ``readbuflen``."""
 
     async def _readline(self) -> bytes:
         try:
@@ -135,7 +137,7 @@ class _Client(QMPClient):
             QmpEvent(
                 str(msg["event"]),
                 data if isinstance(data, dict) else {},
-                int(stamp.get("seconds", 0)) * 1_000_000 + int(stamp.get("microseconds", 0)),
+                event_whole(stamp, "seconds") * 1_000_000 + event_whole(stamp, "microseconds"),
                 time.monotonic_ns(),
             )
         )

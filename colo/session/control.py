@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from colo import errors
-from colo.errors import ChannelLost, ColoError, Interrupted, StorageError, Unsupported
+from colo.errors import ChannelLost, ColoError, Interrupted, StorageError, StrangerRefused, Unsupported
 from colo.forked import keep_from_children
 from colo.private import PrivateDirectory
+from colo.transport.peers import peer_uid
 from colo.transport.uri import UNIX_PATH_MAX_BYTES
 
 SOCKET_NAME = "control.sock"
@@ -184,7 +185,7 @@ def _make_way(path: Path, directory: PrivateDirectory) -> None:
 class ControlClient:
     """A connection to the session whose control socket is ``path``, for any number of questions.
 
-    Raises ColoError when no session listens there.
+    Raises ColoError when no session listens there, StrangerRefused when it is another user's: only root asks everybody's.
     """
 
     def __init__(self, path: Path, *, timeout_s: float = 10.0) -> None:
@@ -199,6 +200,12 @@ class ControlClient:
         except OSError as error:
             self._socket.close()
             raise ColoError(f"no session answers at {path} ({error}); is the path right, and is it running?") from error
+        uid = peer_uid(self._socket)
+        if os.geteuid() and uid not in (0, os.geteuid()):
+            self._socket.close()
+            raise StrangerRefused(
+                f"what answers at {path} is uid {uid}'s, not yours (uid {os.geteuid()}) nor root's: name your own session's, "
+                "or ask as its user")
         self._stream = self._socket.makefile("rb")
 
     def __enter__(self) -> Self:

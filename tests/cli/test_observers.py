@@ -138,16 +138,33 @@ def test_a_command_whose_answer_cannot_be_written_says_so_in_one_line(
     assert done.returncode == 8 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr, done
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_who_watches_and_leaves_ends_the_watch_and_not_the_session(tmp_path: Path, vm: Any, options: tuple[str, ...]) -> None:
+    session = Session(tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with leading(vm, session.status["listen"]):
+            watching = subprocess.Popen(
+                [*COLO, "status", "--dir", str(session.ram_dir), "--watch", "0.1", *options], cwd=ROOT, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE)
+            assert watching.stdout is not None and watching.stderr is not None
+            watching.stdout.readline()
+            watching.stdout.close()
+            assert watching.wait(20) == 141 and watching.stderr.read() == b""
+            watching.stderr.close()
+        assert session.process.wait(20) == 9  # without a stand-by nothing follows the loss
+    finally:
+        session.close()
+
+
 @needs_root
 def test_a_report_that_cannot_be_written_at_the_end_leaves_the_sessions_own_ending(tmp_path: Path, vm: Any) -> None:
     """On a file system of its own, in a mount namespace, that is filled while the session runs."""
     place = tmp_path / "small"
     place.mkdir()
     script = f'mount -t tmpfs -o size=64k small {place} && exec "$@"'
-    errors = open(tmp_path / "errors", "w+")
     process = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", script, "sh", *COLO, "secondary", "tcp:127.0.0.1:0", "--ram-dir", str(tmp_path / "ram"),
-         "--report", str(place / "report"), "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+         "--report", str(place / "report"), "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
@@ -156,12 +173,9 @@ def test_a_report_that_cannot_be_written_at_the_end_leaves_the_sessions_own_endi
                 filler.write(bytes(1024))
         with leading(vm, first["data"]):
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=20)
-        errors.seek(0)
-        said = errors.read()
+            _, said = process.communicate(timeout=20)
         assert process.returncode == 130 and "No space left on device" in said and "Traceback" not in said, said
     finally:
         if process.poll() is None:
             process.kill()
-            process.wait()
-        errors.close()
+            process.communicate()
