@@ -2,7 +2,7 @@
 PYTHON = .venv/bin/python
 PYTEST = $(PYTHON) -m pytest
 # Most tests wait for QEMU most of the time. A file's tests stay together (tests/conftest.py).
-SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist loadgroup
+SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 # What `make demo` protects: embedded or qemu.
 VM ?= embedded
 # Seconds each fuzz target runs.

@@ -33,12 +33,23 @@ ONE_AT_A_TIME = "tests/faults/one_runner/"
 """Hosts have names of their own, and six worlds at a time keep a machine busy by themselves."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, what takes longest begins first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(ONE_AT_A_TIME))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Tests of one file stay in one process, where several run side by side: they share fixtures, and wait most of the time."""
-    for item in items:
-        name = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(ONE_AT_A_TIME if name.startswith(ONE_AT_A_TIME) else name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return ONE_AT_A_TIME if file.startswith(ONE_AT_A_TIME) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
