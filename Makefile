@@ -1,6 +1,8 @@
 # Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
 PYTHON = .venv/bin/python
 PYTEST = $(PYTHON) -m pytest
+# Most tests wait for QEMU most of the time. A file's tests stay together (tests/conftest.py).
+SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 # What `make demo` protects: embedded or qemu.
 VM ?= embedded
 # Seconds each fuzz target runs.
@@ -25,7 +27,7 @@ demo:
 
 test:
 	@tools/setup test qemu
-	$(PYTEST) -m "not soak and not fuzz"
+	$(PYTEST) -m "not soak and not fuzz" $(SIDE_BY_SIDE)
 
 lint:
 	@tools/setup test,lint

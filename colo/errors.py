@@ -7,6 +7,7 @@
     ├── ProtocolError          a COLO message or command that does not fit the state
     ├── ChannelError           the connection itself
     │   ├── AddressError       a transport URI that is malformed, or refused
+    │   ├── StrangerRefused    the other end is another user of this machine
     │   ├── ChannelLost        reset, or closed by the peer
     │   ├── DeadlineExceeded   the peer was silent, or too slow, for longer than allowed
     │   └── Interrupted        this side asked the wait to end
@@ -26,9 +27,15 @@
 
 from __future__ import annotations
 
+from colo.text import printable
+
 
 class ColoError(Exception):
-    """Root of all errors raised by colo."""
+    """Root of all errors raised by colo. Its text may have words of a peer, a file or QEMU in it: whoever prints or logs it
+    gets them :func:`printable <colo.text.printable>`, in one line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class StreamError(ColoError):
@@ -88,6 +95,10 @@ class ChannelError(ColoError):
 
 class AddressError(ChannelError, ValueError):
     """A transport URI is malformed, or names what is refused (plaintext over a network, another's file)."""
+
+
+class StrangerRefused(ChannelError):
+    """The other end of a connection on this machine is neither root's nor ours, nor of a user who was named."""
 
 
 class ChannelLost(ChannelError):

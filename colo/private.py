@@ -75,6 +75,9 @@ class PrivateDirectory:
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=walk.fd)
         return cls(whole, fd, parent_fd=walk.take_parent(), made=walk.made)
 
+    def __del__(self) -> None:
+        self.close()  # as files do it: who drops it has closed it
+
     def directory(self, name: str, *, make: bool = True) -> PrivateDirectory:
         """A private directory in this one. No link is followed. Raises as :meth:`open`."""
         path = self.path / _entry(name)
@@ -379,8 +382,8 @@ def _only_member(gid: int, uid: int) -> bool:
         group, user = grp.getgrgid(gid), pwd.getpwuid(uid)
     except KeyError:
         return False
-    if set(group.gr_mem) - {user.pw_name}:
-        return False
+    if user.pw_gid != gid or set(group.gr_mem) - {user.pw_name}:
+        return False  # a group in which nobody is, such as mail, is what programs run as
     return all(each.pw_uid in {uid, 0} for each in pwd.getpwall() if each.pw_gid == gid)
 
 

@@ -205,6 +205,10 @@ LEASE_TEXT_BYTES_MAX = 8192
 """Most that may follow a frame: JSON, in MEET, WELCOME, REFUSED, NOTICE."""
 
 
+GENERATION_MAX = 10**15
+"""Generations are less than this."""
+
+
 class LeaseMessage(IntEnum):
     """What the two sides say over a lease connection. From the primary's side:"""
 

@@ -3,6 +3,7 @@
 Both sides run in this process here; in earnest each has its own machine. The destination may be a QEMU as well.
 """
 
+import tempfile
 import threading
 import time
 
@@ -24,7 +25,8 @@ def main() -> None:
     first, second = Counter(), Counter()
     first.resume()
     time.sleep(0.5)
-    with MigrationDestination(second, DestinationConfig("tcp:127.0.0.1:0")) as destination:
+    with tempfile.TemporaryDirectory() as place, MigrationDestination(
+            second, DestinationConfig(f"unix:{place}/vm.sock")) as destination:
         arriving = threading.Thread(target=destination.run)
         arriving.start()
         config = MigrationConfig(

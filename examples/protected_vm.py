@@ -31,9 +31,10 @@ def main() -> None:
     world: list[int] = []
     first, second = Speaker(Outbox(world.append)), Speaker(Outbox(world.append))
     second.outbox.bypass(True)  # nobody protects the second: what it says leaves at once
-    with tempfile.TemporaryDirectory() as arbiter:
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as arbiter:
         init_arbiter(f"file:{arbiter}", vm="example")
-        config = InProcessConfig("tcp:127.0.0.1:0", f"file:{arbiter}")
+        # On one machine a unix socket; between two tcp:HOST:PORT, of a tunnel's end.
+        config = InProcessConfig(f"unix:{place}/vm.sock", f"file:{arbiter}")
         with InProcessSecondary(second, config) as secondary:
             follower = threading.Thread(target=secondary.run)
             follower.start()

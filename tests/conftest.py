@@ -29,6 +29,29 @@ def process_attributes() -> dict[str, object]:
     }
 
 
+ONE_AT_A_TIME = "tests/faults/one_runner/"
+"""Hosts have names of their own, and six worlds at a time keep a machine busy by themselves."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, what takes longest begins first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(ONE_AT_A_TIME))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Tests of one file stay in one process, where several run side by side: they share fixtures, and wait most of the time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return ONE_AT_A_TIME if file.startswith(ONE_AT_A_TIME) else file
+
+    return ByFile(config, log)
+
+
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """A command that changes its process runs in one of its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import grp
 import os
 import socket
 import struct
@@ -84,6 +85,10 @@ def test_a_group_may_write_where_it_is_the_owners_own_and_nobody_else_has_it(pla
         os.chown(place / "a", 0, STRANGER)  # a group without a name: nobody knows who is in it
         with pytest.raises(StorageError, match="chmod go-w"):
             PrivateDirectory.open(place / "a" / "b")
+        for empty in (each.gr_gid for each in grp.getgrall() if each.gr_gid and not each.gr_mem):
+            os.chown(place / "a", 0, empty)  # nobody is in it, and programs may be set to run as it
+            with pytest.raises(StorageError, match="chmod go-w"):
+                PrivateDirectory.open(place / "a" / "b")
         os.chown(place / "a", 0, 0)
         PrivateDirectory.open(place / "a" / "b").close()
 

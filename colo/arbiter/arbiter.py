@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 from colo.arbiter.runner import Runner
 from colo.errors import ArbitrationError
-
-GENERATION_MAX = 10**15
+from colo.wire import GENERATION_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +139,10 @@ class Arbiter(ABC):
 
         Raises ArbitrationLost when ``generation`` is over.
         """
+
+    def know_vm(self, *, vm: str = "", uuid: str = "") -> None:  # noqa: B027 - only a fencing script is told
+        """What this side has found out about the VM since: :class:`ExecArbiter` tells its script, where it was told nothing
+        else. Of what runs, or stands by, on this side only: whom the script fences is not for the other side to name."""
 
     def seen(self, holder: Holder) -> bool | None:
         """Is the session alive that made this claim? None where nothing tells; False proves nothing."""

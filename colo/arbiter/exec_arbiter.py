@@ -24,7 +24,8 @@ class ExecArbiter(ForgetfulArbiter):
     this side has lost, anything else (a signal, a timeout) that it could not be decided.
 
     ``/bin/sh`` runs the command in a process group of its own, which is killed when ``timeout_s`` has
-    passed. Its environment holds COLO_VM and COLO_UUID (empty if not known), COLO_GENERATION (claimed from),
+    passed. Its environment holds COLO_VM and COLO_UUID (empty if not known; a session for a QEMU
+    asks that: :meth:`know_vm`), COLO_GENERATION (claimed from),
     COLO_NEXT_GENERATION, COLO_ROLE, COLO_REASON, COLO_HOST and COLO_PID (of the process that runs the VM). The
     script is asked once per generation that this side claims, and never to find out whether it still holds: a
     fenced side does not run to ask.
@@ -50,6 +51,11 @@ class ExecArbiter(ForgetfulArbiter):
         self._timeout_s = timeout_s
         self._environment = {
             **(environment or {}), "COLO_VM": vm.replace("\0", " "), "COLO_UUID": uuid.replace("\0", " ")}
+
+    def know_vm(self, *, vm: str = "", uuid: str = "") -> None:
+        for name, value in (("COLO_VM", vm), ("COLO_UUID", uuid)):
+            if not self._environment[name]:
+                self._environment[name] = value.replace("\0", " ")
 
     def claim(self, generation: int, *, reason: str = "", runner: Runner | None = None) -> Claim:
         runner = runner or Runner.of()

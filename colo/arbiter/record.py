@@ -8,9 +8,10 @@ import re
 import uuid as uuids
 from typing import Any
 
-from colo.arbiter.arbiter import GENERATION_MAX, ArbiterIdentity, Holder
+from colo.arbiter.arbiter import ArbiterIdentity, Holder
 from colo.arbiter.runner import Runner
 from colo.errors import ArbitrationError
+from colo.wire import GENERATION_MAX
 
 RECORD_BYTES = 1024
 """A record has this many bytes or fewer, whatever is put into it."""

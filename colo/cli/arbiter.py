@@ -13,9 +13,9 @@ from typing import Any
 
 from colo.arbiter import Arbiter, Holder, arbiter_from_uri, init_arbiter
 from colo.arbiter.arbiter import reopen_command
-from colo.cli.figures import printable
 from colo.cli.output import print_mapping
 from colo.errors import ArbitrationError, ArbitrationLost, ColoError
+from colo.text import printable
 
 
 def add_parser(subparsers: Any) -> None:

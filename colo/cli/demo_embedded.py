@@ -28,7 +28,7 @@ from colo.cli.demo_side import KillPoint, SideSettings, final_state
 from colo.cli.demo_verdict import Verdict, judge, print_summary, proof
 from colo.cli.output import SessionOutput
 from colo.cli.recording import Recording
-from colo.cli.reporting import reported
+from colo.cli.reporting import concluded, reported
 from colo.emulator import EmbeddedVm, Walk
 from colo.emulator.console_observer import ConsoleObserver
 from colo.emulator.engine import load_unicorn
@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
                     "ms": verdict.silence_ms, "what": "from the kill to the first byte that the world had not heard before"}
             recording.verdict = f"{'Proved: what the world heard is ' if verdict.proved else ''}{proof(verdict)}."
         print_summary(verdict, json_lines=arguments.json)
-        return 0 if verdict.proved else 1
+    return concluded(0 if verdict.proved else 1, recording)
 
 
 class Demo:

@@ -22,7 +22,7 @@ from colo.cli.conditions import link, qemu
 from colo.cli.figures import size
 from colo.cli.output import SessionOutput
 from colo.cli.recording import Recording
-from colo.cli.reporting import reported
+from colo.cli.reporting import concluded, reported
 from colo.errors import ColoError, QemuError, Unsupported
 from colo.qemu.guest import STATE_ADDRESS, GuestParams, make_guest_rom
 from colo.qemu.primary import ColoSettings
@@ -73,9 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
                 "Interval": f"{arguments.interval_ms:g} ms from the end of a checkpoint to the next"}
         output = SessionOutput(json_lines=arguments.json, title=title, recording=recording)
         try:
-            return Demo(arguments, Path(work), Path(ram), output, recording).run()
+            code = Demo(arguments, Path(work), Path(ram), output, recording).run()
         finally:
             output.close()
+    return concluded(code, recording)
 
 
 class Demo:

@@ -28,6 +28,7 @@ from colo.cli.findings import LIMITED, NO, OK, Conclusion, Finding, conclude
 from colo.cli.standard_output import whole_output
 from colo.errors import ColoError
 from colo.qemu.survey import QemuFound, find_binaries, survey
+from colo.text import printable
 
 STYLES = {OK: "green", LIMITED: "yellow", NO: "red"}
 KVM_GET_API_VERSION = 0xAE00
@@ -106,7 +107,7 @@ def show(findings: list[Finding], conclusion: Conclusion) -> None:
     if not sys.stdout.isatty():
         for finding in findings:
             advice = f" -> {finding.advice}" if finding.advice else ""
-            print(f"{finding.state:7} {finding.area}: {finding.name}: {finding.text}{advice}")
+            print(printable(f"{finding.state:7} {finding.area}: {finding.name}: {finding.text}{advice}"))
         print(verdict)
         return
     table = Table(title="colo doctor", show_lines=False)
@@ -116,10 +117,11 @@ def show(findings: list[Finding], conclusion: Conclusion) -> None:
     for finding in findings:
         if previous and finding.area != previous:
             table.add_section()
-        text = escape(finding.text) + (f"\n[dim]{escape(finding.advice)}[/dim]" if finding.advice else "")
+        advice = f"\n[dim]{escape(printable(finding.advice))}[/dim]" if finding.advice else ""
+        text = escape(printable(finding.text)) + advice
         style = STYLES[finding.state]
         area = finding.area if finding.area != previous else ""
-        table.add_row(f"[{style}]{finding.state}[/{style}]", area, escape(finding.name), text)
+        table.add_row(f"[{style}]{finding.state}[/{style}]", area, escape(printable(finding.name)), text)
         previous = finding.area
     console = Console()
     console.print(table)

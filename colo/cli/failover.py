@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from colo.cli.output import print_mapping
-from colo.cli.secondary import keep_out_of_core_dumps, stop_on_signals
+from colo.cli.secondary import keep_out_of_core_dumps
+from colo.cli.signals import on_ending_signals
 from colo.cli.status import add_session_arguments, session_socket
 from colo.errors import ColoError, StandbyError
 from colo.memory import KeptCopy, SessionFacts
@@ -63,8 +64,7 @@ def _run_kept(arguments: argparse.Namespace, facts: SessionFacts) -> dict[str, A
     config = SecondaryConfig(
         listen="", ram_dir=arguments.ram_dir, standby=standby, arbiter=arguments.arbiter or facts.arbiter, vm=facts.vm,
         share_ram=facts.share_ram, lease_ms=float(facts.lease_ms), takeover_s=arguments.timeout_s)
-    with Secondary(config, on_event=_say) as session:
-        stop_on_signals(session)
+    with Secondary(config, on_event=_say) as session, on_ending_signals(session.stop):
         return session.take_over_kept("colo failover").as_dict()
 
 

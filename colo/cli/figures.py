@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from colo.text import printable
 from colo.wire import TARGET_PAGE_BYTES
 
 PAGE_KINDS = ("raw", "xbzrle", "compressed", "zero", "unchanged")
@@ -28,11 +29,6 @@ def size(value: float) -> str:
         if value >= unit:
             return f"{value / unit:.1f} {name}"
     return f"{value:.0f} B"
-
-
-def printable(text: str) -> str:
-    """A name from a peer, with whatever could steer a terminal or is no character of XML told by its number."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text)
 
 
 def pages_by_kind(pages: Mapping[str, int]) -> dict[str, int]:

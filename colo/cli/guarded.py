@@ -8,7 +8,8 @@ from typing import Any
 
 from colo.errors import ChannelLost, ColoError
 from colo.session.control import ControlClient
-from colo.session.guard_place import CONTROL_NAME, find_guard
+from colo.session.guard_place import CONTROL_NAME
+from colo.session.left_fenced import answering_guard
 
 LOOK_S = 0.1
 ENDED_AS_ASKED = {"unprotect": ("unprotected",), "stop": ("ended",)}
@@ -28,7 +29,7 @@ def command_guard(arguments: argparse.Namespace, command: str) -> int:
 
     Raises ColoError when there is no such guard, or it has not ended in time.
     """
-    path = find_guard(arguments.vm, arguments.qmp) / CONTROL_NAME
+    path = answering_guard(arguments.vm, arguments.qmp) / CONTROL_NAME
     last: Any = None
     with ControlClient(path, timeout_s=arguments.timeout_s) as client:
         try:

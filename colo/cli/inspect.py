@@ -15,6 +15,7 @@ from rich.text import Text
 from colo.cli import exit_code
 from colo.cli.inspected_file import examine
 from colo.cli.standard_output import say_error, whole_output
+from colo.text import printable
 
 
 def add_parser(subparsers: Any) -> None:
@@ -72,7 +73,7 @@ def _show_lines(found: dict[str, Any], fields: bool, console: Console) -> None:
     """One line per thing, made for grep: kind, offset, then words."""
     for kind, offset, words in _lines(found, fields):
         place = "" if offset is None else f"{offset:#x}"
-        print(f"{kind:<13} {place:>10}  {words}")
+        print(f"{kind:<13} {place:>10}  {printable(words)}")
 
 
 def _lines(found: dict[str, Any], fields: bool) -> Iterator[tuple[str, int | None, str]]:
@@ -201,7 +202,7 @@ def _show_tables(found: dict[str, Any], fields: bool, console: Console) -> None:
     broken = {kind: [row for row in found[kind] if "error" in row] for kind in ("sections", "devices")}
     for kind, offset, words in _lines({**found, "ram_blocks": [], "checkpoints": [], **broken}, False):
         console.print(f"[bold]{kind}[/]" + ("" if offset is None else f" at {offset:#x}"), end=" ")
-        console.print(words, markup=False)
+        console.print(printable(words), markup=False)
     pages = [label for _, label in _PAGE_KINDS]
     _table(
         console,
@@ -297,10 +298,10 @@ def _hex(value: int | None) -> str | None:
 def _table(console: Console, title: str, headings: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     if not rows:
         return
-    table = Table(title=title, title_justify="left", expand=False)
+    table = Table(title=Text(printable(title)), title_justify="left", expand=False)
     for i, heading in enumerate(headings):
         numbers = all(row[i] is None or isinstance(row[i], int) for row in rows)
         table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("–" if cell is None else Text(str(cell)) for cell in row))
+        table.add_row(*("–" if cell is None else Text(printable(str(cell))) for cell in row))
     console.print(table)

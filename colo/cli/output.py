@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,10 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from colo.cli.figures import compression_ratio, report_pages, size, sparkline
+from colo.cli.outlet import Outlet
 from colo.cli.recording import Recording
 from colo.session.checkpoint import CheckpointReport
 from colo.session.statistics import CheckpointStatistics, percentile
 from colo.session.takeover import TakeoverReport
+from colo.text import printable
 
 LINE_EVERY_S = 1.0
 """In a pipe, one line a second stands for all checkpoints of that second."""
@@ -49,7 +51,8 @@ class SessionOutput:
     hears of all that is shown, for a report."""
 
     def __init__(self, *, json_lines: bool = False, title: str = "colo", recording: Recording | None = None) -> None:
-        self.console = Console(highlight=False)
+        self.out = Outlet()
+        self.console = Console(file=cast(TextIO, self.out), highlight=False)
         self.statistics = CheckpointStatistics()
         self.pauses_ms: list[float] = []
         self._json = json_lines
@@ -58,6 +61,7 @@ class SessionOutput:
         self._primary: dict[int, dict[str, Any]] = {}
         """The primary's own reports of the last checkpoints, by number."""
         self._notes: list[str] = []
+        self._last_words = ""
         self._recording = recording
         self._last_line = 0.0
         self._live: Live | None = None
@@ -66,16 +70,24 @@ class SessionOutput:
             self._live = Live(self._render(), console=self.console, refresh_per_second=8, transient=False)
             self._live.start()
 
+    def last_line(self, text: str) -> None:
+        """A line to be left standing at the end, where it is not JSON that is asked for."""
+        self._last_words = printable(text)
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._live is not None:
             self._live.update(self._render(), refresh=True)
             self._live.stop()
             self._live = None
+        if self._last_words and not self._json:
+            self.out.line(self._last_words)
+        self._last_words = ""
+        self.out.finish()
 
     def event(self, kind: str, data: Any = None) -> None:
         """One event of a session."""
-        with self._lock:  # print() writes a line and its end apart
+        with self._lock:
             self._show(kind, data)
 
     def _show(self, kind: str, data: Any) -> None:
@@ -117,13 +129,14 @@ class SessionOutput:
             self._say(text)
 
     def _say(self, text: str) -> None:
+        text = printable(text)
         if self._json:
             self._print_json("notice", text)
         elif self._live is not None:
             self._notes = [*self._notes, text][-6:]
             self._live.update(self._render())
         else:
-            print(text, flush=True)
+            self.out.line(text)
 
     def pause(self, pause_ms: float) -> None:
         """How long the primary's VM stood still for the last checkpoint, as seen from outside."""
@@ -148,7 +161,7 @@ class SessionOutput:
         elif self._live is not None:
             self._live.update(self._render())
         elif not self._recent and self._line_is_due():
-            print(f"pause {len(self.pauses_ms)}: the VM stood still for {pause_ms:.2f} ms", flush=True)
+            self.out.line(f"pause {len(self.pauses_ms)}: the VM stood still for {pause_ms:.2f} ms")
 
     def _print_json(self, kind: str, data: Any) -> None:
         if hasattr(data, "as_dict"):
@@ -156,7 +169,7 @@ class SessionOutput:
         elif kind == "announced":
             configuration, blocks = data
             data = {"machine": configuration.machine, "blocks": {b.idstr: b.used_length for b in blocks}}
-        print(json.dumps({"event": kind, "time": round(time.time(), 3), "data": data}), flush=True)
+        self.out.line(json.dumps({"event": kind, "time": round(time.time(), 3), "data": data}))
 
     def _sentence(self, kind: str, data: Any) -> str:
         if kind == "listening":
@@ -191,13 +204,11 @@ class SessionOutput:
             return
         if self._line_is_due():
             ratio = compression_ratio(report.stream_bytes, report.dirty_pages)
-            print(
+            self.out.line(
                 f"checkpoint {report.number}: every {report.interval_ms:.0f} ms, held {report.held_ms:.2f} ms, "
                 f"{report.dirty_pages} pages ({report.normal_pages} raw, {report.xbzrle_pages} xbzrle, "
                 f"{report.zero_pages} zero, {report.compressed_pages} compressed), {size(report.stream_bytes)}"
-                f"{'' if ratio is None else f', ratio {ratio:.2f}'}",
-                flush=True,
-            )
+                f"{'' if ratio is None else f', ratio {ratio:.2f}'}")
 
     def _line_is_due(self) -> bool:
         now = time.monotonic()
@@ -250,7 +261,7 @@ def print_mapping(data: dict[str, Any], *, json_output: bool) -> None:
     rows = list(_flatten("", data))
     width = max((len(key) for key, _ in rows), default=0)
     for key, value in rows:
-        print(f"{key:<{width}}  {'–' if value is None else value}")
+        print(f"{printable(key):<{width}}  {'–' if value is None else printable(str(value))}")
 
 
 def _flatten(prefix: str, data: dict[str, Any]) -> list[tuple[str, Any]]:

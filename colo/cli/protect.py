@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from typing import Any
 
 from colo.cli.conditions import link
+from colo.cli.outlet import outlive_terminal
 from colo.cli.output import SessionOutput
-from colo.cli.reporting import add_report_argument, reported
+from colo.cli.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
 from colo.cli.secondary import byte_size
+from colo.cli.signals import on_ending_signals
 from colo.protocol.lease import LEASE_MS
 from colo.qemu.primary import ColoSettings
 from colo.session.protector import Ending, Protector, ProtectorConfig
@@ -61,6 +62,7 @@ def add_parser(subparsers: Any) -> None:
                         help="most that the VM may stand still (default %(default)s)")
     parser.add_argument("--set-up-s", type=float, default=60.0, metavar="S", help="most that the first copy may take")
     parser.add_argument("--insecure", action="store_true", help="allow plaintext TCP beyond loopback")
+    add_allow_uid_argument(parser, "listen there")
     add_report_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.set_defaults(run=run)
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         qmp=arguments.qmp, to=arguments.to, arbiter=arguments.arbiter, deadline_ms=arguments.deadline_ms,
         set_up_s=arguments.set_up_s, insecure=arguments.insecure, vm=arguments.vm, init_arbiter=arguments.init_arbiter,
         lease_ms=0.0 if arguments.no_lease else arguments.lease_ms, reconnect=arguments.reconnect,
-        watchdog=arguments.watchdog, on_crash=arguments.on_crash,
+        watchdog=arguments.watchdog, on_crash=arguments.on_crash, allow_uids=tuple(arguments.allow_uid),
         settings=ColoSettings(
             checkpoint_delay_ms=arguments.checkpoint_delay_ms, xbzrle=arguments.xbzrle,
             xbzrle_cache_bytes=arguments.xbzrle_cache, compress=arguments.compress,
@@ -80,19 +82,18 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with reported(arguments.report, f"colo protect {arguments.qmp}") as recording:
         output = SessionOutput(json_lines=arguments.json, title="colo protect", recording=recording)
+        outlive_terminal()
         try:
             with Protector(config, on_event=output.event) as protector:
                 if recording is not None:
                     recording.conditions |= {
                         "QEMU": str(protector.primary.qemu.version), "Link": link(arguments.to),
                         "Interval": f"{arguments.checkpoint_delay_ms} ms from the end of a checkpoint to the next"}
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, lambda *_: protector.stop())
-                report = protector.run()
+                with on_ending_signals(protector.stop):
+                    report = protector.run()
+                p50, p99 = (percentile(output.pauses_ms, p) for p in (50, 99))
+                output.last_line(f"{report.ending.value} ({report.reason}); {report.checkpoints} checkpoints, "
+                                 f"pause p50 {p50:.2f} ms, p99 {p99:.2f} ms")
         finally:
             output.close()
-    if not arguments.json:
-        p50, p99 = (percentile(output.pauses_ms, p) for p in (50, 99))
-        print(f"{report.ending.value} ({report.reason}); {report.checkpoints} checkpoints, pause p50 {p50:.2f} ms, "
-              f"p99 {p99:.2f} ms")
-    return EXIT[report.ending]
+    return concluded(EXIT[report.ending], recording)

@@ -176,6 +176,8 @@ class Recording:
         self.notes_left_out = 0
         self.takeover: dict[str, Any] | None = None
         self.ending: dict[str, Any] | None = None
+        self.unwritten = False
+        """The report could not be written."""
         self.heat: dict[str, Any] | None = None
         self.kill_s: float | None = None
         """When the run's own doing killed the primary."""

@@ -10,40 +10,41 @@ from pathlib import Path
 from typing import Any
 
 from colo.cli import svg
-from colo.cli.figures import BYTE_KINDS, PAGE_KINDS, UNITS, printable, size
+from colo.cli.figures import BYTE_KINDS, PAGE_KINDS, UNITS, size
 from colo.cli.recording import TAKEOVER_PARTS, Recording
 from colo.cli.report_style import STYLE, STYLE_OF
 from colo.cli.report_words import OUTLIER, fate, few, lead, ms, part_means, paused, share, summary, timed, told, top
 from colo.errors import StorageError
+from colo.private import PrivateDirectory
+from colo.text import printable
 from colo.wire import TARGET_PAGE_BYTES
 
 SHADES = 6
 SHOWN_NOTES = 60
 
 
-def prepare(directory: str | os.PathLike[str]) -> Path:
-    """Make the directory, before a long run is made for a report that has no place. Raises StorageError."""
-    path = Path(directory)
+def prepare(directory: str | os.PathLike[str]) -> PrivateDirectory:
+    """Make and open the directory, before a long run is made for a report that has no place. Raises StorageError, also when
+    another user could put something in its place (see :mod:`colo.private`)."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError("no permission to write there")
-    except OSError as error:
-        raise StorageError(f"--report {path}: {error}") from error
-    return path
+        place = PrivateDirectory.open(directory, secret=False)
+    except StorageError as error:
+        raise StorageError(f"--report: {error}") from error
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=place.fd):
+        place.close()
+        raise StorageError(f"--report {place.path}: no permission to write there")
+    return place
 
 
-def write(directory: Path, recording: Recording) -> Path:
+def write(directory: PrivateDirectory, recording: Recording) -> Path:
     """Write both files, each whole or not at all; returns the page's path. Raises StorageError."""
     run = recording.as_dict()
     try:
         for name, content in (("run.json", json.dumps(run, indent=1) + "\n"), ("index.html", page(run))):
-            beside = directory / f".{name}.new"
-            beside.write_text(content, encoding="utf-8")
-            beside.replace(directory / name)
-    except OSError as error:
-        raise StorageError(f"the report could not be written to {directory}: {error}") from error
-    return directory / "index.html"
+            directory.write(name, content.encode(errors="backslashreplace"), mode=0o644)
+    except StorageError as error:
+        raise StorageError(f"the report could not be written: {error}") from error
+    return directory.path / "index.html"
 
 
 def page(run: Mapping[str, Any]) -> str:

@@ -7,13 +7,14 @@ import ctypes
 import re
 import resource
 import shlex
-import signal
 from dataclasses import replace
 from typing import Any
 
 from colo.cli.conditions import link, qemu
+from colo.cli.outlet import outlive_terminal
 from colo.cli.output import SessionOutput
-from colo.cli.reporting import add_report_argument, reported
+from colo.cli.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
+from colo.cli.signals import on_ending_signals
 from colo.protocol import Mode
 from colo.protocol.lease import LEASE_MS
 from colo.session.deadlines import Deadlines
@@ -80,6 +81,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-device-state", type=byte_size, default=64 << 20, metavar="SIZE",
                         help="most device state of a checkpoint (default 64M)")
     parser.add_argument("--insecure", action="store_true", help="allow plaintext TCP beyond loopback")
+    add_allow_uid_argument(parser, "connect")
     parser.add_argument("--heat-map", action="store_true",
                         help="count dirty pages by place, for `colo status --watch` (on with --report)")
     add_report_argument(parser)
@@ -110,7 +112,7 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
         limits=replace(StreamLimits(), device_state_bytes=arguments.max_device_state),
         max_ram_bytes=arguments.max_ram,
         mode=Mode.STRICT if arguments.strict else Mode.EARLY,
-        insecure=arguments.insecure,
+        insecure=arguments.insecure, allow_uids=tuple(arguments.allow_uid),
         heat_map=arguments.heat_map or arguments.report is not None,
     )
 
@@ -122,17 +124,19 @@ def run(arguments: argparse.Namespace) -> int:
         if recording is not None:
             recording.conditions |= {"QEMU": qemu(shlex.split(arguments.standby or "")), "Link": link(arguments.listen)}
         output = SessionOutput(json_lines=arguments.json, title="colo secondary", recording=recording)
+        outlive_terminal()
         try:
             with Secondary(config_from(arguments), on_event=output.event) as session:
-                stop_on_signals(session)
                 try:
-                    session.run()
+                    # In order: nothing of it is left but the last committed checkpoint.
+                    with on_ending_signals(session.stop):
+                        session.run()
                 finally:
                     if recording is not None and session.heat is not None:
                         recording.heat = session.heat.as_dict()
         finally:
             output.close()
-    return 0
+    return concluded(0, recording)
 
 
 def keep_out_of_core_dumps() -> None:
@@ -140,9 +144,3 @@ def keep_out_of_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # A core_pattern that is a pipe does not ask for the limit.
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def stop_on_signals(session: Secondary) -> None:
-    """SIGTERM and SIGINT end the session in order: nothing of it is left but the last committed checkpoint."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: session.stop())

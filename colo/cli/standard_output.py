@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from colo.errors import StorageError
+from colo.text import printable
 
 
 @contextlib.contextmanager
@@ -40,8 +41,8 @@ def _discard() -> None:
 
 
 def say_error(text: str) -> None:
-    """A line on standard error, if there is one and it can be written."""
+    """A line on standard error, printable, if there is one and it can be written."""
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``colo status``: what a running session has, once or watched."""
+"""``colo status``: what a running session has, once or watched; which VMs are guarded here."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from colo.cli.figures import printable
 from colo.cli.output import print_mapping
 from colo.cli.watch import Watch
 from colo.errors import ChannelLost, ColoError
 from colo.session.control import SOCKET_NAME, ControlClient, ask
+from colo.session.guard_place import CONTROL_NAME, GuardCard, find_guard, guard_answers, guarded
 from colo.session.kept import kept_status
+from colo.session.left_fenced import left_status
+from colo.text import printable
 
-ENDED_WELL = {"running": 0, "alone": 0, "stopped": 4}
+ENDED_WELL = {
+    "running": 0, "alone": 0, "unprotected": 0, "stopped": 4, "handed_over": 4, "primary_gone": 9, "ended": 11,
+}
 """Exit code by the state that a session ended in; any other is 1."""
 DIED = 7
+GUARD_S, LIST_S = 10.0, 2.0
+"""So long a guard may take to answer: asked alone, and as one of many."""
 OVER_STATES = ("running", "failed")
 """In these a secondary's session is over, whether or not it is closed."""
 
@@ -33,21 +39,27 @@ def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "status", help="state, checkpoint, pauses, pages and rates of a running session",
-        description="Asks a running session; where none answers in --dir, shows the checkpoint that one left "
-        "there. Watched, it ends with the session: exit code 0 when the VM runs (taken over, or "
-        "alone at the primary), 4 when the other side runs it, 7 when the session's process died, 1 otherwise; 0 on Ctrl-C.")
-    add_session_arguments(parser)
+        description="Asks a running session: a secondary by its --dir, the `colo protect` of a VM on this machine by the "
+        "VM's name (--vm) or its QEMU's monitor (--qmp), any by its --socket. Without any of these, lists the VMs that you "
+        "have a `colo protect` for here. Where no secondary answers in --dir, shows the checkpoint that one left there; "
+        "where a VM's `colo protect` was killed, what its fence says. Watched, it ends with the session: exit code 0 when "
+        "the VM runs (taken over, or alone at the primary), 4 when the other side runs it, 7 when the session's process "
+        "died, 9 when the primary's QEMU is gone, 11 when the VM was ended on purpose, 1 otherwise; 0 on Ctrl-C.")
+    which = add_session_arguments(parser, required=False)
+    which.add_argument("--vm", metavar="NAME", help="the VM's name: its guard on this machine, `colo protect`")
+    which.add_argument("--qmp", metavar="SOCKET", help="the QMP socket that `colo protect` was given")
     parser.add_argument("--watch", type=seconds, nargs="?", const=1.0, metavar="S",
                         help="go on, every S seconds (default 1): a live picture on a terminal, lines in a pipe")
     parser.add_argument("--json", action="store_true", help="JSON; watched, one object a line")
     parser.set_defaults(run=run)
 
 
-def add_session_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which session: one of these."""
-    which = parser.add_mutually_exclusive_group(required=True)
+def add_session_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> Any:
+    """Which session: one of these. Returns their group."""
+    which = parser.add_mutually_exclusive_group(required=required)
     which.add_argument("--ram-dir", "--dir", metavar="DIR", help="a secondary's --ram-dir")
     which.add_argument("--socket", metavar="PATH", help="any session's control socket: `control` in its configuration")
+    return which
 
 
 def session_socket(arguments: argparse.Namespace) -> Path:
@@ -68,26 +80,79 @@ def seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print; watched, until the session ends or Ctrl-C."""
-    path = session_socket(arguments)
+    place: tuple[GuardCard, Path] | None = None
+    if arguments.socket is None and arguments.ram_dir is None:
+        if arguments.vm is None and arguments.qmp is None and arguments.watch is None:
+            return _list(json_output=arguments.json)
+        place = find_guard(arguments.vm or "", arguments.qmp or "")
+    path = place[1] / CONTROL_NAME if place is not None else session_socket(arguments)
     if arguments.watch is None:
-        try:
-            status = ask(path, "status")
-        except ColoError:
-            # Nobody answers; but a session that is over may have left its checkpoint.
-            left = kept_status(arguments.ram_dir) if arguments.ram_dir is not None else None
-            if left is None:
-                raise
-            status = left
-        print_mapping(status, json_output=arguments.json)
+        print_mapping(_guard_status(*place) if place is not None else _status(arguments, path), json_output=arguments.json)
         return 0
+    if place is not None and not guard_answers(place[1]):
+        raise ColoError(f"there is nothing to watch: {left_status(*place)['text']}")
     with contextlib.suppress(KeyboardInterrupt):
-        return _Watcher(path, arguments.watch, json_lines=arguments.json).run()
+        return _Watcher(path, arguments.watch, json_lines=arguments.json, place=place).run()
+    return 0
+
+
+def _status(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Of a session; where nobody answers, of the checkpoint that one which is over may have left."""
+    try:
+        status: dict[str, Any] = ask(path, "status")
+        return status
+    except ColoError:
+        left = kept_status(arguments.ram_dir) if arguments.ram_dir is not None else None
+        if left is None:
+            raise
+        return left
+
+
+def _guard_status(card: GuardCard, directory: Path, *, timeout_s: float = GUARD_S) -> dict[str, Any]:
+    """Of a guard, or of the fence that is left of one. Raises ColoError: the guard hangs."""
+    if not guard_answers(directory):
+        return left_status(card, directory)
+    try:
+        status: dict[str, Any] = ask(directory / CONTROL_NAME, "status", timeout_s=timeout_s)
+        return status
+    except ColoError as error:
+        if not guard_answers(directory):  # it ended, or was killed, meanwhile
+            return left_status(card, directory)
+        raise ColoError(
+            f"the guard of VM {card.vm or card.qmp} (`colo protect`, pid {card.guard_pid}) does not answer: {error}. Its "
+            f"fence goes on. If it stays so, kill {card.guard_pid} and start `colo protect` again") from error
+
+
+def _list(*, json_output: bool) -> int:
+    found = []
+    for card, directory in guarded():
+        try:
+            found.append(_guard_status(card, directory, timeout_s=LIST_S))
+        except ColoError as error:
+            found.append({
+                "state": "not answering", "vm": card.vm, "pid": card.pid, "to": card.to, "text": str(error), "lease": {}})
+    if json_output:
+        print(json.dumps(found, indent=2))
+        return 0
+    if not found:
+        print("no VM is guarded here for this user (`colo protect` guards one); a secondary is shown with --dir")
+    for status in found:
+        left_ms = status["lease"].get("left_ms")
+        parts = [f"{status['vm'] or '?'}: {status['state']}", f"pid {status['pid']}", f"to {status['to']}"]
+        if status.get("checkpoints") is not None:
+            parts.append(f"{status['checkpoints']} checkpoints")
+        if left_ms is not None:
+            parts.append(f"lease {left_ms:.0f} ms left")
+        print(printable(", ".join(parts) + (f"; {status['text']}" if status.get("text") else "")))
     return 0
 
 
 class _Watcher:
-    def __init__(self, path: Path, every_s: float, *, json_lines: bool) -> None:
+    def __init__(
+        self, path: Path, every_s: float, *, json_lines: bool, place: tuple[GuardCard, Path] | None = None
+    ) -> None:
         self.path = path
+        self.place = place
         self.every_s = every_s
         self.json = json_lines
         self.watch = Watch("colo status")
@@ -181,6 +246,8 @@ class _Watcher:
     def _conclude(self, last: dict[str, Any] | None) -> int:
         code = DIED if last is None else ENDED_WELL.get(last["state"], 1)
         text = farewell(last, self.watch.status)
+        if last is None and self.place is not None:
+            text += f". {left_status(*self.place)['text']}"
         if self.json:
             print(json.dumps({
                 "time": round(time.time(), 3), "ended": {"text": text, "exit_code": code, "status": last}}), flush=True)
@@ -209,6 +276,8 @@ def farewell(last: dict[str, Any] | None, seen: dict[str, Any] | None) -> str:
                 f"{takeover['total_ms']:.1f} ms ({takeover['reason']})")
     how = {
         "alone": "the VM runs on at the primary, unprotected", "stopped": "the other side runs the VM",
+        "unprotected": "protection ended as asked for, the VM runs on alone", "handed_over": "the other side runs the VM",
+        "primary_gone": "the primary's QEMU is gone", "ended": "the VM was ended on purpose, it runs nowhere",
         "failed": "it failed, or was stopped",
     }.get(state, f"closed while {state}")
     return f"the session ended: {how} ({of})"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from colo.cli.figures import printable
+from colo.text import printable
 
 TOP, BOTTOM = 26, 34
 LABEL_GAP = 14

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,11 +18,11 @@ from colo.cli.figures import (
     compression_ratio,
     heat_strip,
     pages_by_kind,
-    printable,
     size,
     sparkline,
 )
 from colo.running_share import TOO_LITTLE
+from colo.text import printable
 
 SAMPLES = 120
 SPARK_WIDTH = 30
@@ -49,9 +49,10 @@ class Sample:
     pause_p99_ms: float | None
     interval_ms: float | None
     pages: dict[str, int]
-    dirty_pages: int
-    stream_bytes: int
-    total_bytes: int
+    """By kind; empty of a QEMU's guard, which sees neither pages nor bytes."""
+    dirty_pages: int | None
+    stream_bytes: int | None
+    total_bytes: int | None
     compression_ratio: float | None
     """Bytes of the stream per byte of dirty pages."""
     bytes_per_s: float | None
@@ -60,6 +61,8 @@ class Sample:
     """What the link can, as measured."""
     running_share: float | None = None
     """Which part of the last seconds the VM ran."""
+    lease_left_ms: float | None = None
+    """Of a QEMU's guard: how long its VM may run without another promise."""
 
 
 def take_sample(status: Mapping[str, Any], before: Mapping[str, Any] | None, seconds: float | None) -> Sample:
@@ -67,20 +70,24 @@ def take_sample(status: Mapping[str, Any], before: Mapping[str, Any] | None, sec
     statistics = status["statistics"]
     earlier = before["statistics"] if before else None
     primary = "pause_ms" in statistics
-    series = statistics["pause_ms" if primary else "held_ms"]
-    last = statistics["last"] or {}
+    series = statistics["pause_ms" if primary else "held_ms"] or {"count": 0}
+    last = statistics.get("last") or {"pause_ms": series.get("last")}
+    counts_pages = "pages" in statistics
 
     def since(name: str) -> int:
         return int(statistics[name]) - (int(earlier[name]) if earlier else 0)
 
-    now = pages_by_kind(statistics["pages"])
-    then = pages_by_kind(earlier["pages"]) if earlier else {}
-    pages = {kind: count - then.get(kind, 0) for kind, count in now.items()}
+    pages: dict[str, int] = {}
+    if counts_pages:
+        then = pages_by_kind(earlier["pages"]) if earlier else {}
+        pages = {kind: count - then.get(kind, 0) for kind, count in pages_by_kind(statistics["pages"]).items()}
     # A primary counts the pages of full copies in their reports only.
-    copied = since("full_copies") if primary else 0
-    dirty = since("dirty_pages") if primary else sum(pages.values())
+    copied = since("full_copies") if primary and counts_pages else 0
+    dirty, stream = None, None
+    if counts_pages:
+        dirty, stream = since("dirty_pages") if primary else sum(pages.values()), since("stream_bytes")
     interval = status.get("interval_ms") if primary else last.get("interval_ms")
-    count, stream = since("checkpoints"), since("stream_bytes")
+    count = since("checkpoints")
     known = seconds is not None and seconds > 0
     return Sample(
         state=status["state"],
@@ -96,11 +103,12 @@ def take_sample(status: Mapping[str, Any], before: Mapping[str, Any] | None, sec
         pages=pages,
         dirty_pages=dirty,
         stream_bytes=stream,
-        total_bytes=int(statistics["stream_bytes"]),
-        compression_ratio=None if copied else _rounded(compression_ratio(stream, dirty)),
-        bytes_per_s=round(stream / seconds) if known and seconds else None,
+        total_bytes=int(statistics["stream_bytes"]) if counts_pages else None,
+        compression_ratio=None if copied or stream is None or dirty is None else _rounded(compression_ratio(stream, dirty)),
+        bytes_per_s=round(stream / seconds) if known and seconds and stream is not None else None,
         link_bytes_per_s=status.get("link_bytes_per_s") or None,
-        running_share=statistics.get("running_share"),
+        running_share=statistics.get("running_share", status.get("running_share")),
+        lease_left_ms=(status.get("lease") or {}).get("left_ms"),
     )
 
 
@@ -139,14 +147,20 @@ class Watch:
             parts.append(f"every {_ms(s.interval_ms)}")
         if s.running_share is not None:
             parts.append(f"runs {s.running_share:.0%} of the time")
-        parts.append(f"{s.checkpoints} new: {s.dirty_pages} pages ({_kinds(s)}), {size(s.stream_bytes)}")
+        if s.dirty_pages is not None and s.stream_bytes is not None:
+            parts.append(f"{s.checkpoints} new: {s.dirty_pages} pages ({_kinds(s)}), {size(s.stream_bytes)}")
+        else:
+            parts.append(f"{s.checkpoints} new")
         if s.compression_ratio is not None:
             parts.append(f"ratio {s.compression_ratio:.2f}")
         if s.bytes_per_s is not None:
             parts.append(f"{size(s.bytes_per_s)}/s")
         if s.link_bytes_per_s is not None:
             parts.append(f"link {size(s.link_bytes_per_s)}/s")
-        parts.append(f"{size(s.total_bytes)} in all")
+        if s.total_bytes is not None:
+            parts.append(f"{size(s.total_bytes)} in all")
+        if s.lease_left_ms is not None:
+            parts.append(f"lease {_ms(s.lease_left_ms)} left")
         return printable("; ".join(parts))
 
     def as_dict(self) -> dict[str, Any]:
@@ -176,10 +190,23 @@ class Watch:
         runs = "" if s.running_share is None else f", the VM runs {s.running_share:.0%} of the time"
         too_little = s.running_share is not None and s.running_share < TOO_LITTLE
         row("interval", Text(f"{_ms(s.interval_ms)}{runs}", style="bold red" if too_little else ""))
+        if s.lease_left_ms is not None:
+            row("lease", f"{_ms(s.lease_left_ms)} left", [x.lease_left_ms for x in self.samples])
+        if s.dirty_pages is not None and s.total_bytes is not None:
+            self._pages_and_bytes(s, s.dirty_pages, s.total_bytes, row)
+        strip = min(STRIP_WIDTH, max(16, options.max_width - 22))
+        if self.heat is not None and self.heat["blocks"]:
+            row("heat", Text(heat_strip(self.heat["recent"], strip), style="bright_red on grey11"))
+            row("", block_line(self.heat["blocks"], self._drawn_pages(), strip))
+        yield Panel(
+            table, title=Text(printable(f"{self.title}: {s.state}")), title_align="left", expand=False,
+            border_style="green" if s.state in ("protecting", "running") else "yellow")
+
+    def _pages_and_bytes(self, s: Sample, dirty_pages: int, total_bytes: int, row: Callable[..., None]) -> None:
         each = f" in {s.checkpoints} checkpoints" if s.checkpoints else ""
-        row("dirty pages", f"{s.dirty_pages:,}{each}", [
+        row("dirty pages", f"{dirty_pages:,}{each}", [
             # The first sample is all that was before the watch began.
-            float(x.dirty_pages) if x.bytes_per_s is not None else None for x in self.samples])
+            float(x.dirty_pages) if x.bytes_per_s is not None and x.dirty_pages is not None else None for x in self.samples])
         kinds = Text()
         for kind, count in s.pages.items():
             kinds.append(f"{kind} {count:,}   ", style=KIND_STYLES[kind] if count else "dim")
@@ -189,14 +216,7 @@ class Watch:
         link = f" of {size(s.link_bytes_per_s)}/s that the link gives" if s.link_bytes_per_s else ""
         row("rate", "–" if s.bytes_per_s is None else f"{size(s.bytes_per_s)}/s{link}",
             [x.bytes_per_s for x in self.samples])
-        row("streamed", f"{size(s.total_bytes)} in all")
-        strip = min(STRIP_WIDTH, max(16, options.max_width - 22))
-        if self.heat is not None and self.heat["blocks"]:
-            row("heat", Text(heat_strip(self.heat["recent"], strip), style="bright_red on grey11"))
-            row("", block_line(self.heat["blocks"], self._drawn_pages(), strip))
-        yield Panel(
-            table, title=Text(printable(f"{self.title}: {s.state}")), title_align="left", expand=False,
-            border_style="green" if s.state in ("protecting", "running") else "yellow")
+        row("streamed", f"{size(total_bytes)} in all")
 
     def _drawn_pages(self) -> int:
         """Pages that the strip stands for: its last places may have none."""

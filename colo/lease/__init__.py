@@ -1,4 +1,5 @@
-"""Who may run, by time and by proof: the lease's connection, the fence beside a QEMU, and what each side says when they meet.
+"""Who may run, by time and by proof: the lease's connection, the fence beside a QEMU, the witness beside a program that runs
+its VM itself, and what each side says when they meet.
 
 The rules are in :mod:`colo.protocol.lease` and :mod:`colo.protocol.fencing`; here they get sockets, signals and clocks.
 """

@@ -7,20 +7,23 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from colo.errors import ColoError, QemuError, Unsupported
+from colo.errors import ColoError, QemuError, StorageError, Unsupported
+from colo.lease.beside import start_beside
 from colo.lease.processes import start_ticks
+from colo.private import PrivateDirectory
 
 PROGRAM = Path(__file__).with_name("fence_process.py")
 SOCKET_NAME = "fence.sock"
+LOOK_NAME = "look.sock"
+"""Who connects here is told how the fence stands, and is no guard: nothing changes by a look."""
 LOCK_NAME = "guard.lock"
 ANSWER_S = 2.0
 """A fence that does not answer within this is as good as dead: another is started."""
@@ -63,17 +66,34 @@ class FenceStatus:
     wanted: bool
 
 
-def runtime_directory() -> Path:
-    """Where this user's running sessions keep their sockets: ``$XDG_RUNTIME_DIR/colo``, ``/run/colo`` for root."""
-    base = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() else None
-    if base is None:
-        base = "/run" if os.geteuid() == 0 and os.access("/run", os.W_OK) else f"/tmp/colo-{os.geteuid()}"
-    return Path(base) / "colo"
+def runtime_directories() -> list[Path]:
+    """Where this user's running sessions may keep their sockets, that of new ones first: ``/run/colo`` for root,
+    ``$XDG_RUNTIME_DIR/colo``, else ``/run/user/UID/colo``, else ``/tmp/colo-UID/colo``.
+
+    A shell has another environment than a service: who looks for a session has to look in all of them.
+    """
+    uid = os.geteuid()
+    bases = [f"/tmp/colo-{uid}"]
+    if uid == 0:
+        if os.access("/run", os.W_OK):
+            bases.insert(0, "/run")
+    else:
+        if os.access(f"/run/user/{uid}", os.W_OK):
+            bases.insert(0, f"/run/user/{uid}")
+        if os.path.isabs(said := os.environ.get("XDG_RUNTIME_DIR", "")):
+            bases.insert(0, said)
+    return [Path(base) / "colo" for base in dict.fromkeys(map(os.path.normpath, bases))]
 
 
 def vm_directory(pid: int) -> Path:
     """The directory of whoever guards process ``pid``: every guard of that very process finds the same."""
-    return runtime_directory() / f"vm-{pid}-{start_ticks(pid)}"
+    name = f"vm-{pid}-{start_ticks(pid)}"
+    places = runtime_directories()
+    for place in places:
+        with contextlib.suppress(StorageError):
+            PrivateDirectory.open(place / name, make=False).close()
+            return place / name
+    return places[0] / name
 
 
 class GuardLock:
@@ -99,6 +119,23 @@ class GuardLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def look_at_fence(directory: Path) -> FenceStatus | None:
+    """How the fence in ``directory`` stands, whether or not it has a guard; nothing changes by it. None: there is none.
+
+    Raises FenceLost when there is one that does not answer.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(ANSWER_S)
+        try:
+            sock.connect(os.fspath(directory / LOOK_NAME))
+            data = sock.recv(STATUS_BYTES_MAX)
+            return FenceStatus(**json.loads(data)) if data else None
+        except (TimeoutError, BlockingIOError):
+            raise FenceLost(f"it does not answer within {ANSWER_S:g} s") from None
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 class FenceHandle:
@@ -141,24 +178,23 @@ class FenceHandle:
     def start(cls, pid: int, directory: Path, on_change: Callable[[FenceStatus | None], None]) -> Self:
         """A new fence beside process ``pid``. Raises Unsupported when it cannot be started."""
         path = directory / SOCKET_NAME
-        path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        look = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pidfd = -1
         try:
-            os.fchmod(listener.fileno(), 0o600)
-            listener.bind(os.fspath(path))
-            listener.listen(2)
+            for each, at in ((listener, path), (look, directory / LOOK_NAME)):
+                at.unlink(missing_ok=True)
+                os.fchmod(each.fileno(), 0o600)
+                each.bind(os.fspath(at))
+                each.listen(2)
             pidfd = os.pidfd_open(pid)
-            fds = (pidfd, listener.fileno())
-            # By way of a shell that ends: it is nobody's child, so nobody has to wait for it, and no group's end is its own.
-            command = [sys.executable, "-I", str(PROGRAM), str(pidfd), str(pid), str(listener.fileno())]
-            subprocess.run(
-                ["/bin/sh", "-c", '"$@" >/dev/null 2>&1 &', "colo-fence", *command], pass_fds=fds, start_new_session=True,
-                stdin=subprocess.DEVNULL, check=True, timeout=ANSWER_S, cwd="/")
-        except (OSError, subprocess.SubprocessError) as error:
+            fds = (pidfd, listener.fileno(), look.fileno())
+            start_beside("colo-fence", PROGRAM, (pidfd, pid, *fds[1:]), fds=fds, options=("-I",))
+        except (OSError, Unsupported) as error:
             raise Unsupported(f"no fence can be started beside process {pid}: {error}") from error
         finally:
             listener.close()
+            look.close()
             if pidfd >= 0:
                 os.close(pidfd)
         deadline = time.monotonic() + 10 * ANSWER_S
@@ -179,14 +215,16 @@ class FenceHandle:
         return self._ask("status", wait_s=wait_s)
 
     def lease(
-        self, peer: tuple[int, object], *, token: str, generation: int, lease_ms: float, notes: dict[str, Any], end_ns: int
-        = 0
+        self, peer: tuple[int, object], *, token: str, generation: int, lease_ms: float, notes: dict[str, Any],
+        end_ns: int = 0, allow_uids: Collection[int] = (),
     ) -> FenceStatus:
-        """Hold a lease of ``generation`` from the secondary at ``peer``. ``end_ns``: one that a fence before it had."""
+        """Hold a lease of ``generation`` from the secondary at ``peer``. ``end_ns``: one that a fence before it had.
+        ``allow_uids``: users of this machine who may listen there, besides root and this process's own."""
         family, address = peer
         return self._ask(
             "lease", family=int(family), address=list(address) if isinstance(address, tuple) else address, token=token,
-            generation=generation, lease_ms=lease_ms, notes=notes, end_ns=end_ns)
+            generation=generation, lease_ms=lease_ms, notes=notes, end_ns=end_ns,
+            allow_uids=list(allow_uids))
 
     def answering(self) -> None:
         """The guard is at it. Said, not asked: a fence that hangs must not hold up who saves the VM. Raises FenceLost."""

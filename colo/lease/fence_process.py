@@ -5,7 +5,8 @@ what
 the arbiter decided. It imports little, locks its memory, asks for real-time priority, and does nothing in its loop that can
 block. Started by :class:`colo.lease.fence.FenceHandle`::
 
-    python -I fence_process.py PIDFD PID LISTENER          the VM's process, and a listening SOCK_SEQPACKET unix socket
+    python -I fence_process.py PIDFD PID LISTENER LOOK     the VM's process, and two listening SOCK_SEQPACKET unix sockets:
+                                                           for its guard, and for whoever wants to know how it stands
 
 What it decides is in :class:`colo.protocol.fencing.Fence`; commands and answers are JSON objects, one a packet.
 """
@@ -84,9 +85,12 @@ def join_cgroup(pid: int) -> None:
 class FenceProcess:
     """The fence's loop."""
 
-    def __init__(self, process: Process, listener: socket.socket, hardened: dict[str, bool]) -> None:
+    def __init__(
+        self, process: Process, listener: socket.socket, look: socket.socket, hardened: dict[str, bool]
+    ) -> None:
         self.process = process
         self.listener = listener
+        self.look = look
         self.hardened = hardened
         self.holding: Holding | None = None
         self.guard: socket.socket | None = None
@@ -105,6 +109,7 @@ class FenceProcess:
             link = self.holding.link if self.holding is not None else None
             poller = select.poll()
             poller.register(self.listener, select.POLLIN)
+            poller.register(self.look, select.POLLIN)
             if not self.vm_gone:
                 poller.register(self.process.pidfd, select.POLLIN)
             if self.guard is not None:
@@ -126,6 +131,8 @@ class FenceProcess:
                 self._hear_guard()
             if self.listener.fileno() in ready:
                 self._new_guard()
+            if self.look.fileno() in ready:
+                self._show()
             if self.vm_gone and self.guard is None and self._nothing_to_prove():
                 self.over = True
         if self.holding is not None:
@@ -224,14 +231,29 @@ class FenceProcess:
         except OSError:
             self._guard_gone()
 
-    def _new_guard(self) -> None:
+    @staticmethod
+    def _accept(listener: socket.socket) -> socket.socket | None:
+        """Somebody of ours who connected."""
         try:
-            sock, _ = self.listener.accept()
+            sock, _ = listener.accept()
         except OSError:
-            return
+            return None
         _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in (0, os.geteuid()):
             sock.close()
+            return None
+        return sock
+
+    def _show(self) -> None:
+        """Tell who only looks, and be done with it: nothing that it sends is read."""
+        sock = self._accept(self.look)
+        if sock is not None:
+            with sock, contextlib.suppress(OSError):
+                sock.send(json.dumps(self.status()).encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def _new_guard(self) -> None:
+        sock = self._accept(self.listener)
+        if sock is None:
             return
         if self.guard is not None:
             self.guard.close()
@@ -264,7 +286,7 @@ class FenceProcess:
         try:
             command = json.loads(data)
             error = self._command(command)
-        except (ValueError, KeyError, TypeError, AttributeError) as wrong:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as wrong:
             command, error = {}, f"{type(wrong).__name__}: {wrong}"
         self._answer({"answer": command.get("number", 0), "error": error, "status": self.status()})
 
@@ -321,7 +343,8 @@ class FenceProcess:
             before.link.drop()
             if fence is not before.fence and before.fence.state in (FenceState.OVER, FenceState.STANDS):
                 self.process.go_on()
-        self.holding = Holding(fence, peer, token=str(command["token"]), who="fence")
+        self.holding = Holding(
+            fence, peer, token=str(command["token"]), who="fence", allow_uids=[int(uid) for uid in command["allow_uids"]])
         fence.guarded = True
         if self.vm_gone:
             self._do(fence.gone(now_ns()))
@@ -336,10 +359,10 @@ class FenceProcess:
 
 def main() -> None:
     """See this module's head."""
-    pidfd, pid, listener = (int(argument) for argument in sys.argv[1:4])
+    pidfd, pid, listener, look = (int(argument) for argument in sys.argv[1:5])
     join_cgroup(pid)
     hardened = harden()
-    FenceProcess(Process(pidfd, pid), socket.socket(fileno=listener), hardened).run()
+    FenceProcess(Process(pidfd, pid), socket.socket(fileno=listener), socket.socket(fileno=look), hardened).run()
 
 
 if __name__ == "__main__":

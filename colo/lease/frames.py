@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from colo.errors import LimitExceeded, StreamError
-from colo.wire import LEASE_FRAME_BYTES, LEASE_MAGIC, LEASE_TEXT_BYTES_MAX, LeaseMessage
+from colo.wire import GENERATION_MAX, LEASE_FRAME_BYTES, LEASE_MAGIC, LEASE_TEXT_BYTES_MAX, LeaseMessage
 
 _FRAME = struct.Struct(">IBBHQQQ")
 assert _FRAME.size == LEASE_FRAME_BYTES
@@ -18,6 +18,8 @@ WITH_TEXT = frozenset({
     LeaseMessage.MEET, LeaseMessage.WELCOME, LeaseMessage.REFUSED, LeaseMessage.NOTICE, LeaseMessage.ENDED,
     LeaseMessage.ALONE, LeaseMessage.STANDS, LeaseMessage.GONE, LeaseMessage.RETURNED,
 })
+CLAIMS = frozenset({LeaseMessage.ALONE, LeaseMessage.STOP, LeaseMessage.END, LeaseMessage.RETURNED})
+"""Their ``value`` is the generation that was claimed from the frame's."""
 WHERE = "lease connection"
 
 
@@ -66,6 +68,8 @@ class FrameReader:
             raise StreamError(f"unknown message {kind}", where=WHERE, value=kind) from None
         if length > LEASE_TEXT_BYTES_MAX or (length and message not in WITH_TEXT):
             raise LimitExceeded(f"{length} bytes behind {message.name}", where=WHERE, value=length)
+        if generation >= GENERATION_MAX or (message in CLAIMS and not generation < value < GENERATION_MAX):
+            raise StreamError(f"{message.name} names no generation", where=WHERE, value=(generation, value))
         if len(self._bytes) < LEASE_FRAME_BYTES + length:
             return None
         raw = bytes(self._bytes[LEASE_FRAME_BYTES : LEASE_FRAME_BYTES + length])

@@ -3,6 +3,7 @@ heard."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from colo.lease.frames import Frame
@@ -18,9 +19,12 @@ PROOFS = {
 class Holding:
     """A lease, and the connection over which it is held. :meth:`hear`, :meth:`tend` return what is to be done."""
 
-    def __init__(self, fence: Fence, peer: tuple[int, Any], *, token: str, who: str) -> None:
+    def __init__(
+        self, fence: Fence, peer: tuple[int, Any], *, token: str, who: str, allow_uids: Collection[int] = ()
+    ) -> None:
         self.fence = fence
-        self.link = LeaseLink(peer, token=token, generation=fence.generation, lease_ns=fence.lease.lease_ns, who=who)
+        self.link = LeaseLink(
+            peer, token=token, generation=fence.generation, lease_ns=fence.lease.lease_ns, who=who, allow_uids=allow_uids)
         self.taken = 0
         """The generation that the secondary says it has claimed."""
         self.returned = 0

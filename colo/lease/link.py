@@ -5,25 +5,42 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+from collections.abc import Collection
 from typing import Any
 
-from colo.errors import ColoError
+from colo.errors import ColoError, StrangerRefused
+from colo.forked import keep_from_children
 from colo.lease.frames import Frame, FrameReader, encode
+from colo.lease.meeting import refusal
 from colo.protocol.lease import RENEWALS
+from colo.transport.peers import check_accepting
 from colo.wire import LeaseMessage
 
 CONNECT_NS = 1_000_000_000
 READ_BYTES = 65536
+PROBES = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1), ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 1), ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
+)
 
 
 class LeaseLink:
     """To the secondary at ``peer`` (address family and address), in the session that it calls ``token``.
 
+    The secondary may be gone, and somebody else of its machine in its place: who listens there is looked at each time
+    (:mod:`colo.transport.peers`) before the token is sent, and heard only when it knows that token.
+
     :meth:`tend` is called often, :meth:`ready` when :attr:`sock` is. Times are nanoseconds of ``CLOCK_BOOTTIME``.
+
+    ``quiet``: nothing is asked over it for long, so nothing that is heard tells whether it lives: the kernel's probes do.
     """
 
-    def __init__(self, peer: tuple[int, Any], *, token: str, generation: int, lease_ns: int, who: str) -> None:
+    def __init__(
+        self, peer: tuple[int, Any], *, token: str, generation: int, lease_ns: int, who: str, quiet: bool = False,
+        allow_uids: Collection[int] = (),
+    ) -> None:
         self.peer = peer
+        self.allow_uids = allow_uids
         self.token = token
         self.generation = generation
         self.lease_ns = lease_ns
@@ -32,8 +49,11 @@ class LeaseLink:
         self.met = False
         self.said = ""
         """Why the secondary refused, if it did."""
+        self.refused = False
+        """At the last attempt."""
         self.try_ns = 0
         """When the next attempt is due, or the one under way has failed."""
+        self._quiet = quiet
         self._token_sent = False
         self._heard_ns = 0
         self._reader = FrameReader()
@@ -47,7 +67,7 @@ class LeaseLink:
         """Connect, or give a connection up on which nothing is heard for half a lease."""
         if self.sock is not None and not self.met and now_ns >= self.try_ns:
             self.drop()
-        if self.met and now_ns - self._heard_ns > self.lease_ns // 2:
+        if self.met and not self._quiet and now_ns - self._heard_ns > self.lease_ns // 2:
             self.drop()  # it may be the connection: another one finds out
             self.try_ns = now_ns
         if self.sock is None and now_ns >= self.try_ns:
@@ -59,12 +79,25 @@ class LeaseLink:
         self._reader = FrameReader()
         try:
             self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            keep_from_children(self.sock)
             if family != socket.AF_UNIX:
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._quiet:
+                    for option, value in PROBES:
+                        self.sock.setsockopt(*option, value)
             with contextlib.suppress(BlockingIOError):
                 self.sock.connect(address)
         except OSError:
             self.drop()
+
+    def meet_again(self, now_ns: int) -> bool:
+        """Ask, over a connection that is met, whether it is: WELCOME then says that all that was sent before has been heard.
+        Whether it left; the link is quiet no more."""
+        self._quiet, self._heard_ns = False, now_ns
+        return self._meet()
+
+    def _meet(self) -> bool:
+        return self.send(Frame(LeaseMessage.MEET, self.generation, text={"token": self.token, "who": self.who}))
 
     def drop(self) -> None:
         """Hang up. Any number of times."""
@@ -90,9 +123,9 @@ class LeaseLink:
         """The socket is ready: what came. WELCOME is among it, and has made :attr:`met` true."""
         assert self.sock is not None
         if not self._token_sent:
-            if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._is_stranger():
                 self.drop()
-            elif self.send(Frame(LeaseMessage.MEET, self.generation, text={"token": self.token, "who": self.who})):
+            elif self._meet():
                 self._token_sent = True
             return []
         try:
@@ -106,12 +139,26 @@ class LeaseLink:
             self.drop()
             return []
         self._heard_ns = now_ns
+        heard = []
         for frame in frames:
-            if frame.kind is LeaseMessage.WELCOME:
-                self.met, self.said = True, ""
-            elif frame.kind is LeaseMessage.REFUSED:
-                reason = frame.text.get("reason")
-                self.said = reason[:512] if isinstance(reason, str) else "no reason given"
+            if frame.kind is LeaseMessage.REFUSED:
+                self.said, self.refused = refusal(frame.text), True
                 self.drop()
                 self.try_ns = now_ns + self.lease_ns // 2
-        return frames
+                return [frame]
+            if frame.kind is LeaseMessage.WELCOME:
+                self.met, self.refused, self.said = frame.text.get("token") == self.token, False, ""
+            if not self.met:
+                self.drop()
+                return []
+            heard.append(frame)
+        return heard
+
+    def _is_stranger(self) -> bool:
+        assert self.sock is not None
+        try:
+            check_accepting(self.sock, self.allow_uids)
+        except StrangerRefused as error:
+            self.said = str(error)
+            return True
+        return False

@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from colo.errors import ProtocolError
+from colo.wire import GENERATION_MAX
 
 VERSION = 1
 TEXT_MAX = 512
+INT_MOST = (1 << 63) - 1
+FLOAT_MOST = 10**9
 _HEX = re.compile(r"[0-9a-f]{32}")
 
 
@@ -93,15 +96,14 @@ def _checked(kind: type[Any], text: Mapping[str, Any]) -> dict[str, Any]:
         default: Any = field.default
         value: Any = text.get(field.name, default)
         wanted: type[Any] = type(default)
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        if wanted is float and type(value) is int and 0 <= value <= FLOAT_MOST:  # of a greater one float() knows nothing
             value = float(value)
         if type(value) is not wanted:
             raise ProtocolError(f"{kind.__name__}.{field.name} is {type(value).__name__}, not {wanted.__name__}")
         if wanted is str and len(value) > TEXT_MAX:
             raise ProtocolError(f"{kind.__name__}.{field.name} has {len(value)} characters, {TEXT_MAX} fit")
-        if wanted is int and not -1 <= value < 1 << 63:
-            raise ProtocolError(f"{kind.__name__}.{field.name} is {value}")
-        if wanted is float and not 0 <= value <= 1e9:
-            raise ProtocolError(f"{kind.__name__}.{field.name} is {value}")
+        most = GENERATION_MAX - 1 if field.name == "generation" else INT_MOST
+        if (wanted is int and not min(0, default) <= value <= most) or (wanted is float and not 0 <= value <= FLOAT_MOST):
+            raise ProtocolError(f"{kind.__name__}.{field.name} is out of bounds")
         values[field.name] = value
     return values

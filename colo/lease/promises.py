@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupted, ProtocolError
+from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupted, ProtocolError, VmEnded
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.meeting import TEXT_MAX, Meeting, Welcome
 from colo.protocol.lease import LEASE_MS_LEAST, LEASE_MS_MOST, LeaseGrantor, lease_ns_of
+from colo.wake import Wake
 from colo.wire import LeaseMessage
 
 CONNECTIONS_MAX = 8
+MEETINGS_MAX = 8
+"""So many may wait for the arbiter to be asked, also when who wanted to be met has gone."""
 MEET_S = 10.0
 DRAIN_S = 0.1
 """After a proof, so long for what the primary sent last to be read from its channel."""
@@ -45,14 +48,15 @@ class Watched(Protocol):
 
 
 class _Connection:
-    """One lease connection. ``met``: its other end belongs to the session."""
+    """One lease connection. ``asked``: its other end wanted to be met, ``busy``: that is under way; ``met``: it belongs to
+    the session."""
 
-    __slots__ = ("met", "reader", "sock", "until")
+    __slots__ = ("asked", "busy", "met", "reader", "sock", "until")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.reader = FrameReader()
-        self.met = False
+        self.asked = self.busy = self.met = False
         self.until = time.monotonic() + MEET_S
 
 
@@ -103,7 +107,8 @@ class Promises:
         self._changed = threading.Condition()
         self._connections: dict[int, _Connection] = {}
         self._closed = False
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._meetings = threading.BoundedSemaphore(MEETINGS_MAX)
+        self._poke = Wake()
         self._thread = threading.Thread(target=self._serve, name="colo-lease", daemon=True)
         self._thread.start()
 
@@ -198,12 +203,15 @@ class Promises:
         ``will_fence``: it is to be asked, and does, so that it need not be waited for what only a proof can tell.
 
         ``lost`` is called now and then, and raises ArbitrationLost when the other side has won. ``told`` hears once why it
-        takes long. Raises Interrupted when ``stopping``, ArbitrationLost when the other side said that it runs alone.
+        takes long. Raises Interrupted when ``stopping``, ArbitrationLost when the other side said that it runs alone, VmEnded
+        when it said that the VM was ended on purpose.
         """
         said = False
         began, next_look = time.monotonic(), 0.0
         while True:
             with self._changed:
+                if self.ended:  # a proof as good as any that the VM stands still, and that nobody is to run it
+                    raise VmEnded(f"the VM was ended at the primary ({self.ended}): nothing is to be taken over")
                 wait_ns = 0 if proven or not self.required else self._grantor.wait_ns(now_ns())
                 if wait_ns == 0:
                     if proven:
@@ -234,9 +242,9 @@ class Promises:
             if self._closed:
                 return
             self._closed = True
-        self._poke()
+        self._poke.set()
         self._thread.join()
-        os.close(self._wake_fd)
+        self._poke.close()
 
     # -- connections
 
@@ -244,29 +252,29 @@ class Promises:
         """A connection that opens with a lease frame is this side's from now on."""
         sock.setblocking(False)
         with self._changed:
+            if len(self._connections) >= CONNECTIONS_MAX:
+                # Who has not met this side makes room; else whoever says nothing could keep the fence out.
+                strangers = [each for each in self._connections.values() if not each.met and not each.busy]
+                if strangers:
+                    self._drop(min(strangers, key=lambda each: each.until))
             if self._closed or len(self._connections) >= CONNECTIONS_MAX:
                 sock.close()
                 return
             self._connections[sock.fileno()] = _Connection(sock)
-        self._poke()
-
-    def _poke(self) -> None:
-        with contextlib.suppress(OSError, BlockingIOError):
-            os.eventfd_write(self._wake_fd, 1)
+        self._poke.set()
 
     def _serve(self) -> None:
         while not self._closed:
             poller = select.poll()
-            poller.register(self._wake_fd, select.POLLIN)
+            poller.register(self._poke.fd, select.POLLIN)
             with self._changed:
                 connections = list(self._connections.items())
             for fd, _ in connections:
                 poller.register(fd, select.POLLIN)
             ready = {fd for fd, _ in poller.poll(500 if self._followed is None else WATCH_MS)}
             self._watch_lease()
-            if self._wake_fd in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
+            if self._poke.fd in ready:
+                self._poke.clear()
             now = time.monotonic()
             for fd, connection in connections:
                 if fd in ready:
@@ -327,7 +335,16 @@ class Promises:
 
     def _take_frame(self, connection: _Connection, frame: Frame) -> None:
         if frame.kind is LeaseMessage.MEET:
+            if connection.met and frame.text.get("token"):
+                self._meet_or_refuse(connection, frame)  # for its receipt: all before it was heard; nobody else is asked
+                return
+            if connection.asked:
+                raise ProtocolError("MEET, for the second time on one connection")
+            connection.asked = True
             # Asking the arbiter may take seconds, and promises must not wait for a stranger.
+            if not self._meetings.acquire(blocking=False):
+                raise ProtocolError(f"{MEETINGS_MAX} others are being met")
+            connection.busy = True
             threading.Thread(target=self._meet, args=(connection, frame), name="colo-lease-meeting", daemon=True).start()
             return
         if not connection.met:
@@ -385,6 +402,13 @@ class Promises:
     # -- meeting
 
     def _meet(self, connection: _Connection, frame: Frame) -> None:
+        try:
+            self._meet_or_refuse(connection, frame)
+        finally:
+            connection.busy = False
+            self._meetings.release()
+
+    def _meet_or_refuse(self, connection: _Connection, frame: Frame) -> None:
         try:
             meeting = Meeting.of(frame.text)
             welcome = self._welcome(meeting)

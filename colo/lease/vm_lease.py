@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from colo.lease.holding import Holding
 from colo.lease.promises import now_ns
+from colo.lease.witness import Witness
 from colo.protocol.fencing import Actions, Fence, FenceAction, FenceState
 from colo.protocol.lease import lease_ns_of
+from colo.wake import Wake
 
 _log = logging.getLogger(__name__)
 
@@ -27,23 +27,30 @@ class VmLease:
 
     ``stop()`` and ``go_on()`` pause and resume the VM, on the lease's own thread; ``changed()`` is called there whenever
     :attr:`lost` or :attr:`taken` may be another. A VM that is to stand still for good does so by the same ``stop()``.
+
+    ``witness``: tell the secondary at once when this process is killed, by a :class:`~colo.lease.witness.Witness`; ``tell``
+    hears why there is none.
     """
 
     def __init__(
         self, peer: tuple[int, Any], *, token: str, generation: int, lease_ms: float, stop: Callable[[], None],
-        go_on: Callable[[], None], changed: Callable[[], None],
+        go_on: Callable[[], None], changed: Callable[[], None], witness: bool = False,
+        allow_uids: Collection[int] = (), tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         fence = Fence(generation, lease_ns_of(lease_ms))
         fence.guarded = True
-        self._holding = Holding(fence, peer, token=token, who="session")
+        self._holding = Holding(fence, peer, token=token, who="session", allow_uids=allow_uids)
         self._stop, self._go_on, self._changed = stop, go_on, changed
         self._stopped = False
         self._over = False
         self._lock = threading.RLock()
         self._leased = threading.Event()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poke = Wake()
         self._thread = threading.Thread(target=self._run, name="colo-vm-lease", daemon=True)
         self._thread.start()
+        self._witness = Witness(
+            peer, token=token, generation=generation, lease_ns=fence.lease.lease_ns, tell=tell,
+            allow_uids=allow_uids) if witness else None
 
     def wait_leased(self, timeout_s: float) -> bool:
         """Whether the first promise came in time."""
@@ -78,7 +85,7 @@ class VmLease:
         left_ns = fence.lease.left_ns(now_ns())
         return {
             "lease_ms": fence.lease.lease_ns / 1e6, "left_ms": round(left_ns / 1e6, 1), "fence": fence.state.value,
-            "connected": self._holding.link.met,
+            "connected": self._holding.link.met, "witness": self._witness.status() if self._witness is not None else None,
         }
 
     def answering(self) -> None:
@@ -88,6 +95,7 @@ class VmLease:
 
     def alone(self, generation: int, reason: str) -> None:
         """``generation`` was won: the VM goes on without a lease, and the secondary is told, if it hears."""
+        self.release_witness()
         with self._lock:
             self._do(self._holding.alone(generation, reason))
 
@@ -98,37 +106,39 @@ class VmLease:
 
     def ended(self, reason: str) -> None:
         """The VM was ended on purpose: nobody is to run it."""
+        self.release_witness()
         with self._lock:
             self._do(self._holding.fence.ended(reason))
 
+    def release_witness(self) -> None:
+        """Nothing depends any more on whether this process lives. Any number of times."""
+        if self._witness is not None:
+            self._witness.release()
+
     def close(self) -> None:
         """Hang up; the VM stays as it is. Any number of times."""
+        self.release_witness()
         if self._over:
             return
         self._over = True
-        self._poke()
+        self._poke.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
         self._holding.link.drop()
-        os.close(self._wake_fd)
-
-    def _poke(self) -> None:
-        with contextlib.suppress(OSError, BlockingIOError):
-            os.eventfd_write(self._wake_fd, 1)
+        self._poke.close()
 
     def _run(self) -> None:
         lost = ""
         while not self._over:
             link = self._holding.link
             poller = select.poll()
-            poller.register(self._wake_fd, select.POLLIN)
+            poller.register(self._poke.fd, select.POLLIN)
             sock = link.sock
             if sock is not None:
                 poller.register(sock, link.events)
             ready = {fd for fd, _ in poller.poll(self._timeout_ms())}
-            if self._wake_fd in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
+            if self._poke.fd in ready:
+                self._poke.clear()
             with self._lock:
                 if sock is not None and link.sock is sock and sock.fileno() in ready:
                     self._do(self._holding.hear(now_ns()))

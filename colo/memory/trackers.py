@@ -23,8 +23,11 @@ memory ``auto`` takes ``shadow``. Who knows that nobody else writes, or marks ea
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from mmap import PAGESIZE
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
@@ -207,7 +210,32 @@ def open_tracker(name: str, blocks: Blocks, *, page_bytes: int = 4096, **options
             raise Unsupported(f"dirty tracker {name}: {result.reason}")
     kind = KINDS[name]
     parts = [kind(memory, block=idstr, page_bytes=page_bytes, **options) for idstr, memory in named]
+    if name == PagemapTracker.name and (reason := _share_a_page(named)) is not None:
+        raise Unsupported(f"dirty tracker {name}: {reason}")
     return MemoryTracker(parts)
+
+
+def _share_a_page(named: list[tuple[str, Buffer | ProcessMemory]]) -> str | None:
+    """Why whole pages of the host cannot be watched for each block by itself: two have parts of one. None: they can."""
+    ranges = []
+    for idstr, memory in named:
+        pid = memory.pid if isinstance(memory, ProcessMemory) else 0
+        address = memory.address if isinstance(memory, ProcessMemory) else _address(memory)
+        length = memory.length_bytes if isinstance(memory, ProcessMemory) else memoryview(memory).nbytes
+        ranges.append((pid, address // PAGESIZE, (address + length - 1) // PAGESIZE, idstr))
+    ranges.sort()
+    for before, after in itertools.pairwise(ranges):
+        if before[0] == after[0] and before[2] >= after[1]:
+            return (f"{before[3]} and {after[3]} have parts of one page of the host: give them buffers that begin at whole "
+                    "pages (BlockMemory.allocate does)")
+    return None
+
+
+def _address(memory: Buffer) -> int:
+    view = memoryview(memory).cast("B") if memoryview(memory).c_contiguous else memoryview(memory)
+    if view.readonly or not view.nbytes:
+        return 0  # the tracker itself refuses it
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 def _open_auto(
@@ -218,7 +246,7 @@ def _open_auto(
     reason = tracker_pagemap.probe()
     if reason is None:
         parts = [PagemapTracker(memory, block=idstr, page_bytes=page_bytes) for idstr, memory in named]
-        reason = next((why for part in parts if (why := part.fits()) is not None), None)
+        reason = _share_a_page(named) or next((why for part in parts if (why := part.fits()) is not None), None)
         if reason is None:
             return MemoryTracker(parts)
     refused = ProbeResult(PagemapTracker.name, False, reason)

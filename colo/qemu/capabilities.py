@@ -67,8 +67,8 @@ def capability_list(capabilities: Mapping[str, bool]) -> list[dict[str, object]]
 
 def capabilities_of(qemu: Qemu) -> dict[str, bool]:
     """Its capabilities, each with its state. :raises QmpError: it does not answer."""
-    entries = qemu.qmp.execute("query-migrate-capabilities")
-    return {str(entry["capability"]): bool(entry["state"]) for entry in entries}
+    entries = qemu.qmp.records("query-migrate-capabilities")
+    return {entry.string("capability"): entry.flag("state") for entry in entries}
 
 
 def require_migratable(qemu: Qemu) -> None:
@@ -76,7 +76,7 @@ def require_migratable(qemu: Qemu) -> None:
 
     :raises QemuUnsupported: its devices or its processor forbid it, in its own words.
     """
-    reasons = qemu.qmp.execute("query-migrate").get("blocked-reasons")
+    reasons = qemu.qmp.record("query-migrate").items("blocked-reasons")
     if reasons:
         words = "; ".join(str(reason).strip() for reason in reasons)
         raise QemuUnsupported(
@@ -110,7 +110,7 @@ class MigrationSettings:
         :raises QmpError: QEMU refuses, in its own words, or does not answer.
         """
         present = capabilities_of(qemu)
-        values = qemu.qmp.execute("query-migrate-parameters")
+        values = qemu.qmp.record("query-migrate-parameters").members
         if refuse:
             for name, why in REFUSED_PARAMETERS.items():
                 if values.get(name):

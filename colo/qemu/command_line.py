@@ -344,12 +344,11 @@ def default_ram_id(binary: str, machine: str = "") -> str | None:
         with QemuProcess.start(
             [binary, "-nodefaults", "-display", "none", "-machine", "none", "-S"], work
         ) as qemu:
-            for entry in qemu.qmp.execute("query-machines"):
-                if machine in (entry["name"], entry.get("alias")) or (
-                    not machine and entry.get("is-default")
+            for entry in qemu.qmp.records("query-machines"):
+                if machine in (entry.string("name"), entry.string("alias", "")) or (
+                    not machine and entry.flag("is-default", False)
                 ):
-                    name = entry.get("default-ram-id")
-                    return None if name is None else str(name)
+                    return entry.string("default-ram-id", "") or None
     return None
 
 

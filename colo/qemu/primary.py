@@ -17,6 +17,7 @@ from colo.qemu.capabilities import MigrationSettings, capabilities_of, capabilit
 from colo.qemu.process import Qemu
 from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
 from colo.running_share import RunningShare
+from colo.text import printable
 
 PAUSES_KEPT = 100_000
 UNLIMITED_BANDWIDTH = (1 << 63) - 1
@@ -66,9 +67,14 @@ class PauseMeter:
                 time.time(), still_since_s=None if stopped_at_us is None else stopped_at_us / 1e6)
 
     def summary(self) -> dict[str, float] | None:
-        """Median and greatest of the last thousand pauses, in ms; None: there was none."""
-        last = sorted(list(self.pauses_ms)[-1000:])
-        return {"p50": round(last[len(last) // 2], 3), "max": round(last[-1], 3)} if last else None
+        """Of the last thousand pauses, in ms; None: there was none."""
+        recent = list(self.pauses_ms)[-1000:]
+        if not recent:
+            return None
+        ordered = sorted(recent)
+        p50, p99 = (ordered[len(ordered) * percent // 100] for percent in (50, 99))
+        figures = {"last": recent[-1], "p50": p50, "p99": p99, "max": ordered[-1]}
+        return {"count": self.count} | {name: round(value, 3) for name, value in figures.items()}
 
     def event(self, event: QmpEvent) -> None:
         """Take one event; others than STOP and RESUME are passed over."""
@@ -109,7 +115,7 @@ class QemuPrimary:
         return cls(Qemu.attach(path, timeout_s))
 
     def _on_exit(self, event: QmpEvent) -> None:
-        self.exit_reason = str(event.data.get("reason", ""))
+        self.exit_reason = printable(str(event.data.get("reason", "")))
         self.colo_exited.set()
 
     # Setting up
@@ -136,9 +142,7 @@ class QemuPrimary:
     @property
     def uuid(self) -> str:
         """The VM's UUID, or "" where it has none."""
-        answer = self.qemu.qmp.execute("query-uuid")
-        uuid = str(answer.get("UUID", "")) if isinstance(answer, dict) else ""
-        return "" if not uuid.strip("0-") else uuid
+        return self.qemu.uuid
 
     def unreplicated_disks(self) -> list[str]:
         """Its writable block devices: what the guest writes to them, COLO does not move.
@@ -147,10 +151,10 @@ class QemuPrimary:
         graph.
         """
         disks = []
-        for entry in self.qemu.qmp.execute("query-block"):
-            inserted = entry.get("inserted")
-            if inserted and not inserted.get("ro") and inserted.get("drv") not in ("replication", "quorum"):
-                disks.append(str(entry.get("device") or entry.get("qdev") or inserted.get("node-name")))
+        for entry in self.qemu.qmp.records("query-block"):
+            inserted = entry.record("inserted")
+            if inserted and not inserted.flag("ro", False) and inserted.string("drv", "") not in ("replication", "quorum"):
+                disks.append(entry.string("device", "") or entry.string("qdev", "") or inserted.string("node-name", "?"))
         return disks
 
     def set_up(self, uri: str, settings: ColoSettings | None = None, *, timeout_s: float = 60.0) -> None:
@@ -231,8 +235,7 @@ class QemuPrimary:
             if status == "active":
                 self.streams_begun += 1
             if status in ENDED:
-                information = self.qemu.qmp.execute("query-migrate")
-                reason = information.get("error-desc")
+                reason = self.qemu.qmp.record("query-migrate").string("error-desc", "")
                 if status == "completed":
                     reason = (
                         "it finished as a plain migration: this QEMU's COLO is broken, or the secondary "
@@ -264,7 +267,7 @@ class QemuPrimary:
 
     def migration_status(self, timeout_s: float = 10.0) -> str:
         """``colo`` while it is a primary; else ``none``, ``active``, ``completed``, ``failed``, …"""
-        return str(self.qemu.qmp.execute("query-migrate", timeout_s=timeout_s).get("status", "none"))
+        return self.qemu.qmp.record("query-migrate", timeout_s=timeout_s).string("status", "none")
 
     def measure_pauses(
         self, on_pause: Callable[[float], None] | None = None, on_notice: Callable[[str], None] | None = None

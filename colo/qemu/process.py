@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import os
 import resource
 import select
 import signal
 import socket
-import stat
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Self, cast
 
-from colo.errors import QemuError
+from colo.errors import QemuError, StorageError
+from colo.forked import keep_from_children
+from colo.private import PrivateDirectory
 from colo.qemu.qmp import UNIX_PATH_MAX_BYTES, QmpConnection, QmpError, QmpLost, QmpTimeout
 from colo.qemu.quirks import Quirks, Version, quirks_of
+from colo.qemu.replies import reply_string
+from colo.text import printable
 
 OUTPUT_KEPT_LINES = 200
 OUTPUT_LINE_MAX_BYTES = 1000
@@ -38,21 +42,17 @@ _WATCHER = 'read -r word; [ "$word" = release ] || kill -KILL "$1" 2>/dev/null'
 def private_directory(path: str | os.PathLike[str]) -> Path:
     """Make ``path`` a directory that only we can enter (0700), parents as they come.
 
-    :raises QemuError: it exists and others can enter it, or is not ours, or it cannot be made.
+    :raises QemuError: others can enter it, or change what is on the way to it; it is not ours; it cannot be made.
     """
-    directory = Path(path)
+    _open_private(path).close()
+    return Path(path)
+
+
+def _open_private(path: str | os.PathLike[str]) -> PrivateDirectory:
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = directory.stat()
-    except OSError as error:
-        raise QemuError(f"cannot make the directory {directory}: {error.strerror}") from error
-    if facts.st_uid != os.geteuid():
-        raise QemuError(f"{directory} belongs to another user: sockets and guest memory must stay private")
-    if stat.S_IMODE(facts.st_mode) & 0o077:
-        raise QemuError(
-            f"{directory} can be entered by others: run `chmod 700 {directory}` or name another one"
-        )
-    return directory
+        return PrivateDirectory.open(path)
+    except StorageError as error:
+        raise QemuError(f"QEMU's sockets must stay private: {error}") from error
 
 
 def unix_path(path: Path) -> str:
@@ -97,22 +97,28 @@ class Qemu:
     @property
     def accelerator(self) -> str:
         """``kvm`` or ``tcg`` (or another that is not KVM, which QMP does not tell from TCG)."""
-        return "kvm" if self.qmp.execute("query-kvm").get("enabled") else "tcg"
+        return "kvm" if self.qmp.record("query-kvm").flag("enabled", False) else "tcg"
 
     @property
     def machine_type(self) -> str:
         """The machine's name as in a migration stream, e.g. ``pc-i440fx-7.2``: never an alias."""
-        name = str(self.qmp.execute("qom-get", {"path": "/machine", "property": "type"}))
+        name = reply_string(self.qmp.execute("qom-get", {"path": "/machine", "property": "type"}), "qom-get")
         return name.removesuffix("-machine")
 
     @property
     def name(self) -> str:
         """What ``-name`` says, or an empty string."""
-        return str(self.qmp.execute("query-name").get("name", ""))
+        return self.qmp.record("query-name").string("name", "")
+
+    @property
+    def uuid(self) -> str:
+        """The VM's UUID (``-uuid``), or "" where it has none."""
+        uuid = self.qmp.record("query-uuid").string("UUID", "")
+        return uuid if uuid.strip("0-") else ""
 
     def status(self, timeout_s: float = 10.0) -> str:
         """``running``, ``paused``, ``inmigrate``, ``colo``, … (QMP ``query-status``)."""
-        return str(self.qmp.execute("query-status", timeout_s=timeout_s)["status"])
+        return self.qmp.record("query-status", timeout_s=timeout_s).string("status")
 
     def command_line(self) -> list[str] | None:
         """Its argument list, as the kernel tells it; None if not on this machine or not ours to read."""
@@ -190,9 +196,11 @@ class QemuProcess(Qemu):
         watcher: _Watcher,
         output: _Output,
         qmp_path: Path,
+        directory: PrivateDirectory,
     ) -> None:
         super().__init__(qmp, process.pid)
         self.qmp_path = qmp_path
+        self._directory = directory
         self._process = process
         self._watcher = watcher
         self._output = output
@@ -216,14 +224,31 @@ class QemuProcess(Qemu):
 
         :raises QemuError: the binary is missing, or QEMU ended, or said nothing in ``timeout_s`` seconds.
         """
-        directory = private_directory(work_dir)
-        qmp_path = directory / socket_name
-        address = unix_path(qmp_path)
-        with contextlib.suppress(FileNotFoundError):
-            qmp_path.unlink()
+        unix_path(Path(work_dir) / socket_name)  # others have to reach it by this name
+        directory = _open_private(work_dir)
+        try:
+            return cls._start(argv, directory, socket_name, Path(work_dir) / socket_name, timeout_s, pass_fds)
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                directory.unlink(socket_name)
+            directory.close()
+            raise
+
+    @classmethod
+    def _start(
+        cls,
+        argv: Sequence[str],
+        directory: PrivateDirectory,
+        socket_name: str,
+        qmp_path: Path,
+        timeout_s: float,
+        pass_fds: Sequence[int],
+    ) -> Self:
+        address = directory.address(socket_name)
+        directory.unlink(socket_name)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            os.fchmod(listener.fileno(), 0o600)  # what bind() makes takes it over
             listener.bind(address)
-            qmp_path.chmod(0o600)
             listener.listen(1)
             fd = listener.fileno()
             arguments = [
@@ -244,7 +269,6 @@ class QemuProcess(Qemu):
                     umask=0o077,
                 )
             except OSError as error:
-                qmp_path.unlink(missing_ok=True)
                 raise QemuError(f"cannot start {argv[0]}: {error.strerror}") from error
         assert process.stdout is not None
         output = _Output(process.stdout)
@@ -257,9 +281,8 @@ class QemuProcess(Qemu):
             process.kill()
             process.wait()
             watcher.dismiss()
-            qmp_path.unlink(missing_ok=True)
             raise
-        return cls(qmp, process, watcher, output, qmp_path)
+        return cls(qmp, process, watcher, output, qmp_path, directory)
 
     @staticmethod
     def _first_connection(
@@ -309,7 +332,8 @@ class QemuProcess(Qemu):
                     self._process.wait(timeout_s) if timeout_s > 0 else self._process.poll()
             if self._process.returncode is not None:
                 self._watcher.dismiss()
-                self.qmp_path.unlink(missing_ok=True)
+                self._remove_socket()
+                self._directory.close()
 
     def explain(self, error: Exception) -> str:
         """``error`` in words, with what QEMU itself said and how it ended, if it did."""
@@ -338,8 +362,19 @@ class QemuProcess(Qemu):
         self._clean_up()
 
     def _clean_up(self) -> None:
+        self._remove_socket()
         self.detach()
-        self.qmp_path.unlink(missing_ok=True)
+
+    def _remove_socket(self) -> None:
+        if self._directory.fd >= 0:
+            with contextlib.suppress(StorageError):
+                self._directory.unlink(self.qmp_path.name)
+
+    def detach(self) -> None:
+        """Close our QMP connection, which its monitor is then free of. Idempotent."""
+        super().detach()
+        if self._process.returncode is not None:  # else its socket is still to be removed, when it has ended
+            self._directory.close()
 
     def release(self) -> None:
         """Let it outlive us: from here on it is the user's. Its monitor stays, free for another client."""
@@ -368,6 +403,7 @@ class _Watcher:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        keep_from_children(cast(io.IOBase, self._process.stdin))  # or a child of ours would hold the pipe when we are dead
         self.watching = True
 
     def dismiss(self) -> None:
@@ -395,7 +431,7 @@ class _Output:
     def _read(self, stream: IO[bytes]) -> None:
         with stream:
             while line := stream.readline(OUTPUT_LINE_MAX_BYTES):
-                self._lines.append(line.decode(errors="replace").rstrip())
+                self._lines.append(printable(line.decode(errors="replace").rstrip()))
 
     def lines(self) -> list[str]:
         return list(self._lines)

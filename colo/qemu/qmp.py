@@ -30,8 +30,10 @@ from qemu.qmp.error import ProtocolError as LibraryProtocolError
 from qemu.qmp.message import Message
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
-from colo.errors import QemuError
+from colo.forked import keep_from_children
+from colo.qemu.replies import QmpError, QmpReplyError, Record, event_whole, reply_records, reply_string
 from colo.qemu.unread import Unread
+from colo.text import printable
 
 T = TypeVar("T")
 
@@ -39,18 +41,20 @@ UNIX_PATH_MAX_BYTES = 107
 """A unix socket's address has room for this many bytes of path (Linux)."""
 
 THREAD_NAME = "colo-qmp"
+LINE_LIMIT_BYTES = 4 << 20
+"""Of an answer or an event. The longest that QEMU gives (`query-machines`, `info mtree`) have a tenth of it."""
+EVENT_LIMIT_BYTES = 1 << 16
+"""What a longer event says besides its name is not kept."""
+EVENTS_KEPT = 4096
+"""Events that wait to be taken from a subscription; of more, the oldest are dropped."""
+
+__all__ = [
+    "EventSubscription", "QmpCommandError", "QmpConnection", "QmpError", "QmpEvent", "QmpLost", "QmpReplyError", "QmpTimeout",
+]
 
 UNANSWERED_MAX = 6
 """QEMU's monitor takes 8 commands that its main loop has not got to; then it reads no more, out-of-band ones neither
 (seen on 7.2.22, 10.0.13 and 11.1.3). So with this many unanswered, the next one waits on our side."""
-
-
-class QmpError(QemuError):
-    """The monitor did not do what was asked. ``command`` is the QMP command, if one was being executed."""
-
-    def __init__(self, message: str, *, command: str = "") -> None:
-        self.command = command
-        super().__init__(message)
 
 
 class QmpCommandError(QmpError):
@@ -93,9 +97,28 @@ class _Client(QMPClient):
 
     def __init__(self, on_event: Callable[[QmpEvent], None]) -> None:
         super().__init__("colo")
+        self.readbuflen = LINE_LIMIT_BYTES
         self._colo_on_event = on_event
+        self._line_bytes = 0
         self.unanswered: set[str] = set()
         """Ids of the in-band commands that QEMU has not answered, also of those that nobody waits for any more."""
+
+    _limit = LINE_LIMIT_BYTES
+    """What the library's first versions look at; later ones at ``readbuflen``."""
+
+    async def _readline(self) -> bytes:
+        try:
+            line = await super()._readline()
+        except ValueError as error:  # asyncio's way to say that no line ended within the limit
+            raise LibraryProtocolError(f"it sends a line of more than {LINE_LIMIT_BYTES} bytes") from error
+        self._line_bytes = len(line)
+        return line
+
+    async def _do_recv(self) -> Message:
+        try:
+            return await super()._do_recv()
+        except RecursionError as error:
+            raise LibraryProtocolError("it sends JSON that is nested too deep") from error
 
     def _cb_outbound(self, msg: Message) -> Message:
         if "execute" in msg and isinstance(number := msg.get("id"), str):
@@ -114,7 +137,7 @@ class _Client(QMPClient):
             QmpEvent(
                 str(msg["event"]),
                 data if isinstance(data, dict) else {},
-                int(stamp.get("seconds", 0)) * 1_000_000 + int(stamp.get("microseconds", 0)),
+                event_whole(stamp, "seconds") * 1_000_000 + event_whole(stamp, "microseconds"),
                 time.monotonic_ns(),
             )
         )
@@ -146,6 +169,9 @@ class EventSubscription:
 
     def _put(self, event: QmpEvent | None) -> None:
         if event is None or not self.names or event.name in self.names:
+            if self._queue.qsize() >= EVENTS_KEPT:
+                with contextlib.suppress(queue.Empty):
+                    self._queue.get_nowait()
             self._queue.put(event)
 
     def get(self, timeout_s: float | None = None) -> QmpEvent:
@@ -244,6 +270,7 @@ class QmpConnection:
     @classmethod
     def _on_socket(cls, peer: socket.socket, path: str, timeout_s: float) -> QmpConnection:
         connection = cls(path)
+        keep_from_children(peer)
         with contextlib.suppress(OSError):
             pid, _uid, _gid = struct.unpack("iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             connection.peer_pid = pid or None
@@ -261,17 +288,37 @@ class QmpConnection:
             peer.close()
             raise QmpError(f"{path} is not a QMP monitor, or its QEMU just ended: {error}") from error
         greeting = connection._client.greeting
-        if greeting is not None:
-            version: dict[str, Any] = dict(greeting.QMP.version)
-            numbers = version["qemu"]
-            connection.version = (int(numbers["major"]), int(numbers["minor"]), int(numbers["micro"]))
-            connection.package = str(version.get("package", ""))
+        try:
+            if greeting is not None:
+                connection._note_version(Record.of(greeting.QMP.version, "greeting", "'version'"))
+        except QmpError:
+            connection.close()
+            raise
         connection._unread = Unread(peer)
         asyncio.run_coroutine_threadsafe(connection._watch(), connection._loop)
         _connections.add(connection)
         return connection
 
+    def _note_version(self, version: Record) -> None:
+        numbers = version.record("qemu")
+        if numbers is None:
+            raise QmpReplyError(f"the greeting on {self.path} says no version: it is not QEMU's", command="greeting")
+        self.version = (numbers.whole("major"), numbers.whole("minor"), numbers.whole("micro"))
+        self.package = printable(version.string("package", ""))[:200]
+
     # Calls
+
+    def record(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 10.0
+    ) -> Record:
+        """As :meth:`execute`, for an answer that is an object. Raises QmpReplyError if it is not."""
+        return Record.of(self.execute(command, arguments, timeout_s=timeout_s), command)
+
+    def records(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 10.0
+    ) -> list[Record]:
+        """As :meth:`execute`, for an answer that is a list of objects. Raises QmpReplyError if it is not."""
+        return reply_records(self.execute(command, arguments, timeout_s=timeout_s), command)
 
     def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = 10.0
@@ -296,7 +343,8 @@ class QmpConnection:
     def hmp(self, line: str, *, timeout_s: float = 10.0) -> str:
         """What the human monitor prints for ``line``."""
         arguments = {"command-line": line}
-        answer = str(self.execute("human-monitor-command", arguments, timeout_s=timeout_s))
+        answer = reply_string(
+            self.execute("human-monitor-command", arguments, timeout_s=timeout_s), "human-monitor-command")
         return answer.replace("\r\n", "\n")
 
     async def _execute(self, command: str, arguments: Mapping[str, Any] | None, oob: bool) -> Any:

@@ -74,6 +74,8 @@ class Standby:
         """
         self.block_addresses: dict[str, int] = {}
         """For the stream's MEM_SIZE entries under x-ignore-shared; known after :meth:`prepare`."""
+        self.vm_name = self.vm_uuid = ""
+        """By which its VM is known (``-name``, ``-uuid``), "" where it is not; after :meth:`start`."""
         self._process: QemuProcess | None = None
         self._events: EventSubscription | None = None
         self._settings: MigrationSettings | None = None
@@ -114,6 +116,7 @@ class Standby:
                 raise StandbyError(
                     f"the stand-by's status is {status!r}, not `inmigrate`: it does not wait for a stream"
                 )
+            self.vm_name, self.vm_uuid = self.process.name, self.process.uuid
         except QemuError as error:
             self.close()
             raise self._explained(error) from error
@@ -176,8 +179,8 @@ class Standby:
 
     def _backends(self) -> dict[str, dict[str, Any]]:
         """Its memory backends by the name of their RAM block."""
-        entries = self.process.qmp.execute("query-memdev")
-        backends = {str(entry.get("id")): entry for entry in entries}
+        entries = self.process.qmp.records("query-memdev")
+        backends = {entry.string("id", ""): dict(entry.members) for entry in entries}
         return backends | {f"/objects/{name}": entry for name, entry in backends.items()}
 
     def _addresses(self) -> dict[str, int]:
@@ -325,9 +328,7 @@ class Standby:
         qmp = self.process.qmp
         continued = False
         while True:
-            status = str(
-                qmp.execute("query-status", timeout_s=max(0.05, deadline - time.monotonic()))["status"]
-            )
+            status = qmp.record("query-status", timeout_s=max(0.05, deadline - time.monotonic())).string("status")
             if status == "running" or (status not in ("inmigrate", "paused", "finish-migrate", "prelaunch")):
                 return status
             if status in ("paused", "prelaunch") and not continued:
@@ -398,13 +399,12 @@ class Standby:
 
     def _progress(self) -> str:
         try:
-            information: dict[str, Any] = self.process.qmp.execute("query-migrate", timeout_s=0.5)
+            information = self.process.qmp.record("query-migrate", timeout_s=0.5)
+            reason = information.string("error-desc", "")
+            status = information.string("status", "not begun")
         except QmpError:
             return "its monitor does not answer"
-        reason = information.get("error-desc")
-        return f"its migration is {information.get('status', 'not begun')!r}" + (
-            f" ({reason})" if reason else ""
-        )
+        return f"its migration is {status!r}" + (f" ({reason})" if reason else "")
 
 
 _RAMBLOCK = re.compile(

@@ -54,12 +54,12 @@ def survey(path: str) -> QemuFound:
         argv = [path, "-nodefaults", "-display", "none", "-machine", "none", "-S"]
         try:
             with QemuProcess.start(argv, Path(work), timeout_s=10.0) as qemu:
-                entries = qemu.qmp.execute("query-migrate-capabilities")
-                kvm = qemu.qmp.execute("query-kvm")
+                entries = qemu.qmp.records("query-migrate-capabilities")
+                has_kvm = qemu.qmp.record("query-kvm").flag("present", False)
+                capabilities = {entry.string("capability") for entry in entries}
                 version, package = qemu.version, qemu.qmp.package
         except QemuError as error:
             return QemuFound(path, problem=str(error))
-    capabilities = {str(entry["capability"]) for entry in entries}
     quirks = quirks_of(version)
     reasons = {}
     for accelerator in ("kvm", "tcg"):
@@ -76,7 +76,7 @@ def survey(path: str) -> QemuFound:
         package,
         has_colo="x-colo" in capabilities,
         has_ignore_shared="x-ignore-shared" in capabilities,
-        has_kvm=bool(kvm.get("present")),
+        has_kvm=has_kvm,
         primary_kvm=reasons["kvm"],
         primary_tcg=reasons["tcg"],
         facts=tuple(fact.name for fact in quirks.facts),

@@ -12,6 +12,8 @@ import json
 import socket
 from typing import Any
 
+from colo.forked import keep_from_children
+
 READ_BYTES = 1 << 16
 UNREAD_MAX_BYTES = 4 << 20
 """More than this no QEMU leaves behind."""
@@ -25,6 +27,7 @@ class Unread:
 
     def __init__(self, peer: socket.socket) -> None:
         self._socket: socket.socket | None = peer.dup()
+        keep_from_children(self._socket)
 
     def events(self, read_already: bytes) -> list[dict[str, Any]]:
         """The events among the lines of ``read_already`` and of what the socket still holds, in order; then closed.

@@ -6,10 +6,11 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from colo.errors import Interrupted
+from colo.errors import Interrupted, StrangerRefused
 from colo.stream.magic import what_is
+from colo.transport import check_peer
 from colo.wire import FILE_MAGIC, LEASE_MAGIC
 
 PENDING_LIMIT = 4
@@ -28,13 +29,14 @@ def admit(
     prepare: Callable[[socket.socket], None],
     refused: Callable[[str], None] = lambda reason: None,
     lease: Callable[[socket.socket], None] | None = None,
+    allow_uids: Collection[int] = (),
 ) -> socket.socket:
     """Accept connections on ``listener`` until one sends a migration stream's first bytes; the others are closed.
 
     One that sends something else, or nothing within ``handshake_s``, is closed and told to ``refused``; so is the oldest
     silent one when there are :data:`PENDING_LIMIT` and another comes. ``prepare`` sets a new connection's options. One that
-    opens as a lease connection is given to ``lease``, where there is one. Raises Interrupted when ``wake_fd`` becomes
-    readable.
+    opens as a lease connection is given to ``lease``, where there is one. Another user of this machine who is not in
+    ``allow_uids`` is refused. Raises Interrupted when ``wake_fd`` becomes readable.
     """
     waiting: dict[socket.socket, float] = {}
     try:
@@ -70,8 +72,9 @@ def admit(
                         refused("a silent connection made room for a new one")
                     with contextlib.suppress(OSError):
                         sock, _ = listener.accept()
-                        prepare(sock)
-                        waiting[sock] = now + handshake_s
+                        if not is_stranger(sock, allow_uids, refused):
+                            prepare(sock)
+                            waiting[sock] = now + handshake_s
                     continue
                 sock = by_fd[fd]
                 if sock not in waiting:
@@ -87,6 +90,17 @@ def admit(
     finally:
         for sock in waiting:
             sock.close()
+
+
+def is_stranger(sock: socket.socket, allow_uids: Collection[int], refused: Callable[[str], None]) -> bool:
+    """Whether a new connection is another user's of this machine: it is then closed, and ``refused`` told why."""
+    try:
+        check_peer(sock, allow_uids)
+    except StrangerRefused as error:
+        sock.close()
+        refused(f"a connection was refused: {error}")
+        return True
+    return False
 
 
 def _opening(

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from colo.arbiter import Arbiter
 from colo.errors import ArbitrationError
 
 LOOK_S = 0.5
@@ -86,3 +87,12 @@ class ArbiterWatch:
             if text != self._said and not self._over.is_set() and expected == self._expected:
                 self._said = text
                 self._alarm(text)
+
+
+def why_ended(arbiter: Arbiter | None) -> str:
+    """Why the VM was ended on purpose, as far as the arbiter knows; "" where it was not, or it cannot be told."""
+    try:
+        held = arbiter.holder() if arbiter is not None else None
+    except ArbitrationError:
+        return ""
+    return (held.reason or "on purpose") if held is not None and held.closed else ""

@@ -22,9 +22,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from colo import errors
-from colo.errors import ChannelLost, ColoError, Interrupted, Unsupported
+from colo.errors import ChannelLost, ColoError, Interrupted, StorageError, StrangerRefused, Unsupported
+from colo.forked import keep_from_children
+from colo.private import PrivateDirectory
+from colo.transport.peers import peer_uid
+from colo.transport.uri import UNIX_PATH_MAX_BYTES
 
 SOCKET_NAME = "control.sock"
+ADVICE = "a shorter path in a directory of yours may help"
 LINE_LIMIT_BYTES = 4096
 ANSWER_LIMIT_BYTES = 1 << 20
 CLIENT_LIMIT = 16
@@ -45,16 +50,21 @@ class ControlServer:
         """Each with what is held while it is answered."""
         self._clients_lock = threading.Lock()
         self._closed = False
-        _make_way(path)
+        self._directory = _directory_of(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            _make_way(path, self._directory)
             os.fchmod(self._socket.fileno(), 0o600)  # what bind() makes takes it over: at no moment can others open it
-            self._socket.bind(os.fspath(path))
-            path.chmod(0o600)
+            self._socket.bind(self._directory.address(path.name))
+            os.chmod(path.name, 0o600, dir_fd=self._directory.fd)
             self._socket.listen(4)
-        except OSError as error:
+            keep_from_children(self._socket)
+        except BaseException as error:
             self._socket.close()
-            raise Unsupported(f"control socket {path}: {error}; a shorter path in a directory of yours may help") from error
+            self._directory.close()
+            if isinstance(error, OSError):
+                raise Unsupported(f"control socket {path}: {error}; {ADVICE}") from error
+            raise
         threading.Thread(target=self._serve, name="colo-control", daemon=True).start()
 
     def _serve(self) -> None:
@@ -63,6 +73,7 @@ class ControlServer:
                 client, _ = self._socket.accept()
             except OSError:
                 return  # closed
+            keep_from_children(client)
             if not self._slots.acquire(blocking=False):
                 client.close()
                 continue
@@ -116,7 +127,8 @@ class ControlServer:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(StorageError), self._directory:
+            self._directory.unlink(self.path.name)
         with self._clients_lock:
             self._closed = True
             clients = list(self._clients.items())
@@ -138,33 +150,42 @@ class ControlServer:
                     busy.release()
 
 
-def _make_way(path: Path) -> None:
+def _directory_of(path: Path) -> PrivateDirectory:
+    """Where nobody else can put a socket in the place of ours. Raises Unsupported."""
+    if len(os.fsencode(path)) > UNIX_PATH_MAX_BYTES:  # clients have to reach it by its name
+        raise Unsupported(
+            f"control socket {path}: a unix socket's path may have {UNIX_PATH_MAX_BYTES} bytes; {ADVICE}")
+    try:
+        return PrivateDirectory.open(path.parent, make=False, secret=False)
+    except StorageError as error:
+        raise Unsupported(f"control socket {path}: {error}; {ADVICE}") from error
+
+
+def _make_way(path: Path, directory: PrivateDirectory) -> None:
     """Remove what a session that died left at ``path``. Raises Unsupported if it is anything else."""
     try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise Unsupported(f"control socket {path}: {error}") from error
-    if not stat.S_ISSOCK(mode):
-        raise Unsupported(f"control socket {path}: there is a file that is no socket; name another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            pass  # nobody listens
-        except OSError as error:
-            raise Unsupported(f"control socket {path}: {error}; name another path") from error
-        else:
-            raise Unsupported(f"control socket {path}: another session answers there; each needs a path of its own")
-    path.unlink(missing_ok=True)
+        found = directory.stat(path.name)
+        if found is None:
+            return
+        if not stat.S_ISSOCK(found.st_mode):
+            raise Unsupported(f"control socket {path}: there is a file that is no socket; name another path")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(directory.address(path.name))
+            except ConnectionRefusedError:
+                pass  # nobody listens
+            else:
+                raise Unsupported(f"control socket {path}: another session answers there; each needs a path of its own")
+        directory.unlink(path.name)
+    except (OSError, StorageError) as error:
+        raise Unsupported(f"control socket {path}: {error}; name another path") from error
 
 
 class ControlClient:
     """A connection to the session whose control socket is ``path``, for any number of questions.
 
-    Raises ColoError when no session listens there.
+    Raises ColoError when no session listens there, StrangerRefused when it is another user's: only root asks everybody's.
     """
 
     def __init__(self, path: Path, *, timeout_s: float = 10.0) -> None:
@@ -179,6 +200,12 @@ class ControlClient:
         except OSError as error:
             self._socket.close()
             raise ColoError(f"no session answers at {path} ({error}); is the path right, and is it running?") from error
+        uid = peer_uid(self._socket)
+        if os.geteuid() and uid not in (0, os.geteuid()):
+            self._socket.close()
+            raise StrangerRefused(
+                f"what answers at {path} is uid {uid}'s, not yours (uid {os.geteuid()}) nor root's: name your own session's, "
+                "or ask as its user")
         self._stream = self._socket.makefile("rb")
 
     def __enter__(self) -> Self:

@@ -41,11 +41,13 @@ from colo.session.admission import PENDING_LIMIT, admit
 from colo.session.deadlines import Deadlines
 from colo.session.in_process import GuestImage
 from colo.session.initial_stream import InitialStream
+from colo.session.listening import listening
 from colo.session.migration_link import DIGEST_BYTES, HELLO, HELLO_ARBITER, HELLO_COLO
 from colo.session.vm_hold import VmHold
 from colo.session.vm_state import decode_state
 from colo.stream import CommandItem, Configuration, StreamLimits
 from colo.transport import listen, tune
+from colo.wake import Wake
 from colo.wire import TARGET_PAGE_BYTES, Command, ReturnPath
 
 _S = MigrationStatus
@@ -69,6 +71,8 @@ class DestinationConfig:
     limits: StreamLimits = field(default_factory=StreamLimits)
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,8 @@ class MigrationDestination:
     ) -> None:
         self.vm = vm
         self.config = config
-        self._on_event = on_event
+        self._pid = os.getpid()
+        self._on_event = listening(on_event)
         self._status = _S.NONE
         self._error: BaseException | None = None
         self._stopping = False
@@ -114,8 +119,8 @@ class MigrationDestination:
         self._arbiter: Arbiter | None = None
         self._generation = 0
         self._cleanup = contextlib.ExitStack()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._cleanup.callback(os.close, self._wake_fd)
+        self._wake = Wake()
+        self._cleanup.callback(self._wake.close)
         try:
             if config.arbiter != "none":
                 self._arbiter = arbiter_from_uri(config.arbiter, role="secondary")
@@ -156,10 +161,12 @@ class MigrationDestination:
     def stop(self) -> None:
         """End :meth:`run` with Interrupted, unless the VM was taken over already."""
         self._stopping = True
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake.set()
 
     def close(self) -> None:
         """Let go of the socket and the arbiter; :meth:`run` must have ended."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         self._cleanup.close()
 
     def status(self) -> dict[str, Any]:
@@ -198,8 +205,9 @@ class MigrationDestination:
         self._tell("listening", self.address)
         deadlines = self.config.deadlines
         sock = self._sock = admit(
-            self._listener.socket, handshake_s=deadlines.handshake_s, wake_fd=self._wake_fd,
+            self._listener.socket, handshake_s=deadlines.handshake_s, wake_fd=self._wake.fd,
             prepare=lambda s: tune(s, deadlines.message_s), refused=lambda text: self._tell("notice", text),
+            allow_uids=self.config.allow_uids,
         )
         self._began_ns = time.monotonic_ns()
         self._status = _S.NONE
@@ -220,7 +228,7 @@ class MigrationDestination:
     def _take(self, sock: socket.socket) -> Arrival:
         self._call("pause", self.vm.pause)
         deadlines = self.config.deadlines
-        buffer = self._buffer = ReadBuffer(sock.fileno(), wake_fd=self._wake_fd)
+        buffer = self._buffer = ReadBuffer(sock.fileno(), wake_fd=self._wake.fd)
         buffer.set_deadline("handshake", deadlines.handshake_s)
         buffer.set_idle(deadlines.progress_s)
         image = GuestImage(self.vm.memory.blocks)

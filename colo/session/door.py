@@ -6,11 +6,11 @@ import contextlib
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from colo.errors import Interrupted
 from colo.session.admission import admit
-from colo.session.wake import Wake
+from colo.wake import Wake
 
 
 class Door:
@@ -18,7 +18,8 @@ class Door:
     stream.
 
     A stream that comes while one is served is refused, or with ``parks`` (one of them) kept until somebody does.
-    ``bars()`` says why a stream may not be let in just now, or "". ``lease`` gets the lease connections.
+    ``bars()`` says why a stream may not be let in just now, or "". ``lease`` gets the lease connections. ``allow_uids``:
+    see :func:`~colo.session.admission.admit`.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Door:
         lease: Callable[[socket.socket], None] | None = None,
         bars: Callable[[], str] = lambda: "",
         parks: bool = False,
+        allow_uids: Collection[int] = (),
     ) -> None:
         self._listener = listener
         self._handshake_s = handshake_s
@@ -39,6 +41,7 @@ class Door:
         self._lease = lease
         self._bars = bars
         self._parks = parks
+        self._allow_uids = allow_uids
         self._lock = threading.Lock()
         self._open = True
         """From the beginning, and from each :meth:`wait` on, until one is let in."""
@@ -52,7 +55,7 @@ class Door:
             try:
                 sock = admit(
                     self._listener, handshake_s=self._handshake_s, wake_fd=self._stop.fd, prepare=self._prepare,
-                    refused=self._refused, lease=self._lease)
+                    refused=self._refused, lease=self._lease, allow_uids=self._allow_uids)
             except (Interrupted, OSError, ValueError):
                 return  # closed
             self._let_in(sock)

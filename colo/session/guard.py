@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ LATE_NS = 40_000_000
 """So late a fence may be with stopping the VM before the guard does."""
 LOOK_S = 0.01
 """How often the guard looks whether it is."""
+SILENT_LEFT = 0.55
+"""A fence is asked whether it is there when no more than this is left of a lease: a quarter brings a promise."""
+ASK_SHARE = 16
+"""And has this part of a lease (1/16) to answer."""
+NEW_SHARE = 4
+"""A new one has this part of a lease (1/4) to have a promise."""
 SAY_S = 0.025
 """A fence that does not say within this that all is well is not waited for."""
 
@@ -40,13 +46,15 @@ class Guard:
     """``tell`` hears what people should know. One thread calls the methods; :attr:`status` changes on the fence's own."""
 
     def __init__(
-        self, qemu: Qemu, directory: Path, to: str, *, insecure: bool, watchdog: str, tell: Callable[[str], None],
+        self, qemu: Qemu, directory: Path, to: str, *, insecure: bool, allow_uids: Collection[int] = (),
+        watchdog: str, tell: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
         self.qemu = qemu
         self.directory = directory
         self.to = to
         self.insecure = insecure
+        self.allow_uids = allow_uids
         self.watchdog = watchdog
         self.status: FenceStatus | None = None
         self.notice = ""
@@ -55,6 +63,7 @@ class Guard:
         self._wake = wake
         self._fence: FenceHandle | None = None
         self._lost = threading.Event()
+        self._asked_s = self._replaced_s = 0.0
         self._meeting = Meeting()
         self._welcome = Welcome()
         self._stopped_here = threading.Event()
@@ -75,7 +84,7 @@ class Guard:
 
     def reach(self) -> socket.socket:
         """A connection to the secondary, to :meth:`meet` it over. Raises ChannelError when it cannot be reached."""
-        return connect(self.to, MEET_S, insecure=self.insecure)
+        return connect(self.to, MEET_S, insecure=self.insecure, allow_uids=self.allow_uids)
 
     def meet(self, sock: socket.socket, meeting: Meeting) -> Welcome:
         """Meet the secondary. Raises ProtocolError when it refuses, ChannelError when it does not answer."""
@@ -127,18 +136,33 @@ class Guard:
             self._welcome = Welcome(token=str(self._notes.get("token", "")), lease_ms=float(self._notes.get("lease_ms", 0)))
         self.status = self._fence.lease(
             self._peer, token=self._welcome.token, generation=self._meeting.generation, lease_ms=self._welcome.lease_ms,
-            notes=self._notes, end_ns=end_ns)
+            notes=self._notes, end_ns=end_ns, allow_uids=self.allow_uids)
 
     # -- while it lasts
 
     def tend(self) -> None:
         """See to fence and connection; to be called many times a second. Raises Unsupported when no fence can be had."""
+        self._ask_silent_fence()
         if self._holds and self._lost.is_set():
             self._replace()
         if self._stopped_here.is_set() and self.status is not None and self.status.state == FenceState.LEASED.name:
             self._ask_why()
         if self._holds and self.status is not None:
             self._heard(self.status.notice)
+
+    def _ask_silent_fence(self) -> None:
+        """A fence that is frozen renews nothing, and the VM would lose its secondary with it."""
+        left_ms = self.left_ms
+        if left_ms is None or self._fence is None or not self.state_is(FenceState.LEASED) or self._lost.is_set():
+            return
+        answer_s = self.lease_ms / ASK_SHARE / 1000
+        if left_ms > self.lease_ms * SILENT_LEFT or time.monotonic() < self._asked_s + answer_s:
+            return
+        try:
+            self.status = self._fence.status(answer_s)
+        except (FenceLost, Unsupported):
+            self._lost.set()
+        self._asked_s = time.monotonic()
 
     @property
     def generation(self) -> int:
@@ -152,6 +176,14 @@ class Guard:
         if not self._holds or status is None or not status.lease_end_ns or status.state not in ("LEASED", "OVER"):
             return None
         return max(0.0, (status.lease_end_ns - now_ns()) / 1e6)
+
+    @property
+    def silent_ms(self) -> float | None:
+        """For how long the secondary has promised nothing, where that says something of it: the fence is not a new one."""
+        left_ms = self.left_ms
+        if left_ms is None or time.monotonic() < self._replaced_s + self.lease_ms / NEW_SHARE / 1000:
+            return None
+        return self.lease_ms - left_ms
 
     @property
     def lease_ms(self) -> float:
@@ -186,8 +218,9 @@ class Guard:
         if not self.qemu.alive():
             self._lost.clear()
             return
-        self._tell("the fence beside QEMU is gone; another is started")
+        self._tell("the fence beside QEMU is gone, or does not answer; another is started")
         self._fence = FenceHandle.start(self.qemu.pid, self.directory, self._changed)
+        self._replaced_s = time.monotonic()
         self._lost.clear()
         self._lease(status.lease_end_ns if status is not None and status.lease_end_ns else 1)
 

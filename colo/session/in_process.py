@@ -36,18 +36,21 @@ from colo.memory import BlockImage
 from colo.protocol import Failover, FailoverEvent, FailoverStatus, Mode
 from colo.protocol.lease import LEASE_MS
 from colo.session.admission import PENDING_LIMIT
+from colo.session.arbiter_watch import why_ended
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.control import ControlServer
 from colo.session.deadlines import Deadlines
 from colo.session.door import Door
 from colo.session.follower import Follower, explain
 from colo.session.heat import DirtyHeat
+from colo.session.listening import listening
 from colo.session.statistics import CheckpointStatistics
 from colo.session.vm_hold import VmHold
 from colo.session.vm_state import decode_state
 from colo.stream import StreamLimits
 from colo.stream.ram import block_differences
 from colo.transport import listen, tune
+from colo.wake import Wake
 
 
 class GuestImage(BlockImage):
@@ -102,6 +105,8 @@ class InProcessConfig:
     limits: StreamLimits = field(default_factory=StreamLimits)
     mode: Mode = Mode.EARLY
     insecure: bool = False
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may connect."""
     heat_map: bool = False
     """Count the pages of each checkpoint by place (:attr:`InProcessSecondary.heat`)."""
     control: str | None = None
@@ -150,12 +155,13 @@ class InProcessSecondary:
     ) -> None:
         self.vm = vm
         self.config = config
+        self._pid = os.getpid()
         self.statistics = CheckpointStatistics()
         self.heat = DirtyHeat() if config.heat_map else None
         self.failover = Failover()
         self.state = "starting"
         self.report: InProcessTakeover | None = None
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._own = tuple(vm.memory.blocks)
         self._spare: tuple[GuestBlock, ...] | None = None
         self._held: _Held | None = None
@@ -166,8 +172,8 @@ class InProcessSecondary:
         self._stopping = False
         self._result: Future[InProcessTakeover] = Future()
         self._cleanup = contextlib.ExitStack()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._cleanup.callback(os.close, self._wake_fd)
+        self._wake = Wake()
+        self._cleanup.callback(self._wake.close)
         try:
             self._arbiter = arbiter_from_uri(config.arbiter, role="secondary", vm=config.vm)
             self._cleanup.callback(self._arbiter.close)
@@ -178,12 +184,12 @@ class InProcessSecondary:
             self.promises = Promises(
                 config.lease_ms, required=config.lease_ms > 0, arbiter=self._arbiter,
                 checkpoint=lambda: self.committed.number if self.committed else None,
-                tell=lambda text: self._tell("notice", text), wake=lambda: os.eventfd_write(self._wake_fd, 1))
+                tell=lambda text: self._tell("notice", text), wake=self._wake.set)
             self._cleanup.callback(self.promises.close)
             self._door = Door(
                 self._listener.socket, handshake_s=config.deadlines.handshake_s,
                 prepare=lambda s: tune(s, config.deadlines.message_s), refused=lambda text: self._tell("notice", text),
-                lease=self.promises.take, bars=self.promises.bars, parks=True)
+                lease=self.promises.take, bars=self.promises.bars, parks=True, allow_uids=config.allow_uids)
             self._cleanup.callback(self._door.close)
             if config.control is not None:
                 control = ControlServer(Path(config.control), {
@@ -245,17 +251,19 @@ class InProcessSecondary:
     def stop(self) -> None:
         """End :meth:`run` with Interrupted."""
         self._stopping = True
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake.set()
 
     def close(self) -> None:
         """Let go of sockets and arbiter; :meth:`run` must have ended."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         if not self._result.done():
             self._result.cancel()
         self._cleanup.close()
 
     def _ask(self, reason: str) -> None:
         self._requested = self._requested or reason
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake.set()
 
     def run(self) -> InProcessTakeover:
         """Follow a primary; returns when the VM was taken over.
@@ -274,7 +282,7 @@ class InProcessSecondary:
         hold = VmHold(self.vm)
         hold.take()
         try:
-            report = self._run()
+            report = self._run_unless_ended()
         except BaseException as error:
             self.state = "failed"
             if not self._result.done():
@@ -285,6 +293,15 @@ class InProcessSecondary:
             hold.release()
         self._result.set_result(report)
         return report
+
+    def _run_unless_ended(self) -> InProcessTakeover:
+        """A generation that is over may be so because the VM was ended: whoever ended it may not have been heard yet."""
+        try:
+            return self._run()
+        except ArbitrationLost as lost:
+            if not (why := why_ended(self._arbiter)):
+                raise
+            raise VmEnded(f"the VM was ended at the primary ({why}): nothing is to be taken over") from lost
 
     def _run(self) -> InProcessTakeover:
         self._tell("listening", self.address)
@@ -297,7 +314,7 @@ class InProcessSecondary:
                 timer.daemon = True
                 timer.start()
             try:
-                sock = self._door.wait(self._wake_fd)
+                sock = self._door.wait(self._wake.fd)
             except Interrupted:
                 if not self._woken():
                     continue
@@ -327,8 +344,7 @@ class InProcessSecondary:
 
     def _woken(self) -> bool:
         """Whether a takeover is wanted. Raises Interrupted, VmEnded, ArbitrationLost."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
+        self._wake.clear()
         if self._stopping:
             raise Interrupted("the session was asked to stop")
         if self._held is None:
@@ -367,7 +383,7 @@ class InProcessSecondary:
 
         follower = Follower(
             sock, image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
-            wake_fd=self._wake_fd, on_commit=on_commit,
+            wake_fd=self._wake.fd, on_commit=on_commit,
         )
         follower.heat = self.heat
         self._following = follower, image
@@ -377,8 +393,7 @@ class InProcessSecondary:
         except Interrupted:
             noticed_ns = time.monotonic_ns()
             reason = self._requested or ("stopped" if self._stopping else self.promises.lapsed or "the primary ended it")
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake_fd)
+            self._wake.clear()
             if self._by_request and not self._stopping and self.committed is not None:
                 self._arbitrate(reason)  # before the primary can notice: it would claim too
             follower.abandon()

@@ -25,6 +25,7 @@ from colo.arbiter import Arbiter, arbiter_from_uri
 from colo.errors import AddressError, ArbitrationError, ArbitrationLost, ChannelError, ColoError, Interrupted, VmError
 from colo.protocol.migration import STATUSES, MigrationStatus, next_status
 from colo.session.convergence import AutoConverge
+from colo.session.listening import listening
 from colo.session.migration_config import MigrationConfig, MigrationOutcome, VmPlace
 from colo.session.migration_link import HELLO_ARBITER, MigrationLink
 from colo.session.migration_pages import MigrationPages
@@ -37,6 +38,7 @@ from colo.session.vm_state import StateForm, describe
 from colo.session.vm_watch import VmWatch
 from colo.stream.writer import end_of_stream
 from colo.transport import check_plaintext, connect
+from colo.wake import Wake
 
 KEEP_ALIVE_S = 1.0
 CONNECT_RETRY_S = 0.05
@@ -61,6 +63,7 @@ class Migration:
     ) -> None:
         self.vm = vm
         self.config = config
+        self._pid = os.getpid()
         self.progress = MigrationProgress()
         self.place = VmPlace.HERE
         check_plaintext(config.to, insecure=config.insecure)
@@ -74,7 +77,7 @@ class Migration:
             initial_percent=config.throttle_initial_percent, increment_percent=config.throttle_increment_percent,
             max_percent=config.throttle_max_percent,
         ) if config.auto_converge else None
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._pages = MigrationPages(vm.memory, tracker=config.tracker, xbzrle=config.xbzrle)
         self._form = StateForm(config.limits, sections=config.sections)
         self._arbiter: Arbiter | None = None
@@ -88,7 +91,7 @@ class Migration:
         self._status = _S.NONE
         self._error: BaseException | None = None
         self._lock = threading.Lock()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = Wake()
         self._cancelled: str | None = None
         self._handed_out = False
         """The stream's last word is (being) sent: the destination may run from now on, and nothing can be cancelled."""
@@ -159,7 +162,7 @@ class Migration:
         with self._lock:
             if not self._result.done() and not self._handed_out:
                 self._cancelled = self._cancelled or reason
-                os.eventfd_write(self._wake_fd, 1)
+                self._wake.set()
         return self.wait(timeout_s)
 
     def continue_(self) -> None:
@@ -185,6 +188,8 @@ class Migration:
 
     def close(self) -> None:
         """:meth:`cancel` if it runs, and let go of everything. The VM stays where it is, also undecided."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         if self._thread is not None:
             self._giving_up = True
             with contextlib.suppress(ColoError, TimeoutError):
@@ -196,10 +201,7 @@ class Migration:
         self._pages.stop()
         if self._arbiter is not None:
             self._arbiter.close()
-        with self._lock:
-            if self._wake_fd >= 0:
-                os.close(self._wake_fd)
-                self._wake_fd = -1
+        self._wake.close()
 
     def status(self) -> dict[str, Any]:
         """As QEMU's ``query-migrate``: the same keys and names of statuses; beside them ``eta-ms`` and ``vm``."""
@@ -261,7 +263,8 @@ class Migration:
                 raise Interrupted("the migration was cancelled from this side")
             try:
                 sock = connect(
-                    self.config.to, max(0.05, min(1.0, until - time.monotonic())), insecure=self.config.insecure)
+                    self.config.to, max(0.05, min(1.0, until - time.monotonic())), insecure=self.config.insecure,
+                    allow_uids=self.config.allow_uids)
             except ChannelError as error:
                 if isinstance(error, AddressError) or time.monotonic() >= until:
                     raise
@@ -269,7 +272,7 @@ class Migration:
                 continue
             return MigrationLink(
                 sock, self._pages, self._pacer, self.progress, deadlines=self.config.deadlines,
-                return_path=self.config.return_path, wake_fd=self._wake_fd)
+                return_path=self.config.return_path, wake_fd=self._wake.fd)
 
     # -- the switchover
 

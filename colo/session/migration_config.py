@@ -49,6 +49,8 @@ class MigrationConfig:
     connect_s: float = 10.0
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may listen there."""
 
 
 class VmPlace(Enum):

@@ -32,6 +32,7 @@ from colo.lease.meeting import Meeting
 from colo.lease.vm_lease import VmLease
 from colo.protocol import Event, State
 from colo.session.checkpoint_requests import CheckpointRequests
+from colo.session.listening import listening
 from colo.session.outbox import Outbox
 from colo.session.pace import Pace
 from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
@@ -43,8 +44,8 @@ from colo.session.vm_handle import VmHandle
 from colo.session.vm_hold import VmHold
 from colo.session.vm_state import StateForm
 from colo.session.vm_watch import VmWatch
-from colo.session.wake import Wake
 from colo.transport import abort, check_plaintext, connect
+from colo.wake import Wake
 
 GENERATION_S = 0.2
 """How often the generation is looked at; a takeover is noticed, and this VM stopped, within this time."""
@@ -94,13 +95,14 @@ class Primary:
     ) -> None:
         self.vm = vm
         self.config = config
+        self._pid = os.getpid()
         self.outbox = outbox
         self.state = "new"
         self.statistics = PrimaryStatistics()
         check_plaintext(config.to, insecure=config.insecure)
         self._pace = Pace(
             config.interval_ms, target_pause_ms=config.target_pause_ms, link_share=config.link_share)
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm)
         self.generation = self._arbiter.current()
         self._lease: VmLease | None = None
@@ -172,6 +174,8 @@ class Primary:
 
     def close(self) -> None:
         """:meth:`stop` if it runs, and let go of everything."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         if self._thread is not None:
             with contextlib.suppress(ColoError, TimeoutError):
                 self.stop()
@@ -220,6 +224,8 @@ class Primary:
             self._hold.release()
 
     def _finish(self, how: PrimaryOutcome | BaseException) -> None:
+        if self._lease is not None and isinstance(how, PrimaryOutcome):
+            self._lease.release_witness()  # after an error, this process's end may be what the secondary waits for
         with self._lock:
             first = not self._result.done()
             if first and isinstance(how, PrimaryOutcome):
@@ -309,7 +315,8 @@ class Primary:
         self._leased_generation = self.generation
         self._lease = VmLease(
             peer, token=connection.welcome.token, generation=self.generation, lease_ms=connection.welcome.lease_ms,
-            stop=self._handle.lease_over, go_on=self._handle.leased, changed=self._lease_changed)
+            stop=self._handle.lease_over, go_on=self._handle.leased, changed=self._lease_changed, witness=self.config.fence,
+            allow_uids=self.config.allow_uids, tell=lambda text: self._tell("notice", text))
         if not self._lease.wait_leased(LEASED_S):
             self._drop_lease()
             raise ChannelLost(f"the secondary promised nothing within {LEASED_S:g} s; see what it says itself")
@@ -348,7 +355,8 @@ class Primary:
         while True:
             left = 1.0 if until is None else max(0.05, min(1.0, until - time.monotonic()))
             try:
-                return connect(self.config.to, left, insecure=self.config.insecure)
+                return connect(
+                    self.config.to, left, insecure=self.config.insecure, allow_uids=self.config.allow_uids)
             except ChannelError:
                 if until is not None and time.monotonic() >= until:
                     raise

@@ -28,6 +28,9 @@ class PrimaryConfig:
     lease_ms: float = LEASE_MS
     """Between two colo ends: the VM runs only while the secondary has promised, for so long, not to run it. 0: no lease;
     towards a QEMU none can be had, and the arbiter must be one that fences (``exec:``), or ``none``."""
+    fence: bool = True
+    """With a lease: a small process beside this one tells the secondary at once when this one is killed, so that it need not
+    wait for the lease's end. False where other processes execute the VM too, as this one's end does not prove theirs."""
     interval_ms: float = 100.0
     """From the begin of one checkpoint to that of the next; 0: one after the other. With a target pause, the most."""
     target_pause_ms: float | None = None
@@ -70,6 +73,8 @@ class PrimaryConfig:
     """Running alone, go on trying to reach a (new) secondary."""
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may listen there."""
     control: str | None = None
     """Path of a control socket (mode 0600) that answers ``status``, ``checkpoint`` and ``stop``; see `colo status`."""
 

@@ -25,8 +25,9 @@ from colo.qemu.qmp import QmpError
 from colo.session.control import ControlServer
 from colo.session.guard import Guard
 from colo.session.guard_place import GuardCard, GuardPlace
+from colo.session.listening import listening
 from colo.session.protector_config import Ending, ProtectorConfig, ProtectorReport
-from colo.transport import check_plaintext
+from colo.transport import check_listening, check_plaintext
 
 __all__ = ["Ending", "Protector", "ProtectorConfig", "ProtectorReport"]
 
@@ -63,8 +64,10 @@ class Protector:
         self, config: ProtectorConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None
     ) -> None:
         self.config = config
+        self._pid = os.getpid()
         self.state = "starting"
-        self._on_event = on_event
+        self._on_event = listening(on_event)
+        self._over = False
         self._leave: str | None = None
         self._end: str | None = None
         self._stir = threading.Event()
@@ -73,6 +76,7 @@ class Protector:
         self._control: ControlServer | None = None
         self._guard: Guard | None = None
         check_plaintext(config.to, insecure=config.insecure)
+        check_listening(config.to, config.allow_uids)
         self.primary = QemuPrimary.attach(config.qmp)
         self._endings = EndingWatch(self.primary.qemu, on_ending=lambda ending: self._stir.set())
         self._actions: EndingActions | None = None
@@ -81,7 +85,8 @@ class Protector:
             self._vm = config.vm or self.primary.qemu.name
             if config.init_arbiter:
                 init_arbiter(config.arbiter, vm=self._vm or f"qemu-{self.primary.qemu.pid}", uuid=self.primary.uuid)
-            self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm)
+            self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm, uuid=self.primary.uuid)
+            self._arbiter.know_vm(vm=self._vm)  # as -name has it: the arbiter's own name for it may be another
             self._generation = self._arbiter.current()
             self._claim_token = ""
             self._take_place()
@@ -101,13 +106,13 @@ class Protector:
             return
         self._place = GuardPlace(qemu.pid)
         self._guard = Guard(
-            qemu, self._place.path, self.config.to, insecure=self.config.insecure, watchdog=self.config.watchdog,
+            qemu, self._place.path, self.config.to, insecure=self.config.insecure,
+            allow_uids=self.config.allow_uids, watchdog=self.config.watchdog,
             tell=lambda text: self._tell("notice", text), wake=self._stir.set)
         self._control = ControlServer(self._place.control, {
             "status": self.status, "unprotect": self._unprotect_command, "stop": self._stop_command})
-        identity = self._arbiter.identity
         self._place.say(GuardCard(
-            self._vm or (identity.vm if identity is not None else ""), qemu.pid, os.path.abspath(os.fspath(self.config.qmp)),
+            self._known_as, qemu.pid, os.path.abspath(os.fspath(self.config.qmp)),
             self.config.to, os.getpid()))
 
     def __enter__(self) -> Self:
@@ -118,6 +123,8 @@ class Protector:
 
     def close(self) -> None:
         """Close the monitor's connection; QEMU lives on, under its fence if it is protected or undecided."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         if self._control is not None:
             self._control.close()
         self._endings.close()
@@ -166,8 +173,8 @@ class Protector:
         fence = guard.status if guard is not None else None
         return {
             "state": self.state,
-            "over": self.state in {ending.name.lower() for ending in Ending},
-            "vm": self._vm,
+            "over": self._over,
+            "vm": self._known_as,
             "pid": self.primary.qemu.pid,
             "to": self.config.to,
             "checkpoints": self.checkpoints,
@@ -205,6 +212,7 @@ class Protector:
             self._tell("alone", report)
             report = self._protect_again(report)
         self.state = report.ending.name.lower()
+        self._over = True
         self._tell("ended", report)
         return report
 
@@ -250,11 +258,17 @@ class Protector:
             claimed = take_first(self._arbiter, self._runner, reason="protect")
             self._generation, self._claim_token = claimed.generation, claimed.token
         meeting = Meeting(
-            vm=self._vm or (identity.vm if identity is not None else ""), uuid=self.primary.uuid,
+            vm=self._known_as, uuid=self.primary.uuid,
             arbiter_id=identity.id if identity is not None else "", generation=self._generation,
             claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who)
         guard.meet(sock, meeting)
         guard.hold(notes={"to": self.config.to, "arbiter": self.config.arbiter, "vm": self._vm})
+
+    @property
+    def _known_as(self) -> str:
+        """The VM's name: as it was given, as its arbiter has it, or as QEMU does."""
+        identity = self._arbiter.identity
+        return self.config.vm or (identity.vm if identity is not None else "") or self._vm
 
     @property
     def _who(self) -> str:
@@ -283,6 +297,9 @@ class Protector:
                     "give these, or end that protection first (`colo unprotect`)")
             self._tell("notice", f"this VM's fence (pid {found.fence_pid}) is here: protection goes on where the guard "
                                  "left it")
+            if (won := self._won_before()) is not None:
+                return self._run_alone(won, "the guard before this one had won the VM for this side", Ending.ALONE,
+                                       time.monotonic())
             if found.state in ("OVER", "STANDS"):
                 return self._stands_still(found.reason)
         elif self.primary.migration_status() == "colo":
@@ -316,7 +333,7 @@ class Protector:
             return None
         assert self._runner is not None
         held = self._arbiter.holder()
-        may_protect(held, self._runner, uri=self.config.arbiter, vm=self._vm)
+        may_protect(held, self._runner, uri=self.config.arbiter, vm=self._known_as)
         return held if held.runner == self._runner else None
 
     def _meet_again(self) -> None:
@@ -324,7 +341,7 @@ class Protector:
         identity = self._arbiter.identity
         assert identity is not None
         welcome = self._guard.meet(self._guard.reach(), Meeting(
-            vm=self._vm or identity.vm, uuid=self.primary.uuid, arbiter_id=identity.id, generation=self._generation,
+            vm=self._known_as, uuid=self.primary.uuid, arbiter_id=identity.id, generation=self._generation,
             claim_token=self._claim_token, lease_ms=self.config.lease_ms, who=self._who))
         if not welcome.following:
             raise QemuError("it does not follow this VM any more")
@@ -414,9 +431,9 @@ class Protector:
             return "the secondary lost this primary, and wants to take over"
         if guard.state_is(FenceState.STANDS):
             return status.reason
-        left_ms = guard.left_ms
-        if left_ms is not None and left_ms < guard.lease_ms / LEASE_SHARE and guard.lease_ms:
-            return f"the secondary has promised nothing for {guard.lease_ms - left_ms:.0f} ms"
+        silent_ms = guard.silent_ms
+        if silent_ms is not None and guard.lease_ms and silent_ms > guard.lease_ms * (1 - 1 / LEASE_SHARE):
+            return f"the secondary has promised nothing for {silent_ms:.0f} ms"
         return None
 
     def _hung(self, still_ms: float, *, stopped: bool) -> str | None:
@@ -454,7 +471,7 @@ class Protector:
         told = False
         while True:
             try:
-                claim = self._arbiter.claim(self._generation, reason=reason, runner=self._runner)
+                generation = self._claim(reason)
                 break
             except ArbitrationLost as error:
                 return self._lost(f"{reason}; {error}")
@@ -470,7 +487,27 @@ class Protector:
                     raise ArbitrationError(
                         f"{error}. Its fence keeps the VM as the lease allows (stopped, once that is over): `colo protect` "
                         "again settles it when the arbiter answers") from error
-        return self._run_alone(claim.generation, reason, won, noticed)
+        return self._run_alone(generation, reason, won, noticed)
+
+    def _claim(self, reason: str) -> int:
+        """The generation that is won. Raises ArbitrationLost, ArbitrationError."""
+        try:
+            return self._arbiter.claim(self._generation, reason=reason, runner=self._runner).generation
+        except ArbitrationLost:
+            if (won := self._won_before()) is None:
+                raise
+            return won
+
+    def _won_before(self) -> int | None:
+        """The newer generation that a guard before this one won for this very QEMU, and ended before it could say so."""
+        if self._runner is None or self._arbiter.identity is None:
+            return None
+        try:
+            held = self._arbiter.holder()
+        except ArbitrationError:
+            return None  # it cannot be told just now: whoever has to know asks again
+        mine = held.generation > self._generation and held.runner == self._runner and not held.closed
+        return held.generation if mine else None
 
     def _run_alone(self, generation: int, reason: str, won: Ending, noticed: float) -> ProtectorReport:
         self._generation = generation
@@ -578,10 +615,10 @@ class Protector:
             self._stir.clear()
         self._tell("notice", "the other side does not take the VM: it is claimed for this one, as it is")
         try:
-            claim = self._arbiter.claim(self._generation, reason=reason, runner=self._runner)
+            generation = self._claim(reason)
         except ArbitrationLost as error:
             return self._lost(f"{reason}; {error}")
-        return self._run_alone(claim.generation, reason, Ending.ALONE, time.monotonic())
+        return self._run_alone(generation, reason, Ending.ALONE, time.monotonic())
 
     def _process_gone(self) -> ProtectorReport:
         return self._ending(self._endings.verdict())
@@ -595,9 +632,9 @@ class Protector:
         text = how.text if how is not None else "its process ended"
         self.state = "ending"
         if how is not None and how.outcome(self.config.on_crash) is Follows.ENDS:
-            self._close_generation(text)
             if self._guard is not None:
-                self._guard.ended(text)
+                self._guard.ended(text)  # first: whoever finds the generation closed should know why
+            self._close_generation(text)
             self._endings.wait_gone(END_S)
             return self._report(Ending.ENDED, text)
         self._endings.wait_gone(MOVE_S)

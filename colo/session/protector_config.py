@@ -42,6 +42,8 @@ class ProtectorConfig:
     """A watchdog device (``/dev/watchdog``) that resets this machine when the fence cannot say any more that all is well."""
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may listen there."""
 
     def __post_init__(self) -> None:
         if not self.arbiter:

@@ -35,7 +35,7 @@ from colo.memory import Phase, RamImage, SessionFacts
 from colo.protocol import Failover, FailoverEvent
 from colo.qemu.standby import Standby
 from colo.session.admission import PENDING_LIMIT
-from colo.session.arbiter_watch import ArbiterWatch, GenerationLook
+from colo.session.arbiter_watch import ArbiterWatch, GenerationLook, why_ended
 from colo.session.checkpoint import CheckpointReport, Committed
 from colo.session.compose import compose
 from colo.session.control import SOCKET_NAME, ControlServer
@@ -58,11 +58,13 @@ from colo.session.kept import (
     state_of,
 )
 from colo.session.left_running import finish_what_began
+from colo.session.listening import listening
 from colo.session.secondary_config import SecondaryConfig
 from colo.session.statistics import CheckpointStatistics
 from colo.session.takeover import TakeoverReport
 from colo.stream import Configuration, RamBlockInfo
 from colo.transport import abort, listen, tune
+from colo.wake import Wake
 
 __all__ = ["Secondary", "SecondaryConfig"]
 
@@ -105,15 +107,16 @@ class Secondary:
         self, config: SecondaryConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None
     ) -> None:
         self.config = config
+        self._pid = os.getpid()
         self.statistics = CheckpointStatistics()
         self.heat = DirtyHeat() if config.heat_map else None
         self.failover = Failover()
         self.state = "starting"
         self.report: TakeoverReport | None = None
-        self._on_event = on_event
+        self._on_event = listening(on_event)
         self._cleanup = contextlib.ExitStack()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._cleanup.callback(os.close, self._wake_fd)
+        self._wake = Wake()
+        self._cleanup.callback(self._wake.close)
         self._requested: str | None = None
         self._stopping = False
         self._result: Future[TakeoverReport] = Future()
@@ -176,7 +179,7 @@ class Secondary:
             lease_ms = max(lease_ms, self.image.kept.description.session.lease_ms)  # what was promised then holds
         self.promises = Promises(
             lease_ms, required=config.standby is not None and config.lease_ms > 0, arbiter=self._arbiter,
-            checkpoint=self._committed_number, tell=lambda text: self._tell("notice", text), wake=self._wake,
+            checkpoint=self._committed_number, tell=lambda text: self._tell("notice", text), wake=self._wake.set,
             forgotten=self.recovered)
         self._cleanup.callback(self.promises.close)
         if config.standby is not None and not config.lease_ms:
@@ -189,7 +192,8 @@ class Secondary:
             self._door = Door(
                 self._listener.socket, handshake_s=config.deadlines.handshake_s,
                 prepare=lambda s: tune(s, config.deadlines.message_s),
-                refused=lambda reason: self._tell("notice", reason), lease=self.promises.take, bars=self.promises.bars)
+                refused=lambda reason: self._tell("notice", reason), lease=self.promises.take, bars=self.promises.bars,
+                allow_uids=config.allow_uids)
             self._cleanup.callback(self._door.close)
         control = ControlServer(
             Path(config.ram_dir) / SOCKET_NAME, {
@@ -251,6 +255,8 @@ class Secondary:
     def close(self) -> None:
         """End the session: connection, stand-by (unless it took over) and sockets. A committed checkpoint stays where it is,
         unless its VM runs here."""
+        if os.getpid() != self._pid:
+            return  # in a forked child: all of it is its parent's
         self._stopping = True
         if self._follower is not None:
             if self.report is None:
@@ -274,16 +280,13 @@ class Secondary:
             raise StandbyError("this session has no stand-by: give --standby with the primary's command line")
         if self._requested is None:
             self._requested = reason
-        self._wake()
+        self._wake.set()
         return self._result
 
     def stop(self) -> None:
         """End :meth:`run` with Interrupted."""
         self._stopping = True
-        self._wake()
-
-    def _wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake.set()
 
     def _failover_command(self) -> dict[str, Any]:
         return self.request_failover().result(self.config.takeover_s + 10).as_dict()
@@ -325,7 +328,7 @@ class Secondary:
         with the failure.
         """
         try:
-            report = self._run()
+            report = self._run_unless_ended()
         except BaseException as error:
             self.state = "failed"
             if not self._result.done():
@@ -334,6 +337,16 @@ class Secondary:
             raise
         self._result.set_result(report)
         return report
+
+    def _run_unless_ended(self) -> TakeoverReport:
+        """A generation that is over may be so because the VM was ended: whoever ended it may not have been heard yet."""
+        try:
+            return self._run()
+        except ArbitrationLost as lost:
+            if not (why := why_ended(self._arbiter)):
+                raise
+            self.image.remove_files()
+            raise VmEnded(f"the VM was ended at the primary ({why}): nothing is to be taken over") from lost
 
     def _run(self) -> TakeoverReport:
         if self.address:
@@ -446,7 +459,7 @@ class Secondary:
             self.state = "holding"
             if self._arbiter is not None and not self._lost_to:
                 assert self._generation is not None
-                look = GenerationLook(self._arbiter, self._generation, self._wake)
+                look = GenerationLook(self._arbiter, self._generation, self._wake.set)
             if retry_s is not None:
                 timers.append(self._be_eager(retry_s, "another try"))
             elif self.recovered and not self._eager and self._returns_are_awaited():
@@ -464,7 +477,7 @@ class Secondary:
                 try:
                     sock = self._next_connection(look)
                 except Interrupted:
-                    self._clear_wake()
+                    self._wake.clear()
                     if self._stopping:
                         raise unless from None
                     continue  # a request, or what the primary's side said
@@ -483,7 +496,7 @@ class Secondary:
             if self._lost_to:
                 return
             self._eager = reason
-            self._wake()
+            self._wake.set()
 
         timer = threading.Timer(after_s, now)
         timer.daemon = True
@@ -500,9 +513,9 @@ class Secondary:
 
     def _next_connection(self, look: GenerationLook | None) -> socket.socket:
         if self._door is not None:
-            return self._door.wait(self._wake_fd)
+            return self._door.wait(self._wake.fd)
         poller = select.poll()
-        poller.register(self._wake_fd, select.POLLIN)
+        poller.register(self._wake.fd, select.POLLIN)
         poller.poll()
         raise Interrupted("woken")
 
@@ -537,7 +550,7 @@ class Secondary:
         self._tell("connected")
         follower = self._follower = Follower(
             sock, self.image, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
-            wake_fd=self._wake_fd, on_announced=self._announced, on_commit=self._committed,
+            wake_fd=self._wake.fd, on_announced=self._announced, on_commit=self._committed,
         )
         follower.heat = self.heat
         loss = self._follow(follower)
@@ -662,7 +675,7 @@ class Secondary:
             raise AssertionError("a connection ends with an error that says how")
         except Interrupted:
             noticed_ns = time.monotonic_ns()
-            self._clear_wake()
+            self._wake.clear()
             if self._requested is None or self._stopping or follower.committed is None:
                 self._cut(follower)
             # Else the connection lives until the takeover has claimed the VM: a primary that saw it go would claim too.
@@ -688,10 +701,6 @@ class Secondary:
         follower.abandon()
         if follower.sock is not None:
             abort(follower.sock)
-
-    def _clear_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
 
     def _look_at_generation(self) -> None:
         assert self._arbiter is not None and self._generation is not None
@@ -812,6 +821,7 @@ class Secondary:
         if self._lost_to and self._requested is not None and (holder := self._arbiter.holder()).free:
             # The user has released who held it: a word that this copy may run, older as it is.
             self._generation = holder.generation
+        self._arbiter.know_vm(vm=standby.vm_name, uuid=standby.vm_uuid)
         self._generation = claim(
             self._arbiter, self._generation, reason=reason, runner=Runner.of(standby.process.pid),
             on_undecided=self._undecided, stopping=lambda: self._stopping)

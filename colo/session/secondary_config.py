@@ -43,6 +43,8 @@ class SecondaryConfig:
     mode: Mode = Mode.EARLY
     insecure: bool = False
     """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may connect."""
     discard: bool = False
     """Delete the checkpoint that an earlier session left in ``ram_dir``."""
     return_s: float = RETURN_S

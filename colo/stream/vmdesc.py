@@ -299,8 +299,8 @@ class _Schema:
     def field(self, value: object, path: Path) -> VmdescField:
         field = self.mapping(value, path)
         kind = field.get("type", "")
-        if not isinstance(kind, str):
-            raise self.wrong((path, "type"), "a string", kind)
+        if not isinstance(kind, str) or not kind.isprintable():
+            raise self.wrong((path, "type"), "a string of printable characters", kind)
         index = field.get("index")
         return VmdescField(
             self.name(field.get("name"), path, "name"),

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from colo.transport.channel import Listener, connect, listen
+from colo.transport.channel import Listener, check_listening, connect, listen
+from colo.transport.peers import check_peer, peer_uid
 from colo.transport.process import ExecSocket, open_file
 from colo.transport.sockets import TcpOptions, abort, tune
 from colo.transport.tcp import check_plaintext
@@ -22,10 +23,13 @@ __all__ = [
     "TransportUri",
     "UnixUri",
     "abort",
+    "check_listening",
+    "check_peer",
     "check_plaintext",
     "connect",
     "listen",
     "open_file",
     "parse_uri",
+    "peer_uid",
     "tune",
 ]

@@ -8,14 +8,18 @@ import os
 import select
 import threading
 import time
+from collections.abc import Collection
 from socket import socket as Socket
 
-from colo.errors import AddressError, ChannelError, DeadlineExceeded, Interrupted
+from colo.errors import AddressError, ChannelError, DeadlineExceeded, Interrupted, StrangerRefused
+from colo.forked import keep_from_children
+from colo.transport.peers import check_accepting, check_listener, check_uid
 from colo.transport.process import adopt_fd, is_listening, start_exec
 from colo.transport.sockets import TcpOptions, is_tcp, tune
-from colo.transport.tcp import address_of, connect_tcp, listen_tcp
+from colo.transport.tcp import address_of, connect_tcp, listen_tcp, resolve
 from colo.transport.unix import UnixName, connect_unix, listen_unix
 from colo.transport.uri import ExecUri, FdUri, FileUri, TcpUri, TransportUri, UnixUri, parse_uri
+from colo.wake import Wake
 
 BACKLOG = 4
 _AGAIN = {errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH}
@@ -41,12 +45,13 @@ class Listener:
         self._options = options
         self._name = name
         self._once = once
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = Wake()
         self._closed = False
         self._lock = threading.Lock()
         self._accepting = 0
         if sock is not None:
             sock.setblocking(False)
+            keep_from_children(sock)
 
     @property
     def address(self) -> str:
@@ -93,9 +98,9 @@ class Listener:
         with self._lock:
             once, self._once = self._once, None
         if once is not None:
-            return once
+            return once  # handed over by whoever started us
         poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
+        poll.register(self._wake.fd, select.POLLIN)
         if self._sock is not None:
             poll.register(self._sock, select.POLLIN)
         while True:
@@ -130,7 +135,7 @@ class Listener:
             with contextlib.suppress(ChannelError, OSError):
                 _ = self.address  # while it can still be asked
             self._closed = True
-            os.eventfd_write(self._wake, 1)
+            self._wake.set()
             if self._name is not None:
                 self._name.remove()
             if not self._accepting:
@@ -141,9 +146,7 @@ class Listener:
             if sock is not None:
                 sock.close()
         self._once = None
-        if self._wake >= 0:
-            os.close(self._wake)
-            self._wake = -1
+        self._wake.close()
 
     def __enter__(self) -> Listener:
         return self
@@ -202,12 +205,15 @@ def connect(
     *,
     insecure: bool = False,
     options: TcpOptions | None = None,
+    allow_uids: Collection[int] = (),
 ) -> Socket:
     """Connect to ``uri``: a blocking socket with its options set.
 
     :param timeout: in seconds, for all of it (resolving, every address of a name).
     :param insecure: allow plaintext TCP beyond this machine.
+    :param allow_uids: users, besides root and this process's own, who may be the ones that listen on this machine.
     :raises AddressError: the URI is malformed or refused.
+    :raises StrangerRefused: another user of this machine listens there; nothing was sent.
     :raises DeadlineExceeded: it took longer than ``timeout``.
     :raises ChannelError: nobody listens, or may not be reached.
     """
@@ -227,5 +233,33 @@ def connect(
         sock = start_exec(where)
     elif isinstance(where, FileUri):
         raise AddressError(f"{where}: nothing answers from a file; it can be inspected, or loaded")
-    tune(sock, options=options)
+    try:
+        if isinstance(where, TcpUri | UnixUri):
+            check_accepting(sock, allow_uids)
+        tune(sock, options=options)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, StrangerRefused):
+            raise StrangerRefused(f"{where}: {error}") from None
+        raise
     return sock
+
+
+def check_listening(uri: str | TransportUri, allow_uids: Collection[int] = ()) -> None:
+    """Refuse an address of this machine on which another user listens; for what others are to connect to.
+
+    Nobody may listen there yet, and it may be another machine's: that is no matter. Of a unix socket, its owner is looked at.
+
+    :raises StrangerRefused: neither root, nor this process's user, nor one of ``allow_uids`` listens there.
+    :raises AddressError: the URI is malformed or cannot be resolved.
+    """
+    where = parse_uri(uri) if isinstance(uri, str) else uri
+    try:
+        if isinstance(where, TcpUri):
+            for _, address in resolve(where, time.monotonic() + 30, passive=False):
+                check_listener(address, allow_uids)
+        elif isinstance(where, UnixUri):
+            with contextlib.suppress(OSError):
+                check_uid(os.stat(where.path).st_uid, allow_uids, "what listens there is")
+    except StrangerRefused as error:
+        raise StrangerRefused(f"{where}: {error}") from None

@@ -7,6 +7,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from colo.forked import keep_from_children
+
 _LINGER = struct.Struct("ii")
 
 
@@ -31,8 +33,8 @@ def is_tcp(sock: socket.socket) -> bool:
 def tune(
     sock: socket.socket, user_timeout_s: float | None = None, *, options: TcpOptions | None = None
 ) -> None:
-    """Blocking, and for TCP: no delay of small segments, keepalive, a limit on unanswered data. Returns
-    ``sock``.
+    """Blocking, closed in forked children, and for TCP: no delay of small segments, keepalive, a limit on unanswered
+    data. Returns ``sock``.
 
     The buffers are left alone: a size that is set switches the kernel's own tuning of them off.
 
@@ -43,6 +45,7 @@ def tune(
         options.user_timeout_ms if user_timeout_s is None else max(1, round(user_timeout_s * 1000))
     )
     sock.setblocking(True)
+    keep_from_children(sock)
     if is_tcp(sock):
         for option, value in (
             (socket.TCP_NODELAY, 1),

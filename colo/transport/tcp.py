@@ -16,7 +16,7 @@ _Resolved = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 def listen_tcp(uri: TcpUri, *, insecure: bool, backlog: int) -> socket.socket:
     errors = []
-    for family, address in _resolve(uri, time.monotonic() + 30, passive=True):
+    for family, address in resolve(uri, time.monotonic() + 30, passive=True):
         _refuse_plaintext(uri, address, insecure)
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -37,7 +37,7 @@ def connect_tcp(uri: TcpUri, deadline: float, *, insecure: bool) -> socket.socke
     if uri.port == 0:
         raise AddressError(f"{uri}: port 0 is for listening")
     errors = []
-    addresses = _resolve(uri, deadline, passive=False)
+    addresses = resolve(uri, deadline, passive=False)
     for number, (family, address) in enumerate(addresses):
         _refuse_plaintext(uri, address, insecure)
         left = deadline - time.monotonic()
@@ -75,7 +75,7 @@ def check_plaintext(uri: str | TransportUri, *, insecure: bool) -> None:
     """
     where = parse_uri(uri) if isinstance(uri, str) else uri
     if isinstance(where, TcpUri) and not insecure:
-        for _, address in _resolve(where, time.monotonic() + 30, passive=False):
+        for _, address in resolve(where, time.monotonic() + 30, passive=False):
             _refuse_plaintext(where, address, insecure)
 
 
@@ -84,8 +84,8 @@ def address_of(sock: socket.socket) -> str:
     return str(TcpUri(host, port))
 
 
-def _resolve(uri: TcpUri, deadline: float, *, passive: bool) -> list[_Resolved]:
-    """Resolving has no time limit of its own, so it gets a thread that may be left behind."""
+def resolve(uri: TcpUri, deadline: float, *, passive: bool) -> list[_Resolved]:
+    """Its addresses. Resolving has no time limit of its own, so it gets a thread that may be left behind."""
     found: list[_Resolved] = []
     errors: list[str] = []
 

@@ -6,41 +6,44 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 
-from colo.errors import AddressError, ChannelError, DeadlineExceeded
+from colo.errors import AddressError, ChannelError, DeadlineExceeded, StorageError
+from colo.private import PrivateDirectory
 from colo.transport.uri import UnixUri
 
 LOCK_S = 1.0
 
 
 class UnixName:
-    """The name that a listening socket has in the file system, to be removed once: if it still is that
-    socket's."""
+    """The name that a listening socket has in ``directory``, to be removed once: if it still is that socket's.
 
-    __slots__ = ("_key", "_path", "_pid")
+    The directory is this object's from now on.
+    """
 
-    def __init__(self, path: str) -> None:
-        # As seen from here: by the time it is removed, the process may be in another directory.
-        self._path = os.path.abspath(path)
+    __slots__ = ("_directory", "_key", "_name", "_pid")
+
+    def __init__(self, directory: PrivateDirectory, name: str) -> None:
+        self._directory = directory
+        self._name = name
         self._pid = os.getpid()
-        self._key = _key(self._path)
+        self._key = _key(directory, name)
 
     def remove(self) -> None:
         if os.getpid() != self._pid:
             return  # a forked child closes its copy: the name belongs to the parent
-        with contextlib.suppress(OSError):
-            if _key(self._path) == self._key:
-                os.unlink(self._path)
+        with contextlib.suppress(StorageError), self._directory:
+            if self._key is not None and _key(self._directory, self._name) == self._key:
+                self._directory.unlink(self._name)
 
 
-def _key(path: str) -> tuple[int, int]:
-    info = os.lstat(path)
-    return info.st_dev, info.st_ino
+def _key(directory: PrivateDirectory, name: str) -> tuple[int, int] | None:
+    info = directory.stat(name)
+    return None if info is None else (info.st_dev, info.st_ino)
 
 
 def listen_unix(uri: UnixUri, *, backlog: int) -> tuple[socket.socket, UnixName]:
@@ -48,42 +51,46 @@ def listen_unix(uri: UnixUri, *, backlog: int) -> tuple[socket.socket, UnixName]
 
     It is made in a directory that nobody else can enter, and gets its name (by a hard link, which never
     replaces anything) when its mode is set and it listens: there is no instant at which others could
-    connect, or a peer would find it deaf.
+    connect, or a peer would find it deaf. Where another user could put his own socket in its place, nobody listens.
+
+    :raises ChannelError: the address is in use, cannot be had, or is no safe place (see :mod:`colo.private`).
     """
-    parent = os.path.dirname(uri.path) or "."
-    try:
-        private = tempfile.mkdtemp(prefix=".colo-", dir=parent)
-    except OSError as error:
-        raise ChannelError(f"cannot listen on {uri}: {parent}: {error.strerror}") from error
+    head, name = os.path.split(uri.path)
+    parent = None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        directory = os.open(private, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        parent = PrivateDirectory.open(head or ".", make=False, secret=False)
+        _listen_in(parent, name, uri, sock, backlog)
+        return sock, UnixName(parent, name)
+    except BaseException as error:
+        sock.close()
+        if parent is not None:
+            parent.close()
+        if isinstance(error, OSError | StorageError):
+            raise ChannelError(f"cannot listen on {uri}: {getattr(error, 'strerror', None) or error}") from error
+        raise
+
+
+def _listen_in(parent: PrivateDirectory, name: str, uri: UnixUri, sock: socket.socket, backlog: int) -> None:
+    inner = f".colo-{secrets.token_hex(8)}"
+    with parent.directory(inner) as private:
         try:
             # By way of the descriptor the name is short, however long the path is.
-            sock.bind(f"/proc/self/fd/{directory}/new")
-            os.chmod("new", 0o600, dir_fd=directory)
+            sock.bind(private.address("new"))
+            os.chmod("new", 0o600, dir_fd=private.fd)
             sock.listen(backlog)
             with _one_at_a_time(parent):
-                _give_name(uri, directory)
-            return sock, UnixName(uri.path)
+                _give_name(parent, name, uri, private)
         finally:
-            for name in ("new", "old"):
-                with contextlib.suppress(OSError):
-                    os.unlink(name, dir_fd=directory)
-            os.close(directory)
-    except OSError as error:
-        sock.close()
-        raise ChannelError(f"cannot listen on {uri}: {error.strerror or error}") from error
-    except BaseException:
-        sock.close()
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            os.rmdir(private)
+            for each in ("new", "old"):
+                with contextlib.suppress(StorageError):
+                    private.unlink(each)
+            with contextlib.suppress(StorageError):
+                parent.rmdir(inner)
 
 
 @contextlib.contextmanager
-def _one_at_a_time(parent: str) -> Iterator[None]:
+def _one_at_a_time(parent: PrivateDirectory) -> Iterator[None]:
     """Keep others of our kind from replacing the same stale socket meanwhile.
 
     Whoever holds the lock for longer than ``LOCK_S`` is not of our kind, and where directories cannot be
@@ -91,7 +98,7 @@ def _one_at_a_time(parent: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent.fd)
             stack.callback(os.close, directory)
             until = time.monotonic() + LOCK_S
             while time.monotonic() < until:
@@ -103,38 +110,40 @@ def _one_at_a_time(parent: str) -> Iterator[None]:
         yield
 
 
-def _give_name(uri: UnixUri, directory: int) -> None:
+def _give_name(parent: PrivateDirectory, name: str, uri: UnixUri, private: PrivateDirectory) -> None:
     for _ in range(10):
         try:
-            os.link("new", uri.path, src_dir_fd=directory, follow_symlinks=False)
+            os.link("new", name, src_dir_fd=private.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
             return
         except FileExistsError:
-            _take_away_if_stale(uri, directory)
+            _take_away_if_stale(parent, name, uri, private)
     raise ChannelError(f"cannot listen on {uri}: others make and remove sockets of this name all the time")
 
 
-def _take_away_if_stale(uri: UnixUri, directory: int) -> None:
+def _take_away_if_stale(parent: PrivateDirectory, name: str, uri: UnixUri, private: PrivateDirectory) -> None:
     """Remove a socket on which nobody listens any more.
 
     It is first moved to where only we see it, and tried again there: had somebody put a live one in its
     place in between, that gets its name back.
     """
+    info = parent.stat(name)
+    if info is None:
+        return
+    if not stat.S_ISSOCK(info.st_mode):
+        raise AddressError(f"cannot listen on {uri}: it is there and is no socket; use another path")
+    if _alive(uri, parent.address(name)):
+        raise ChannelError(
+            f"cannot listen on {uri}: it is in use: somebody listens there; end that, or use another path"
+        )
     try:
-        info = os.lstat(uri.path)
-        if not stat.S_ISSOCK(info.st_mode):
-            raise AddressError(f"cannot listen on {uri}: it is there and is no socket; use another path")
-        if _alive(uri, uri.path):
-            raise ChannelError(
-                f"cannot listen on {uri}: it is in use: somebody listens there; end that, or use another path"
-            )
-        os.rename(uri.path, "old", dst_dir_fd=directory)
+        os.rename(name, "old", src_dir_fd=parent.fd, dst_dir_fd=private.fd)
     except FileNotFoundError:
         return
-    if _alive(uri, f"/proc/self/fd/{directory}/old"):
+    if _alive(uri, private.address("old")):
         with contextlib.suppress(FileExistsError):
-            os.link("old", uri.path, src_dir_fd=directory, follow_symlinks=False)
+            os.link("old", name, src_dir_fd=private.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
         raise ChannelError(f"cannot listen on {uri}: it is in use, somebody has just begun to listen there")
-    os.unlink("old", dir_fd=directory)
+    private.unlink("old")
 
 
 def _alive(uri: UnixUri, path: str) -> bool:

@@ -42,6 +42,16 @@ def test_the_fencing_command_is_told_what_it_decides(tmp_path: Path) -> None:
     assert arbiter.still_holds(5)
 
 
+def test_what_is_found_out_of_the_vm_does_not_replace_what_was_said(tmp_path: Path) -> None:
+    out = tmp_path / "told"
+    arbiter = arbiter_from_uri(f'exec:echo "$COLO_VM,$COLO_UUID" > {out}', vm="named")
+    arbiter.know_vm(vm="found", uuid="")
+    arbiter.know_vm(uuid="a-uuid\0;")
+    arbiter.claim(0)
+    assert out.read_text() == "named,a-uuid ;\n"
+    assert arbiter_from_uri("none").know_vm(vm="x", uuid="y") is None
+
+
 def test_a_generation_is_fenced_once(tmp_path: Path) -> None:
     count = tmp_path / "count"
     arbiter = ExecArbiter(f"echo >> {count}")

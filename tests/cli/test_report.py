@@ -442,8 +442,10 @@ def test_each_chart_has_a_form_for_a_narrow_page(tmp_path: Path) -> None:
 def test_without_the_option_nothing_is_recorded(tmp_path: Path) -> None:
     with reported(None, "x") as recording:
         assert recording is None
-    with pytest.raises(StorageError, match="could not be written"):
-        report.write(tmp_path / "missing", Recording("x"))
+    place = report.prepare(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with place, pytest.raises(StorageError, match="could not be written"):
+        report.write(place, Recording("x"))
 
 
 @pytest.mark.parametrize("top", [0.0, 1e-6, 0.3, 1.0, 7, 99.99, 12345, 1e12, float("nan"), float("inf")])

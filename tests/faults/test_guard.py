@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from colo.arbiter import arbiter_from_uri, init_arbiter
+from colo.arbiter import Runner, arbiter_from_uri, init_arbiter
 from colo.errors import ColoError, QemuError
 from colo.qemu.process import QemuProcess
 from colo.session.control import ask
-from tests.faults.processes import ROOT, SecondaryProcess, colo
+from tests.faults.processes import ROOT, SecondaryProcess, colo, gone
 from tests.faults.rig import wait_until
 from tests.qemu.tiny_machine import Machine, wait_for_lines
 
@@ -30,26 +31,27 @@ LEASE_MS = "1000"
 class Host:
     """A QEMU, a secondary for it, and whatever guards it."""
 
-    def __init__(self, machine: Machine, run_dir: Path) -> None:
+    def __init__(self, machine: Machine, run_dir: Path, *more: str, arbiter: str = "") -> None:
         self.run_dir = run_dir
         self.serial, self.standby_serial = run_dir / "primary.log", run_dir / "standby.log"
-        (run_dir / "arbiter").mkdir(mode=0o700)
-        self.uri = f"file:{run_dir}/arbiter"
-        init_arbiter(self.uri, vm=f"vm-{os.getpid()}-{run_dir.name}")
         self.vm = f"vm-{os.getpid()}-{run_dir.name}"
+        self.uri = arbiter or f"file:{run_dir}/arbiter"
+        if not arbiter:
+            (run_dir / "arbiter").mkdir(mode=0o700)
+            init_arbiter(self.uri, vm=self.vm)
         self.secondary = SecondaryProcess(
-            run_dir / "ram", standby=machine(accel="kvm", serial=self.standby_serial), arbiter=self.uri,
+            run_dir / "ram", standby=machine(*more, accel="kvm", serial=self.standby_serial), arbiter=self.uri,
             listen=f"unix:{run_dir}/s", options=("--lease-ms", LEASE_MS))
         self.qemu = QemuProcess.start(
-            machine("-qmp", f"unix:{run_dir}/q,server=on,wait=off", accel="kvm", serial=self.serial), run_dir / "primary")
+            machine(*more, "-qmp", f"unix:{run_dir}/q,server=on,wait=off", accel="kvm", serial=self.serial), run_dir / "primary")
         wait_for_lines(self.serial, 1)
         self.secondary.wait_event("listening")
         self.guards: list[subprocess.Popen[str]] = []
 
-    def protect(self) -> subprocess.Popen[str]:
+    def protect(self, *options: str) -> subprocess.Popen[str]:
         guard = subprocess.Popen(
             [sys.executable, "-m", "colo", "protect", "--qmp", f"{self.run_dir}/q", "--to", f"unix:{self.run_dir}/s",
-             "--arbiter", self.uri, "--lease-ms", LEASE_MS, "--checkpoint-delay-ms", "20", "--json"],
+             "--arbiter", self.uri, "--lease-ms", LEASE_MS, "--checkpoint-delay-ms", "20", "--json", *options],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.guards.append(guard)
         return guard
@@ -126,6 +128,26 @@ def test_without_its_guard_a_failover_still_leaves_one_that_runs(host: Host) -> 
     assert host.goes_on(host.standby_serial)
 
 
+@pytest.mark.parametrize("secondary", ["follows", "is lost"])
+def test_a_guard_killed_between_its_claim_and_saying_so_leaves_the_vm_to_the_next(host: Host, secondary: str) -> None:
+    """What the killed guard had won at the arbiter, it had won for this QEMU, whoever guards that."""
+    guard = host.protect()
+    host.await_checkpoints()
+    guard.kill()
+    guard.wait()
+    if secondary == "is lost":
+        host.secondary.signal(signal.SIGKILL)
+        host.secondary.wait()
+    arbiter_from_uri(host.uri, role="primary").claim(1, reason="as that guard did", runner=Runner.of(host.qemu.pid))
+    again = host.protect()
+    events = host.said(again)
+    assert again.returncode == 12 and events[-1]["data"]["ending"] == "alone", host.output
+    assert host.qemu.status() == "running" and host.goes_on(host.serial)
+    if secondary == "follows":
+        assert host.secondary.wait() == 4
+    assert arbiter_from_uri(host.uri).holder().generation == 2
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "unprotect"])
 def test_protection_ends_in_order_and_the_vm_runs_on_here(host: Host, how: str) -> None:
     guard = host.protect()
@@ -155,12 +177,15 @@ def test_a_vm_is_stopped_on_purpose_on_both_sides(host: Host) -> None:
     assert arbiter_from_uri(host.uri).holder().closed
 
 
-def test_a_killed_fence_is_replaced(host: Host) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_fence_that_is_killed_or_frozen_is_replaced(host: Host, how: signal.Signals) -> None:
     host.protect()
     host.await_checkpoints()
     status = json.loads(colo("status", "--json", "--socket", str(next(Path("/run/colo").glob(
         f"vm-{host.qemu.pid}-*/control.sock")))).stdout)
-    os.kill(status["lease"]["fence_pid"], signal.SIGKILL)
+    fence = psutil.Process(status["lease"]["fence_pid"])
+    fence.send_signal(how)
+    assert gone([fence])
     number = host.secondary.events[-1]["data"].get("number", 0)
     host.secondary.wait_event("checkpoint", number=number + 30)
     assert host.goes_on(host.serial)
@@ -204,3 +229,176 @@ def test_a_qemu_that_is_ended_by_its_host_moves_its_vm_over(host: Host, how: str
     host.said(guard)
     assert guard.returncode == 9
     assert host.goes_on(host.standby_serial) and not host.qemu.alive()
+
+
+UUID = "0b1e5f8e-6d2a-4b57-9d0c-4ad3d1e3a111"
+
+
+@pytest.mark.parametrize("loser", ["secondary", "primary"])
+def test_a_fencing_script_is_told_which_vm_it_is_about_by_whichever_side_asks(
+    machine: Machine, run_dir: Path, loser: str
+) -> None:
+    told = run_dir / "told"
+    host = Host(machine, run_dir, "-uuid", UUID, "-name", "guest=vm one", arbiter=f"exec:env > {told}")
+    with contextlib.closing(host):
+        guard = host.protect()
+        host.await_checkpoints()
+        (host.secondary.process if loser == "secondary" else host.qemu).kill()
+        wait_until(lambda: told.exists() and "COLO_UUID" in told.read_text(), what="the script")
+        environment = dict(line.split("=", 1) for line in told.read_text().splitlines() if line.startswith("COLO_"))
+        assert (environment["COLO_VM"], environment["COLO_UUID"]) == ("vm one", UUID)
+        assert environment["COLO_ROLE"] == {"secondary": "primary", "primary": "secondary"}[loser]
+        assert host.goes_on(host.serial if loser == "secondary" else host.standby_serial), "the one that won runs"
+        host.said(guard)
+
+
+def test_a_vm_whose_uuid_is_not_the_arbiters_is_refused(machine: Machine, run_dir: Path) -> None:
+    host = Host(machine, run_dir, "-uuid", UUID)
+    with contextlib.closing(host):
+        other = run_dir / "other"
+        other.mkdir(mode=0o700)
+        host.uri = f"file:{other}"
+        init_arbiter(host.uri, vm="another", uuid=UUID[:-1] + "2")
+        guard = host.protect()
+        host.said(guard)
+        assert guard.returncode == 5 and f"not to the VM with UUID {UUID}" in host.output
+
+
+def status_of(host: Host, *options: str) -> dict[str, Any]:
+    done = colo("status", *(options or ("--vm", host.vm)), "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_guard_is_asked_listed_and_watched_by_its_vms_name(host: Host) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    for options in (("--vm", host.vm), ("--qmp", f"{host.run_dir}/q")):
+        found = status_of(host, *options)
+        assert (found["vm"], found["pid"], found["state"], found["over"]) == (host.vm, host.qemu.pid, "protecting", False)
+        assert 0 < found["lease"]["left_ms"] <= 1000 and found["statistics"]["pause_ms"]["count"] >= 1
+    listed = [each for each in json.loads(colo("status", "--json").stdout) if each["vm"] == host.vm]
+    assert [(each["pid"], each["state"]) for each in listed] == [(host.qemu.pid, "protecting")]
+    assert f"{host.vm}: protecting, pid {host.qemu.pid}, to unix:{host.run_dir}/s" in colo("status").stdout
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "colo", "status", "--vm", host.vm, "--watch", "0.1"], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True)
+    assert watching.stdout is not None
+    lines = [watching.stdout.readline() for _ in range(3)]
+    assert all("protecting; checkpoint" in line and "pause" in line and "ms left" in line for line in lines), lines
+    assert not any("pages" in line for line in lines), "a guard sees none"
+    assert colo("unprotect", "--vm", host.vm).returncode == 0
+    out, _ = watching.communicate(timeout=20)
+    assert watching.returncode == 0 and "protection ended as asked for, the VM runs on alone" in out
+    host.said(guard)
+    done = colo("status", "--vm", host.vm)
+    assert done.returncode == 1 and f"no guard of VM {host.vm} runs here" in done.stderr and "`colo protect`" in done.stderr
+
+
+def test_of_a_killed_guard_its_fence_is_told_and_not_disturbed(host: Host) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "colo", "status", "--vm", host.vm, "--watch", "0.1", "--json"], cwd=ROOT,
+        stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None and watching.stdout.readline()
+    guard.kill()
+    guard.wait()
+    last = json.loads(watching.communicate(timeout=20)[0].splitlines()[-1])["ended"]
+    assert watching.returncode == 7 and "still runs, under its fence" in last["text"]
+    for _ in range(5):
+        found = status_of(host)
+    assert (found["state"], found["lease"]["fence"], found["over"]) == ("unguarded", "leased", False)
+    assert f"`colo protect` is gone); the VM still runs, under its fence (pid {found['lease']['fence_pid']})" in found["text"]
+    assert "without another promise until " in found["text"] and 0 < found["lease"]["left_ms"] <= 1000
+    command = f"colo protect --qmp {host.run_dir}/q --to unix:{host.run_dir}/s --arbiter {host.uri}"
+    assert found["text"].endswith(f"A new `colo protect` takes it over, with the arguments of before: {command}")
+    for arguments in (("unprotect", "--vm", host.vm), ("stop", "--vm", host.vm), ("status", "--vm", host.vm, "--watch")):
+        done = colo(*arguments)
+        assert done.returncode == 1 and "has no guard any more" in done.stderr and command in done.stderr, done.stderr
+    assert f"{host.vm}: unguarded, pid {host.qemu.pid}" in colo("status").stdout
+    assert host.goes_on(host.serial), "who asked was no guard, and left the fence as it was"
+    again = host.protect()
+    wait_until(lambda: host.state() == "protecting", what="the next guard")
+    assert status_of(host)["lease"]["fence_pid"] == found["lease"]["fence_pid"]
+    again.kill()
+    again.wait()
+    host.secondary.process.kill()
+    wait_until(lambda: status_of(host)["lease"]["fence"] == "over", what="the end of the lease")
+    assert "the VM stands still, stopped by its fence" in status_of(host)["text"]
+
+
+def test_a_vm_that_lost_its_guard_and_its_fence_is_told(host: Host) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    fence = status_of(host)["lease"]["fence_pid"]
+    guard.kill()
+    guard.wait()
+    os.kill(fence, signal.SIGSTOP)
+    assert "its fence is there and hangs" in status_of(host)["text"]
+    os.kill(fence, signal.SIGKILL)
+    wait_until(lambda: status_of(host)["state"] == "unfenced", what="the fence's end")
+    assert "no fence is beside it either" in status_of(host)["text"]
+
+
+def test_a_guard_that_hangs_is_told_from_one_that_is_gone(host: Host) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    guard.send_signal(signal.SIGSTOP)
+    try:
+        done = colo("status", "--vm", host.vm)
+        assert done.returncode == 1 and f"pid {guard.pid}) does not answer" in done.stderr, done.stderr
+        assert f"{host.vm}: not answering" in colo("status").stdout
+    finally:
+        guard.send_signal(signal.SIGCONT)
+    assert status_of(host)["state"] == "protecting"
+
+
+def test_a_guard_that_looks_for_another_secondary_is_not_over(host: Host) -> None:
+    guard = host.protect("--reconnect")
+    host.await_checkpoints()
+    host.secondary.process.kill()
+    wait_until(lambda: host.state() == "alone", what="running alone")
+    assert not status_of(host)["over"]
+    done = colo("unprotect", "--vm", host.vm)
+    assert (done.returncode, done.stdout.strip()) == (0, "protection has ended, the VM runs on alone"), done.stderr
+    host.said(guard)
+    assert guard.returncode == 0 and host.goes_on(host.serial)
+
+
+def test_a_vm_is_known_by_its_arbiters_name_before_qemus(machine: Machine, run_dir: Path) -> None:
+    host = Host(machine, run_dir, "-name", "guest-of-qemu")
+    with contextlib.closing(host):
+        host.protect()
+        host.await_checkpoints()
+        assert status_of(host)["vm"] == host.vm
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("observer", ["reader-gone", "terminal-closed", "disk-full"])
+def test_a_guard_outlives_whoever_reads_it(host: Host, observer: str, options: tuple[str, ...]) -> None:
+    if observer == "terminal-closed":
+        ours, theirs = os.openpty()
+    elif observer == "disk-full":
+        ours, theirs = -1, os.open("/dev/full", os.O_WRONLY)
+    else:
+        ours, theirs = os.pipe()
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "colo", "protect", "--qmp", f"{host.run_dir}/q", "--to", f"unix:{host.run_dir}/s",
+         "--arbiter", host.uri, "--lease-ms", LEASE_MS, "--checkpoint-delay-ms", "20", *options],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs if observer == "terminal-closed" else subprocess.PIPE,
+        preexec_fn=(lambda: os.login_tty(theirs)) if observer == "terminal-closed" else None)
+    try:
+        os.close(theirs)
+        host.await_checkpoints(1)
+        if ours >= 0:
+            os.read(ours, 100)
+            os.close(ours)
+        host.await_checkpoints(100)
+        guard.send_signal(signal.SIGTERM)
+        _, errors = guard.communicate(timeout=20)
+        assert (guard.returncode, errors or b"") == (0, b"") and host.goes_on(host.serial)
+    finally:
+        guard.kill()
+        guard.wait()

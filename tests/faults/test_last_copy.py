@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -199,9 +200,9 @@ def test_a_primary_that_comes_back_takes_the_copy_s_place_only_with_a_whole_one(
     again = pair.secondary()
     wait_until(lambda: standby_pids(pair.ram_dir), what="the stand-by of what is held")
     # A stream that ends too early changes nothing.
-    subprocess.run(
-        ["bash", "-c", f"head -c 100 /dev/zero | cat <(printf 'QEVM\\0\\0\\0\\3') - > /dev/tcp/127.0.0.1/{again.port}"], check=True)
-    again.wait_event("connected")
+    with socket.create_connection(("127.0.0.1", again.port)) as stream:
+        stream.sendall(b"QEVM\0\0\0\3" + bytes(100))
+        again.wait_event("connected")  # whose it is can be told only while it is there
     wait_until(lambda: pair.status()["state"] == "holding", what="holding")
     now = KeptCopy(pair.ram_dir).record
     assert held is not None and now is not None and now.checkpoint == held.checkpoint

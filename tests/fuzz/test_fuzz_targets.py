@@ -46,7 +46,7 @@ def look(name: str, rounds: int) -> None:
 
 
 def test_targets_are_found():
-    assert {"migration_stream", "colo_channel", "device_state", "vmdesc", "ram_block_list"} <= set(
+    assert {"migration_stream", "colo_channel", "device_state", "vmdesc", "ram_block_list", "lease_connection"} <= set(
         runner.TARGETS
     )
 

@@ -6,17 +6,20 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from colo.errors import VmEnded
 from colo.lease.connection import LeaseConnection, Refused
-from colo.lease.fence import FenceHandle, FenceStatus
+from colo.lease.fence import FenceHandle, FenceStatus, look_at_fence
 from colo.lease.meeting import Meeting
 from colo.lease.processes import thread_states
 from colo.lease.promises import Promises
@@ -103,12 +106,43 @@ def test_it_outlives_its_guard_and_the_next_guard_finds_it(pair: Pair) -> None:
     pair.fence = found
 
 
+def test_who_only_looks_is_no_guard_and_changes_nothing(pair: Pair) -> None:
+    for _ in range(20):
+        seen = look_at_fence(pair.directory)
+        assert seen is not None and (seen.state, seen.notes, seen.fence_pid) == ("LEASED", {"a": 1}, pair.fence_pid)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as rude:
+        rude.connect(str(pair.directory / "look.sock"))
+        with contextlib.suppress(BrokenPipeError):  # it is told, and let go
+            rude.send(b'{"command": "end", "reason": "x"}')
+    assert pair.fence.status().state == "LEASED" and not pair.fence.lost, "its guard is still its guard"
+    pair.fence.close()
+    pair.promises.notice("no room")
+    until(lambda: getattr(look_at_fence(pair.directory), "notice", "") == "no room", "the look sees what is new")
+    pair.promises.want()
+    assert pair.promises.wait_to_run(
+        stopping=lambda: False, lost=lambda: None, told=pair.notices.append).startswith("the other side proves")
+    seen = look_at_fence(pair.directory)
+    assert seen is not None and seen.state == "STANDS"
+    os.kill(pair.fence_pid, signal.SIGKILL)
+    until(lambda: look_at_fence(pair.directory) is None, "no fence")
+
+
 def test_without_a_guard_it_answers_for_the_primary(pair: Pair) -> None:
     pair.fence.close()
     pair.promises.want()
     assert pair.promises.wait_to_run(
         stopping=lambda: False, lost=lambda: None, told=pair.notices.append).startswith("the other side proves")
     assert pair.stands
+
+
+def test_a_vm_that_was_ended_is_not_run_by_who_waits_to(pair: Pair) -> None:
+    """Its channel was gone first, so it is waited for already: that it stands still for good is proof too, and not that."""
+    pair.promises.want()
+    waiting = threading.Timer(0.1, lambda: pair.fence.ended("its guest powered it off"))
+    waiting.start()
+    with pytest.raises(VmEnded, match=r"ended at the primary.*its guest powered it off"):
+        pair.promises.wait_to_run(stopping=lambda: False, lost=lambda: None, told=pair.notices.append)
+    waiting.join()
 
 
 def test_a_process_that_is_gone_is_proven_gone(pair: Pair) -> None:

@@ -39,6 +39,9 @@ def raw(kind: int, length: int = 0, *, magic: int = LEASE_MAGIC, zero: int = 0, 
     (raw(2, 5, text=b"12345"), LimitExceeded), (raw(1, LEASE_TEXT_BYTES_MAX + 1), LimitExceeded),
     (raw(1, 4, text=b"[[[["), StreamError), (raw(1, 2, text=b"[]"), StreamError), (raw(1, 2, text=b"\xff\xfe"), StreamError),
     (raw(1, 6, text=b'"text"'), StreamError),
+    *((encode(Frame(kind, 3, value=value)), StreamError)
+      for kind in (LeaseMessage.STOP, LeaseMessage.END, LeaseMessage.RETURNED, LeaseMessage.ALONE) for value in (0, 3, 10**15)),
+    (encode(Frame(LeaseMessage.RENEW, 1 << 63)), StreamError),
 ])
 def test_what_is_no_frame_is_refused(data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error, match="lease connection"):
@@ -57,7 +60,8 @@ def test_any_bytes_are_frames_an_error_or_not_whole_yet(data: bytes) -> None:
 
 @pytest.mark.parametrize("text", [
     {"generation": "1"}, {"generation": -2}, {"generation": True}, {"lease_ms": "3"}, {"lease_ms": -1.0}, {"vm": "x" * 600},
-    {"vm": None}, {"version": 2}, {"token": "zz"}, {"generation": 1 << 70},
+    {"vm": None}, {"version": 2}, {"token": "zz"}, {"generation": 1 << 70}, {"generation": -1}, {"generation": 10**15},
+    {"lease_ms": 10**400}, {"lease_ms": float("nan")}, {"lease_ms": True},
 ])
 def test_a_meeting_of_wrong_types_or_sizes_is_refused(text: dict[str, object]) -> None:
     with pytest.raises(ProtocolError):

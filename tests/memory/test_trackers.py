@@ -578,6 +578,18 @@ class TestChoosing:
         assert tracker.refused[0].name == "pagemap"
         assert "another userfaultfd" in tracker.refused[0].reason
 
+    def test_two_blocks_that_share_a_page_of_the_host_are_no_case_for_pagemap(self) -> None:
+        memory = mmap.mmap(-1, 4 * mmap.PAGESIZE)
+        view, half = memoryview(memory), 2 * mmap.PAGESIZE - 1024
+        blocks = {"low": view[:half], "high": view[half:]}
+        with pytest.raises(Unsupported, match="low and high have parts of one page of the host"):
+            open_tracker("pagemap", blocks, page_bytes=1024)
+        with open_tracker("auto", blocks, page_bytes=1024) as tracker:
+            assert tracker.name == "shadow" and "one page of the host" in tracker.refused[0].reason
+            blocks["high"][0] = 1
+            bitmaps = tracker.new_bitmaps()
+            assert tracker.harvest(bitmaps) == 1 and bitmaps[1].test(0)
+
     def test_auto_falls_back_where_the_kernel_lacks_pagemap(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trackers.tracker_pagemap, "probe", lambda: "no PAGEMAP_SCAN (Linux 6.7)")
         tracker = open_tracker("auto", {"ram": anonymous(16)})

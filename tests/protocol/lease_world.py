@@ -384,6 +384,21 @@ class World:
             self.dead.add(name)
         if name == "G":
             self.at(self.now + self.latency(), "F", lambda: self.do(self.fence.guard(False, self.clock("P"))))
+            self.at(self.now + self.rng.randrange(100 * MS, 3_000 * MS), "world", self.another_guard)
+
+    def another_guard(self) -> None:
+        """Somebody starts `colo protect` again: it finds the fence, and what that knows."""
+        self.say("another guard")
+        self.dead.discard("G")
+        self.guard_state = "watching"
+        fence = self.fence
+        self.known_state, self.known_end_ns = fence.state, fence.lease.end_ns
+        self.at(self.now + self.latency(), "F", lambda: self.do(fence.guard(True, self.clock("P"))))
+        self.at(self.now, "G", self.guard_tick)
+        if fence.state is FenceState.ALONE:
+            self.guard_state = "alone"
+        elif fence.state in (FenceState.OVER, FenceState.STANDS):
+            self.settle("the VM was stopped by its fence")
 
     def cut(self, pairs: tuple[str, ...], length_ns: int) -> None:
         self.say(f"{' '.join(pairs)} cut for {length_ns / 1e9:.3f} s")

@@ -127,7 +127,10 @@ def test_a_primary_lost_before_the_first_commit_leaves_the_door_open(running: Ru
     for cut in (4, 100, 1000):
         with running.connect() as sock:
             sock.sendall(initial()[:cut])
-        until = time.monotonic() + 10
+            until = time.monotonic() + 10
+            while running.secondary.state != "connected":  # whose socket this is can be told while it is there
+                assert time.monotonic() < until
+                time.sleep(0.005)
         while not any("nothing to resume from" in notice for notice in running.notices):
             assert time.monotonic() < until and running.thread.is_alive()
             time.sleep(0.01)

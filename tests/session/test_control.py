@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import stat
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from colo.errors import ChannelLost, ColoError, NoCheckpoint, Unsupported
+from colo.errors import ChannelLost, ColoError, NoCheckpoint, StrangerRefused, Unsupported
 from colo.session.control import ANSWER_LIMIT_BYTES, ControlClient, ControlServer, ask
+from tests.strangers import STRANGER, as_user, needs_root, user
 
 
 @pytest.fixture
@@ -151,3 +154,36 @@ def test_what_is_no_session_is_told(path: Path) -> None:
             with pytest.raises(ColoError, match=words):
                 ask(path, "status")
         thread.join(20)
+
+
+@needs_root
+def test_another_users_session_is_not_believed() -> None:
+    directory = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    directory.chmod(0o755)
+    path = directory / "control.sock"
+    server = ControlServer(path, {"status": lambda: {"state": "running"}})
+    try:
+        os.chown(path, STRANGER + 1, -1)
+        assert as_user(STRANGER + 1, lambda: ask(path, "status")) == 0, "root's is"
+        server.close()
+        directory.chmod(0o777)
+
+        def lie(parent: socket.socket) -> None:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(str(path))
+                path.chmod(0o777)
+                sock.listen()
+                parent.send(b"x")
+                parent.recv(1)
+
+        with user(STRANGER, lie) as child:
+            child.recv(1)
+
+            def be_told() -> None:
+                with pytest.raises(StrangerRefused, match=f"uid {STRANGER}'s, not yours"):
+                    ask(path, "status")
+
+            assert as_user(STRANGER + 1, be_told) == 0
+    finally:
+        server.close()
+        shutil.rmtree(directory)

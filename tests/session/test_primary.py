@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import socket
 import sys
 import threading
@@ -236,6 +237,24 @@ def test_one_vm_has_one_session(pair: Any, arbiter: Path) -> None:
         first.checkpoint(10)
         with pytest.raises(RuntimeError, match="another session"):
             second.start()
+
+
+def test_a_forked_child_that_closes_its_copies_ends_nothing(pair: Any, arbiter: Path) -> None:
+    vm, standby = pair
+    with Primary(vm, config(standby, arbiter)) as primary:
+        primary.start()
+        assert primary.checkpoint(10).number == 1
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                primary.stop("in the child", timeout_s=0.2)
+            primary.close()
+            standby.secondary.stop()
+            standby.secondary.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert [primary.checkpoint(10).number for _ in range(3)] == [2, 3, 4]
+        assert (primary.state, standby.secondary.state) == ("protecting", "protecting")
 
 
 def test_an_arbiter_is_needed(pair: Any) -> None:

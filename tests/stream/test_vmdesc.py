@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from colo.errors import LimitExceeded, StreamError
 from colo.stream import StreamLimits, parse_vmdesc
+from colo.vmstate import vmdesc as vmstate_vmdesc
 
 
 def device(**more):
@@ -137,6 +138,34 @@ def test_values_are_bounded_before_they_are_made():
     limits = StreamLimits(vmdesc_values=1000)
     with pytest.raises(LimitExceeded, match="1000 values"):
         parse_vmdesc(b'{"devices": [' + b"0," * 1001 + b"0]}", limits=limits)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32-le", "utf-32-be", "utf-8-sig"])
+def test_only_utf_8_is_read(encoding):
+    """The limits are told from the bytes: in another encoding (json.loads takes those for granted) they would not hold."""
+    limits = StreamLimits(vmdesc_values=1000)
+    for text in ('["\u0122", ' + "[" * 100, '["\u0122", ' + "[]," * 2000 + '"\u0122"]', '{"devices": []}'):
+        with pytest.raises(StreamError):
+            parse_vmdesc(text.encode(encoding), limits=limits)
+        with pytest.raises(StreamError):
+            vmstate_vmdesc.parse_vmdesc(text.encode(encoding))
+
+
+FOUND_BY_FUZZING = b'"\x00: "runstate", "ty "buffer", ]}] \x00\x00\x00\x00\x00\x00\x00}'
+
+
+def test_an_encoding_that_is_guessed_from_nul_bytes_is_none():
+    with pytest.raises(StreamError) as caught:
+        parse_vmdesc(FOUND_BY_FUZZING)
+    assert 0 <= (caught.value.offset or 0) <= len(FOUND_BY_FUZZING)
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m", "\x07", "\x9b31m", "a\nb", "\u202e", "\ud800"])
+def test_what_could_steer_a_terminal_is_no_name_and_no_type(text):
+    for key in ("name", "type"):
+        with pytest.raises(StreamError) as caught:
+            parse(device(fields=[field(1) | {key: text}]))
+        assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("text", [b'"' * 200_001, b'\\"' * 100_000, b'"\\' * 100_000, b'"' + b"\\" * 200_000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import subprocess
@@ -65,6 +66,15 @@ class Arbiters:
             return kind
         self.hosts["primary"].run(*product.init_arbiter(uri))
         return uri
+
+    def winner(self, kind: str, uri: str) -> str:
+        """Which side took the VM over last, or freed itself; "" where the first holder still has it, or nobody can tell."""
+        if kind == "exec":
+            return self.switched_off()
+        if kind not in ("file", "etcd"):
+            return ""
+        shown = json.loads(self.hosts["secondary"].run(*product.show_arbiter(uri)))
+        return str(shown["role"]) if shown["generation"] > 1 else ""
 
     def start_etcd(self) -> None:
         """One member, on the arbiter's host."""

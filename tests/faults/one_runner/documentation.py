@@ -20,7 +20,7 @@ def rows(verdicts: Sequence[dict[str, Any]]) -> str:
             seen[name].append(verdict["outage_ms"])
     lines = ["| failure | what happens | who runs | nobody runs for | what the user does |", "|---|---|---|---|---|"]
     for failure in FAILURES.values():
-        what = failure.what + ("" if failure.vms == VMS else " (QEMU)")
+        what = failure.what + ("" if failure.vms == VMS or "in-process" in failure.vms else " (QEMU)")
         lines.append(
             f"| `{failure.name}` | {what} | {RUNS[failure.runs]} | {_outage(seen[failure.name])} | {failure.user} |")
     return "\n".join(lines)

@@ -60,6 +60,10 @@ def _fence(number: signal.Signals) -> Action:
     return lambda world: world.signal(world.fence_pid(), number)
 
 
+def _witness(number: signal.Signals) -> Action:
+    return lambda world: world.signal(world.witness_pid(), number)
+
+
 def _follower(number: signal.Signals) -> Action:
     def act(world: World) -> None:
         assert world.follower is not None
@@ -172,8 +176,10 @@ FAILURES: dict[str, Failure] = {failure.name: failure for failure in (
     Failure("fence-frozen", _fence(STOP), _fence(CONT), vms=QEMUS, runs="either",
             what="the fence stands still: `colo protect` stops the VM in its stead, or claims it",
             user="protects the VM anew"),
+    Failure("witness-killed", _witness(KILL), vms=("in-process",),
+            what="the witness beside a program with a VM of its own is killed: the session starts another"),
     Failure("vm-killed", _vm(KILL), runs="secondary", destroys=P,
-            what="QEMU (or the user's program) is killed, or crashes: its fence proves it",
+            what="QEMU (or the user's program) is killed, or crashes: its fence (or its witness) proves it",
             user="looks into why; protects the VM anew"),
     Failure("vm-frozen", _vm(STOP), _vm(CONT), runs="secondary", thaws=True,
             what="QEMU (or the user's program) stands still", user="protects the VM anew"),

@@ -70,6 +70,11 @@ def init_arbiter(uri: str) -> list[str]:
             uri, VM_NAME]
 
 
+def show_arbiter(uri: str) -> list[str]:
+    """Who holds the VM, as JSON."""
+    return [sys.executable, "-m", "colo", "arbiter", "show", uri, "--json"]
+
+
 class Program:
     """A program on a host that says what it does in JSON lines; what it said is in files, and so outlives it."""
 

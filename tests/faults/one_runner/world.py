@@ -151,6 +151,10 @@ class World:
         """The process beside the QEMU that holds its lease, if there is one."""
         return next((pid for pid in self.primary.pids() if "fence" in command_line(pid) and pid not in self._known()), None)
 
+    def witness_pid(self) -> int | None:
+        """The process that tells the end of a program which runs its VM itself, if there is one."""
+        return next((pid for pid in self.primary.pids() if "witness_process" in command_line(pid)), None)
+
     def standby_pid(self) -> int | None:
         """The stand-by QEMU."""
         return next((pid for pid in self.secondary.pids() if "-incoming" in command_line(pid)), None)
@@ -263,9 +267,9 @@ class World:
         return found
 
     def had_lost(self, *sides: str) -> bool:
-        """Whether these had been told that the other side may run, or the other side had said that it does."""
+        """Whether these had lost: the other side had won, or had said that it runs."""
         others = {"primary": "secondary", "secondary": "primary"}
-        winner = self.arbiters.switched_off() if self.arbiter == "exec" else ""
+        winner = self.arbiters.winner(self.arbiter, self.uri)
         return all(
             winner == others[side] or any(said == others[side] for said, _, _ in self.statements()) for side in sides)
 

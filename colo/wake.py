@@ -8,20 +8,26 @@ import threading
 
 
 class Wake:
-    """``fd`` is readable from :meth:`set` to :meth:`clear`. From any thread, also after :meth:`close`."""
+    """``fd`` is readable from :meth:`set` to :meth:`clear`. From any thread, also after :meth:`close`.
+
+    A forked child has a copy of the descriptor, and nothing to say by it: there, only :meth:`close` does anything.
+    """
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._pid = os.getpid()
         self._lock = threading.Lock()
 
     def set(self) -> None:
+        """Wake whoever waits, now and until :meth:`clear`."""
         with self._lock:
-            if self.fd >= 0:
+            if self.fd >= 0 and os.getpid() == self._pid:
                 os.eventfd_write(self.fd, 1)
 
     def clear(self) -> None:
+        """Nothing is to be woken for any more."""
         with self._lock, contextlib.suppress(BlockingIOError):
-            if self.fd >= 0:
+            if self.fd >= 0 and os.getpid() == self._pid:
                 os.eventfd_read(self.fd)
 
     def close(self) -> None:
