@@ -95,7 +95,8 @@ def _judge_place(
     if not running:
         if len(destroyed) == 2:
             ran_there = begun is not None  # and died there: of a VM that ran there is no copy any more
-            if not ran_there and not world.copy_is_kept() and not world.had_lost("secondary"):
+            in_files = case.vm != "in-process"  # that one's copy is its own memory, and goes with the program
+            if in_files and not ran_there and not world.copy_is_kept() and not world.had_lost("secondary"):
                 verdict.faults.append("both sides were destroyed, and the secondary's copy is not kept")
             verdict.runs = "nowhere (both destroyed)"
         elif destroyed and world.had_lost(*({"primary", "secondary"} - destroyed)):
