@@ -20,19 +20,28 @@ class Wake:
 
     def set(self) -> None:
         """Wake whoever waits, now and until :meth:`clear`."""
+        if self._is_copy:
+            return
         with self._lock:
-            if self.fd >= 0 and os.getpid() == self._pid:
+            if self.fd >= 0:
                 os.eventfd_write(self.fd, 1)
 
     def clear(self) -> None:
         """Nothing is to be woken for any more."""
+        if self._is_copy:
+            return
         with self._lock, contextlib.suppress(BlockingIOError):
-            if self.fd >= 0 and os.getpid() == self._pid:
+            if self.fd >= 0:
                 os.eventfd_read(self.fd)
 
     def close(self) -> None:
         """Nobody may be waiting on ``fd`` any more. Any number of times."""
-        with self._lock:
+        with contextlib.nullcontext() if self._is_copy else self._lock:
             if self.fd >= 0:
                 os.close(self.fd)
                 self.fd = -1
+
+    @property
+    def _is_copy(self) -> bool:
+        """In a forked child, where the lock may be taken for ever: by a thread that only its parent has."""
+        return os.getpid() != self._pid
