@@ -23,13 +23,13 @@ import signal
 import socket
 import struct
 import sys
-import time
 from typing import Any
 
 if __name__ == "__main__":  # started by its path, without the user's environment: where the package is, it knows itself
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from colo.errors import Unsupported
+from colo.lease.clock import now_ns
 from colo.lease.holding import Holding
 from colo.lease.processes import Process
 from colo.lease.watchdog import Watchdog
@@ -42,11 +42,6 @@ STOPPED_LOOK_NS = 10_000_000
 """How often a VM that was stopped is looked at: whether it still is."""
 MCL_CURRENT_AND_FUTURE = 3
 PR_SET_NAME, PR_SET_DUMPABLE = 15, 4
-
-
-def now_ns() -> int:
-    """The clock of leases: it goes on while the machine sleeps."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def harden() -> dict[str, bool]:

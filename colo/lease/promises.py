@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupted, ProtocolError, VmEnded
+from colo.lease.clock import now_ns
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.meeting import TEXT_MAX, Meeting, Welcome
 from colo.protocol.lease import LEASE_MS_LEAST, LEASE_MS_MOST, LeaseGrantor, lease_ns_of
@@ -32,11 +33,6 @@ SAY_S = 0.1
 LOOK_S = 0.2
 """How often who waits to run looks whether the other side has won meanwhile."""
 READ_BYTES = 1 << 16
-
-
-def now_ns() -> int:
-    """This machine's clock that goes on while it sleeps."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class Watched(Protocol):

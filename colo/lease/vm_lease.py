@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
+from colo.lease.clock import now_ns
 from colo.lease.holding import Holding
-from colo.lease.promises import now_ns
 from colo.lease.witness import Witness
 from colo.protocol.fencing import Actions, Fence, FenceAction, FenceState
 from colo.protocol.lease import lease_ns_of

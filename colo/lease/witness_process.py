@@ -19,12 +19,12 @@ import select
 import signal
 import socket
 import sys
-import time
 from typing import Any
 
 if __name__ == "__main__":  # started by its path, without the user's environment: where the package is, it knows itself
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from colo.lease.clock import now_ns
 from colo.lease.frames import Frame
 from colo.lease.link import LeaseLink
 from colo.wire import LeaseMessage
@@ -35,11 +35,6 @@ LEASES = 2
 """So many leases after the end, time has proven the same wherever the proof did not arrive."""
 ENDING_NS = 10_000_000_000
 """A process that has let go of its session's socket is about to end, or has begun another program; so long it is watched."""
-
-
-def now_ns() -> int:
-    """The clock of leases: it goes on while the machine sleeps."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class WitnessProcess:

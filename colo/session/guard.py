@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from colo.errors import ColoError, QemuError, Unsupported
+from colo.lease.clock import now_ns
 from colo.lease.connection import MEET_S, LeaseConnection
 from colo.lease.fence import FenceHandle, FenceLost, FenceStatus
 from colo.lease.meeting import Meeting, Welcome
 from colo.lease.processes import start_ticks, thread_states
-from colo.lease.promises import now_ns
 from colo.protocol.fencing import FenceState
 from colo.qemu.process import Qemu
 from colo.transport import connect

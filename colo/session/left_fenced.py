@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from colo.errors import ColoError
+from colo.lease.clock import now_ns
 from colo.lease.fence import FenceLost, FenceStatus, look_at_fence
-from colo.lease.promises import now_ns
 from colo.session.guard_place import GuardCard, find_guard, guard_answers
 
 UNGUARDED, UNFENCED = "unguarded", "unfenced"

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from colo.errors import ChannelLost
+from colo.lease.clock import now_ns
 from colo.lease.connection import LeaseConnection, Refused
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.link import LeaseLink
 from colo.lease.meeting import Meeting, Welcome
-from colo.lease.promises import CONNECTIONS_MAX, Promises, now_ns
+from colo.lease.promises import CONNECTIONS_MAX, Promises
 from colo.wire import LeaseMessage
 from tests.strangers import STRANGER, needs_root, user
 

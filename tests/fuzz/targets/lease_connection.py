@@ -19,11 +19,12 @@ from functools import cache
 from pathlib import Path
 
 from colo.errors import ColoError, ProtocolError, StreamError
+from colo.lease.clock import now_ns
 from colo.lease.connection import LeaseConnection
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.holding import Holding
 from colo.lease.meeting import Meeting, Welcome, refusal
-from colo.lease.promises import CONNECTIONS_MAX, Promises, now_ns
+from colo.lease.promises import CONNECTIONS_MAX, Promises
 from colo.protocol.fencing import Fence, FenceAction
 from colo.wire import GENERATION_MAX, LEASE_FRAME_BYTES, LEASE_TEXT_BYTES_MAX, LeaseMessage
 
