@@ -70,4 +70,4 @@ qemu-versions:
 	tests/interop/fetch-qemu
 
 clean:
-	rm -rf .venv build colo/_fast/*.so colo/_fast/*.c colo/_fast/wire_numbers.h .sanitize
+	rm -rf .venv build colo/_fast/*/*.so colo/_fast/*/*.c colo/_fast/wire_numbers.h .sanitize

@@ -14,6 +14,7 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 FAST = ROOT / "colo" / "_fast"
+QUARTERS = ("kernels", "trackers", "send", "receive")
 SANITIZE = os.environ.get("COLO_SANITIZE") == "1"
 DEBUG = os.environ.get("COLO_DEBUG") == "1"
 
@@ -36,7 +37,7 @@ def write_wire_numbers() -> None:
 def compile_args(module: str) -> list[str]:
     args = ["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function",
             "-Wno-missing-field-initializers", "-Wno-sign-compare", "-fvisibility=hidden"]
-    # Nothing is built for the build machine's own CPU: wider SIMD is picked at run time (_fast/simd/).
+    # Nothing is built for the build machine's own CPU: wider SIMD is picked at run time (_fast/kernels/simd/).
     if platform.machine() == "aarch64":
         args.append("-march=armv8-a")
     if DEBUG:
@@ -56,12 +57,12 @@ def extensions() -> list[Extension]:
     link = ["-fsanitize=address,undefined"] if SANITIZE else []
     headers = [str(p.relative_to(ROOT)) for p in FAST.rglob("*.h")]
     found = []
-    for pyx in sorted(FAST.glob("*.pyx")):
+    for pyx in sorted(FAST.rglob("*.pyx")):
         first = pyx.read_text().split("\n", 20)
         libraries = [lib for line in first for m in [re.match(r"# link: (.+)", line)] if m for lib in m[1].split()]
         found.append(Extension(
-            f"colo._fast.{pyx.stem}", [str(pyx.relative_to(ROOT))],
-            include_dirs=["colo/_fast"], depends=headers, libraries=libraries,
+            ".".join(pyx.relative_to(ROOT).with_suffix("").parts), [str(pyx.relative_to(ROOT))], libraries=libraries,
+            include_dirs=["colo/_fast", *(f"colo/_fast/{quarter}" for quarter in QUARTERS)], depends=headers,
             extra_compile_args=[*compile_args(pyx.stem), *KERNEL_ARGS.get(pyx.stem, ())], extra_link_args=link,
         ))
     return found

@@ -20,11 +20,11 @@ import corpus
 import numpy as np
 from numpy.typing import NDArray
 
-from colo._fast.adaptive import AdaptiveCodec
-from colo._fast.adaptive_decoder import AdaptiveDecoder
-from colo._fast.codec_libraries import probe
-from colo._fast.pagecache import ShadowCache
-from colo._fast.pageencoder import PageEncoder
+from colo._fast.kernels.codec_libraries import probe
+from colo._fast.receive.adaptive_decoder import AdaptiveDecoder
+from colo._fast.send.adaptive import AdaptiveCodec
+from colo._fast.send.pagecache import ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
 
 SLOW_LINK_BYTES_PER_S = 1.0
 HOT_PAGES = 64

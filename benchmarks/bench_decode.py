@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from benchmarks.paired import paired, rate_ratio
-from colo._fast.buffers import ReadBuffer
-from colo._fast.pagedecoder import EOS, PageDecoder
-from colo._fast.pageencoder import PageEncoder
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.buffers import ReadBuffer
+from colo._fast.receive.pagedecoder import EOS, PageDecoder
+from colo._fast.receive.staging import Staging
+from colo._fast.send.pageencoder import PageEncoder
 from colo.memory import RamImage
 
 MIB = 1 << 20

@@ -17,8 +17,8 @@ import pytest
 
 from benchmarks import limits
 from benchmarks.limits import COLD_PAGES, HOT_PAGES, HOT_WARM_UP_US, PAGE_BYTES, PATTERNS, Timed
-from colo._fast import kernels, scan, xbzrle
-from colo._fast.timing import time_pages
+from colo._fast.kernels import kernels, scan, xbzrle
+from colo._fast.kernels.timing import time_pages
 
 # Times memcmp of two equal pages, hot.
 ENCODE_BARS = {

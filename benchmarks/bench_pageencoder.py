@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.pagecache import ShadowCache
-from colo._fast.pageencoder import PageEncoder
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.send.pagecache import ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
 
 PAGE_BYTES = 4096
 BLOCK_BYTES = 64 << 20

@@ -28,10 +28,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from colo.abc import BlockMemory, SteppedMachine
+from colo.figures.primary_report import PrimaryReport
+from colo.figures.series import percentile
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
-from colo.session.primary_report import PrimaryReport
-from colo.session.statistics import percentile
 
 PAGE = 4096
 FILLING = 3

@@ -19,8 +19,9 @@ import pytest
 
 from benchmarks.session_vm import WAIT_S, ColoSecondary, PrimaryVm, wait_until
 from colo.arbiter import init_arbiter
+from colo.control.client import ask
+from colo.control.server import SOCKET_NAME
 from colo.errors import ColoError
-from colo.session.control import SOCKET_NAME, ask
 
 MIB = 1 << 20
 FILLED_MIB = 300

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colo._fast import kernels, xbzrle
-from colo._fast.timing import time_pages
+from colo._fast.kernels import kernels, xbzrle
+from colo._fast.kernels.timing import time_pages
 
 PAGE_BYTES = 4096
 HOT_PAGES = 64

@@ -114,7 +114,7 @@ def _temperatures() -> dict[str, float]:
 
 
 def _simd() -> str:
-    from colo._fast.kernels import active_level, levels
+    from colo._fast.kernels.kernels import active_level, levels
 
     return f"{active_level()} of {', '.join(levels())}"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from benchmarks.scripted_primary import ScriptedPrimary
 from benchmarks.session_vm import ColoSecondary
-from colo.session.control import SOCKET_NAME, ask
+from colo.control.client import ask
+from colo.control.server import SOCKET_NAME
 
 MIB = 1 << 20
 SAMPLES = 50

@@ -13,9 +13,9 @@ from typing import Self
 
 import numpy as np
 
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.pagecache import ShadowCache
-from colo._fast.pageencoder import PageEncoder
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.send.pagecache import ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
 from colo.stream import RamBlockInfo, writer
 from colo.wire import ColoMessage, Command
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from colo.epoch.outbox import Outbox
     from colo.session.destination import DestinationConfig, MigrationDestination
     from colo.session.in_process import InProcessConfig, InProcessSecondary
     from colo.session.migration import Migration
     from colo.session.migration_config import MigrationConfig
-    from colo.session.outbox import Outbox
     from colo.session.primary import Primary, PrimaryConfig
     from colo.session.protector import Protector, ProtectorConfig
     from colo.session.secondary import Secondary, SecondaryConfig
@@ -22,16 +22,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "destination": ("DestinationConfig", "MigrationDestination"),
-    "in_process": ("InProcessConfig", "InProcessSecondary"),
-    "migration": ("Migration",),
-    "migration_config": ("MigrationConfig",),
-    "outbox": ("Outbox",),
-    "primary": ("Primary", "PrimaryConfig"),
-    "protector": ("Protector", "ProtectorConfig"),
-    "secondary": ("Secondary", "SecondaryConfig"),
+    "colo.session.destination": ("DestinationConfig", "MigrationDestination"),
+    "colo.session.in_process": ("InProcessConfig", "InProcessSecondary"),
+    "colo.session.migration": ("Migration",),
+    "colo.session.migration_config": ("MigrationConfig",),
+    "colo.epoch.outbox": ("Outbox",),
+    "colo.session.primary": ("Primary", "PrimaryConfig"),
+    "colo.session.protector": ("Protector", "ProtectorConfig"),
+    "colo.session.secondary": ("Secondary", "SecondaryConfig"),
 }
-_MODULES = {name: f"colo.session.{module}" for module, names in _HOMES.items() for name in names}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

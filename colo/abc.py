@@ -118,7 +118,7 @@ class DirtyTracker(Protocol):
     """Says which pages of a VM's memory were written since it was asked last.
 
     Bitmaps come one per block, in the blocks' order: buffers of ``ceil(pages / 64)`` 64-bit words, page n
-    being bit ``n % 64`` of word ``n // 64`` (:class:`colo._fast.bitmap.DirtyBitmap` is one). A page may be
+    being bit ``n % 64`` of word ``n // 64`` (:class:`colo._fast.kernels.bitmap.DirtyBitmap` is one). A page may be
     reported once too often, never not at all.
     """
 

@@ -163,3 +163,9 @@ class StandbyRefused(StandbyError):
 
 class Unsupported(ColoError):
     """This machine, kernel or build cannot do what is asked; the message says why and what to do."""
+
+
+def explain(error: BaseException) -> str:
+    """One line for people about how a connection ended."""
+    kind = type(error).__name__
+    return f"{error} [{kind}]" if isinstance(error, ColoError) else f"{kind}: {error}"

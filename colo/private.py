@@ -25,6 +25,8 @@ from typing import Self
 
 from colo.errors import StorageError
 
+UNIX_PATH_MAX_BYTES = 107
+"""A unix socket's path: Linux's sun_path holds 108 bytes, with the NUL that ends the name."""
 LINK_LIMIT = 40
 """Links in one path: as many as the kernel follows."""
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

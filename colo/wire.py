@@ -205,6 +205,26 @@ LEASE_TEXT_BYTES_MAX = 8192
 """Most that may follow a frame: JSON, in MEET, WELCOME, REFUSED, NOTICE."""
 
 
+RAM_SECTION_ID = 0x636F6C6F
+"""The ``ram`` section's id in streams that colo writes. No device section of a VM has it: theirs count from 0 or 1."""
+
+# What two colo ends of a migration say to each other in PINGs, which a QEMU answers as any other. Colo's own.
+
+HELLO = 0x434F4C00
+"""A PING with this number asks who the destination is. A QEMU answers it as any other; a colo one adds the bits below."""
+HELLO_COLO = 1
+HELLO_ARBITER = 2
+"""It asks an arbiter before it runs the VM."""
+HELLO_MASK = 0xFF
+LAST_WORD_MIN = 1 << 31
+"""The PING behind HELLO, to a colo destination, has a random number from here up: with it the stream's last word begins."""
+DIGEST_BYTES = 16
+"""The last word ends with the digest of the page records since the last PING and of the device sections with their EOF.
+What was sent while the VM ran has none: a page that is written to meanwhile is not the same bytes when it is read twice."""
+DEVICES_PING = 0x434F4D00
+ROUND_PING = 1
+
+
 GENERATION_MAX = 10**15
 """Generations are less than this."""
 

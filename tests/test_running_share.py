@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from colo.running_share import RunningShare
+from colo.figures.running_share import RunningShare
 
 
 def steady(share: RunningShare, begin_s: float, seconds: float, *, pause_s: float, every_s: float) -> list[str]:

@@ -22,7 +22,7 @@ def arbiter_from_uri(uri: str, *, role: str = "", vm: str = "", uuid: str = "") 
 
         arbiter: Arbiter = FileArbiter(rest, role=role, vm=vm)
     elif kind == "etcd" and rest:
-        from colo.arbiter.etcd_arbiter import EtcdArbiter
+        from colo.arbiter.etcd.arbiter import EtcdArbiter
 
         arbiter = EtcdArbiter(uri, role=role, vm=vm)
     elif kind == "exec" and rest.strip():
@@ -50,7 +50,7 @@ def init_arbiter(uri: str, *, vm: str, uuid: str = "") -> ArbiterIdentity:
 
         return make_file_arbiter(rest, vm=vm, uuid=uuid)
     if kind == "etcd" and rest:
-        from colo.arbiter.etcd_arbiter import make_etcd_arbiter
+        from colo.arbiter.etcd.arbiter import make_etcd_arbiter
 
         return make_etcd_arbiter(uri, vm=vm, uuid=uuid)
     if (kind == "exec" and rest.strip()) or (kind == "none" and not colon):

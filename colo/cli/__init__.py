@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 import colo
-from colo.cli.outlet import drop_output, open_standard_streams
-from colo.cli.standard_output import say_error
+from colo.cli.terminal.outlet import drop_output, open_standard_streams
+from colo.cli.terminal.standard_output import say_error
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -27,9 +27,20 @@ from colo.errors import (
     VmEnded,
 )
 
-COMMANDS = (
-    "secondary", "protect", "unprotect", "stop", "failover", "status", "discard", "arbiter", "inspect", "doctor", "demo",
-)
+COMMANDS = {
+    "secondary": "colo.cli.secondary",
+    "protect": "colo.cli.protect",
+    "unprotect": "colo.cli.unprotect",
+    "stop": "colo.cli.stop",
+    "failover": "colo.cli.failover",
+    "status": "colo.cli.status",
+    "discard": "colo.cli.discard",
+    "arbiter": "colo.cli.arbiter",
+    "inspect": "colo.cli.inspect.command",
+    "doctor": "colo.cli.doctor.command",
+    "demo": "colo.cli.demo.command",
+}
+"""Each with the module that has its ``add_parser``."""
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NoCheckpoint, 3),
@@ -67,8 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="colo", description="Checkpoint streaming for running virtual machines.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"colo {colo.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        importlib.import_module(f"colo.cli.{name}").add_parser(subparsers)
+    for module in COMMANDS.values():
+        importlib.import_module(module).add_parser(subparsers)
     return parser
 
 

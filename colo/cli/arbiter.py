@@ -13,7 +13,7 @@ from typing import Any
 
 from colo.arbiter import Arbiter, Holder, arbiter_from_uri, init_arbiter
 from colo.arbiter.arbiter import reopen_command
-from colo.cli.output import print_mapping
+from colo.cli.terminal.output import print_mapping
 from colo.errors import ArbitrationError, ArbitrationLost, ColoError
 from colo.text import printable
 

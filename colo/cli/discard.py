@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from colo.cli.output import print_mapping
+from colo.cli.terminal.output import print_mapping
 from colo.errors import NoCheckpoint, StorageError
 from colo.memory import RamImage
 from colo.memory.kept_copy import COPY_NAME
-from colo.session.kept import directory_bytes, kept_status
+from colo.takeover.kept import directory_bytes, kept_status
 
 
 def add_parser(subparsers: Any) -> None:

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from colo.cli.output import print_mapping
 from colo.cli.secondary import keep_out_of_core_dumps
-from colo.cli.signals import on_ending_signals
 from colo.cli.status import add_session_arguments, session_socket
+from colo.cli.terminal.output import print_mapping
+from colo.cli.terminal.signals import on_ending_signals
+from colo.control.client import ControlClient
 from colo.errors import ColoError, StandbyError
 from colo.memory import KeptCopy, SessionFacts
-from colo.session.control import ControlClient
 from colo.session.secondary import Secondary, SecondaryConfig
 
 

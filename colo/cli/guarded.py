@@ -6,10 +6,10 @@ import argparse
 import json
 from typing import Any
 
+from colo.control.client import ControlClient
 from colo.errors import ChannelLost, ColoError
-from colo.session.control import ControlClient
-from colo.session.guard_place import CONTROL_NAME
-from colo.session.left_fenced import answering_guard
+from colo.fence.left_fenced import answering_guard
+from colo.fence.place import CONTROL_NAME
 
 LOOK_S = 0.1
 ENDED_AS_ASKED = {"unprotect": ("unprotected",), "stop": ("ended",)}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from colo.cli.conditions import link
-from colo.cli.outlet import outlive_terminal
-from colo.cli.output import SessionOutput
-from colo.cli.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
+from colo.cli.report.conditions import link
 from colo.cli.secondary import byte_size
-from colo.cli.signals import on_ending_signals
+from colo.cli.terminal.outlet import outlive_terminal
+from colo.cli.terminal.output import SessionOutput
+from colo.cli.terminal.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
+from colo.cli.terminal.signals import on_ending_signals
+from colo.figures.series import percentile
 from colo.protocol.lease import LEASE_MS
 from colo.qemu.primary import ColoSettings
 from colo.session.protector import Ending, Protector, ProtectorConfig
-from colo.session.statistics import percentile
 
 EXIT = {
     Ending.UNPROTECTED: 0, Ending.ENDED: 0, Ending.STOPPED: 4, Ending.HANDED_OVER: 4, Ending.PRIMARY_GONE: 9, Ending.ALONE:

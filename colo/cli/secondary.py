@@ -10,14 +10,14 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
-from colo.cli.conditions import link, qemu
-from colo.cli.outlet import outlive_terminal
-from colo.cli.output import SessionOutput
-from colo.cli.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
-from colo.cli.signals import on_ending_signals
+from colo.cli.report.conditions import link, qemu
+from colo.cli.terminal.outlet import outlive_terminal
+from colo.cli.terminal.output import SessionOutput
+from colo.cli.terminal.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
+from colo.cli.terminal.signals import on_ending_signals
 from colo.protocol import Mode
+from colo.protocol.deadlines import Deadlines
 from colo.protocol.lease import LEASE_MS
-from colo.session.deadlines import Deadlines
 from colo.session.secondary import Secondary, SecondaryConfig
 from colo.session.secondary_config import RETURN_S
 from colo.stream import StreamLimits

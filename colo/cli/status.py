@@ -15,13 +15,14 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from colo.cli.output import print_mapping
-from colo.cli.watch import Watch
+from colo.cli.terminal.live_view import Watch
+from colo.cli.terminal.output import print_mapping
+from colo.control.client import ControlClient, ask
+from colo.control.server import SOCKET_NAME
 from colo.errors import ChannelLost, ColoError
-from colo.session.control import SOCKET_NAME, ControlClient, ask
-from colo.session.guard_place import CONTROL_NAME, GuardCard, find_guard, guard_answers, guarded
-from colo.session.kept import kept_status
-from colo.session.left_fenced import left_status
+from colo.fence.left_fenced import left_status
+from colo.fence.place import CONTROL_NAME, GuardCard, find_guard, guard_answers, guarded
+from colo.takeover.kept import kept_status
 from colo.text import printable
 
 ENDED_WELL = {

@@ -4,7 +4,7 @@ The bytes a guest has printed are numbered from 0, like those of a TCP connectio
 has not acknowledged, and they are part of its state: a machine that takes over sends them again, and the world, which
 knows its own position, drops what it has. So a line that left just before the primary died is not doubled, and one that
 was committed but had not left yet is not lost. That the world never has bytes the state does not know of is the outbox's
-work (:class:`colo.session.outbox.Outbox`).
+work (:class:`colo.epoch.outbox.Outbox`).
 """
 
 from __future__ import annotations

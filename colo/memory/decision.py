@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Self
 
-from colo._fast.digest import StreamDigest
+from colo._fast.kernels.digest import StreamDigest
 
 MAGIC = b"COLOcopy"
 VERSION = 1

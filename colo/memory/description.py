@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -155,3 +156,20 @@ def start_ticks(pid: int) -> int | None:
         return None if fields[0] in (b"Z", b"X") else int(fields[19])
     except (OSError, IndexError, ValueError):
         return None
+
+
+DIFFERENCES_SHOWN = 8
+"""Blocks that an error names."""
+
+
+def block_differences(announced: Mapping[str, int], here: Mapping[str, int]) -> str:
+    """Which RAM blocks, of name and length in bytes, differ, and how: for an error. "" when none does."""
+    words = [
+        f"'{name}' has {announced[name]} bytes there and {here[name]} here"
+        for name in announced
+        if name in here and announced[name] != here[name]
+    ]
+    words += [f"'{name}' ({announced[name]} bytes) is not here" for name in announced if name not in here]
+    words += [f"'{name}' ({here[name]} bytes) is only here" for name in here if name not in announced]
+    more = f"; and {len(words) - DIFFERENCES_SHOWN} more" if len(words) > DIFFERENCES_SHOWN else ""
+    return "; ".join(words[:DIFFERENCES_SHOWN]) + more

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.staging import Staging
 from colo.errors import LimitExceeded, StorageError, StreamError
 from colo.memory.decision import Phase
 from colo.memory.host import host_memory_bytes

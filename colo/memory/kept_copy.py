@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from colo._fast.digest import StreamDigest
+from colo._fast.kernels.digest import StreamDigest
 from colo.errors import StorageError
 from colo.memory.decision import DIGEST_BYTES, RECORD_BYTES, SLOT_BYTES, DecisionRecord, Phase, digest, latest
 from colo.memory.description import DESCRIPTION_MAX_BYTES, Description, SessionFacts, decode_description
@@ -131,7 +131,7 @@ class KeptCopy:
     # -- writing
 
     def log_files(self) -> tuple[int, int, int]:
-        """Descriptors of the redo log's files, for :class:`~colo._fast.staging.Staging`."""
+        """Descriptors of the redo log's files, for :class:`~colo._fast.receive.staging.Staging`."""
         first, second, third = (self._open(name) for name in LOG)
         return first, second, third
 

@@ -31,14 +31,15 @@ from mmap import PAGESIZE
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
-from colo._fast import tracker_pagemap, tracker_softdirty
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.tracker_base import BlockTracker, ProcessMemory
-from colo._fast.tracker_explicit import ExplicitTracker
-from colo._fast.tracker_hash import HashTracker
-from colo._fast.tracker_pagemap import PagemapTracker
-from colo._fast.tracker_shadow import ShadowTracker
-from colo._fast.tracker_softdirty import SoftDirtyTracker
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.trackers import pagemap as tracker_pagemap
+from colo._fast.trackers import softdirty as tracker_softdirty
+from colo._fast.trackers.base import BlockTracker, ProcessMemory
+from colo._fast.trackers.explicit import ExplicitTracker
+from colo._fast.trackers.hash import HashTracker
+from colo._fast.trackers.pagemap import PagemapTracker
+from colo._fast.trackers.shadow import ShadowTracker
+from colo._fast.trackers.softdirty import SoftDirtyTracker
 from colo.abc import GuestBlock, GuestMemory
 from colo.errors import Unsupported
 
@@ -196,8 +197,8 @@ def open_tracker(name: str, blocks: Blocks, *, page_bytes: int = 4096, **options
     """A tracker of this kind (or ``auto``) over ``blocks``, not started yet.
 
     ``blocks`` is a VM's memory, its blocks, or ``{name: buffer or ProcessMemory}``. Options: ``refresh`` of
-    ``shadow`` (:class:`~colo._fast.tracker_shadow.ShadowTracker`), ``userfaultfd`` and ``sole_writer`` of
-    ``pagemap`` (:class:`~colo._fast.tracker_pagemap.PagemapTracker`), ``sole_writer`` of ``softdirty``.
+    ``shadow`` (:class:`~colo._fast.trackers.shadow.ShadowTracker`), ``userfaultfd`` and ``sole_writer`` of
+    ``pagemap`` (:class:`~colo._fast.trackers.pagemap.PagemapTracker`), ``sole_writer`` of ``softdirty``.
     ValueError for an unknown name, Unsupported, with the reason, when this machine cannot.
     """
     named = _named(blocks)

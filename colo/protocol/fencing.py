@@ -2,7 +2,7 @@
 
 A table in code, without I/O: each input returns the :class:`FenceAction` s to be carried out, in order. Whoever drives it
 reads
-``CLOCK_BOOTTIME``, sends signals and frames (:mod:`colo.lease.fence_process`); a simulation drives the same class.
+``CLOCK_BOOTTIME``, sends signals and frames (:mod:`colo.fence.fence_process`); a simulation drives the same class.
 
 ::
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from colo.errors import QemuError, QemuUnsupported
+from colo.figures.running_share import RunningShare
 from colo.qemu.capabilities import MigrationSettings, capabilities_of, capability_list, require_migratable
 from colo.qemu.process import Qemu
 from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
-from colo.running_share import RunningShare
 from colo.text import printable
 
 PAUSES_KEPT = 100_000

@@ -25,8 +25,8 @@ from typing import IO, Self, cast
 
 from colo.errors import QemuError, StorageError
 from colo.forked import keep_from_children
-from colo.private import PrivateDirectory
-from colo.qemu.qmp import UNIX_PATH_MAX_BYTES, QmpConnection, QmpError, QmpLost, QmpTimeout
+from colo.private import UNIX_PATH_MAX_BYTES, PrivateDirectory
+from colo.qemu.qmp import QmpConnection, QmpError, QmpLost, QmpTimeout
 from colo.qemu.quirks import Quirks, Version, quirks_of
 from colo.qemu.replies import reply_string
 from colo.text import printable

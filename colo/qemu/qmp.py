@@ -31,14 +31,12 @@ from qemu.qmp.message import Message
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
 from colo.forked import keep_from_children
+from colo.private import UNIX_PATH_MAX_BYTES
 from colo.qemu.replies import QmpError, QmpReplyError, Record, event_whole, reply_records, reply_string
 from colo.qemu.unread import Unread
 from colo.text import printable
 
 T = TypeVar("T")
-
-UNIX_PATH_MAX_BYTES = 107
-"""A unix socket's address has room for this many bytes of path (Linux)."""
 
 THREAD_NAME = "colo-qmp"
 LINE_LIMIT_BYTES = 4 << 20

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future
 
 from colo.errors import Interrupted
-from colo.session.primary_report import PrimaryReport
+from colo.figures.primary_report import PrimaryReport
 
 
 class CheckpointRequests:

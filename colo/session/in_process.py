@@ -7,82 +7,47 @@ goes into a second set of blocks until it is committed: the last committed check
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from colo._fast.ramblock import RamBlock
 from colo.abc import GuestBlock, VirtualMachine
 from colo.arbiter import Runner, arbiter_from_uri, claim
+from colo.arbiter.watch import why_ended
+from colo.control.server import ControlServer
+from colo.epoch.committed import Committed
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
     ColoError,
     Interrupted,
     NoCheckpoint,
-    StreamError,
     VmEnded,
     VmError,
+    explain,
 )
+from colo.figures.dirty_heat import DirtyHeat
+from colo.figures.secondary_report import CheckpointReport, CheckpointStatistics
 from colo.lease.promises import Promises
-from colo.memory import BlockImage
+from colo.link.follower import Follower
+from colo.memory.guest_image import GuestImage
 from colo.protocol import Failover, FailoverEvent, FailoverStatus, Mode
+from colo.protocol.deadlines import Deadlines
 from colo.protocol.lease import LEASE_MS
-from colo.session.admission import PENDING_LIMIT
-from colo.session.arbiter_watch import why_ended
-from colo.session.checkpoint import CheckpointReport, Committed
-from colo.session.control import ControlServer
-from colo.session.deadlines import Deadlines
-from colo.session.door import Door
-from colo.session.follower import Follower, explain
-from colo.session.heat import DirtyHeat
-from colo.session.listening import listening
-from colo.session.statistics import CheckpointStatistics
-from colo.session.vm_hold import VmHold
-from colo.session.vm_state import decode_state
 from colo.stream import StreamLimits
-from colo.stream.ram import block_differences
+from colo.trace import listening
 from colo.transport import listen, tune
+from colo.transport.admission import PENDING_LIMIT
+from colo.transport.door import Door
+from colo.vm.hold import VmHold
+from colo.vm.saved_state import decode_state
 from colo.wake import Wake
-
-
-class GuestImage(BlockImage):
-    """A RAM image in the given blocks instead of files. Their names and sizes are what a primary must announce."""
-
-    def __init__(self, blocks: Iterable[GuestBlock]) -> None:
-        self.guest_blocks = {block.idstr: block for block in blocks}
-        self.max_ram_bytes = sum(block.length_bytes for block in self.guest_blocks.values())
-        self.blocks = []
-
-    def announce(self, announced: Iterable[tuple[str, int]]) -> list[RamBlock]:
-        """As :meth:`BlockImage.announce`. Raises StreamError when the blocks are not those of the VM here."""
-        wanted = list(announced)
-        here = {name: block.length_bytes for name, block in self.guest_blocks.items()}
-        if dict(wanted) != here:
-            raise StreamError(
-                "the RAM blocks are not those of the VM here: " + block_differences(dict(wanted), here),
-                where="ram MEM_SIZE", value=wanted,
-            )
-        return super().announce(wanted)
-
-    def _make(self, idstr: str, length: int) -> RamBlock:
-        block = self.guest_blocks[idstr]
-        if isinstance(block.buffer, mmap.mmap):
-            with contextlib.suppress(OSError, ValueError):  # a kernel without them; no whole pages of the host
-                block.buffer.madvise(mmap.MADV_HUGEPAGE)  # the first copy fills it: far fewer page faults
-        return RamBlock(idstr, length, memory=block.view())
-
-    def load_into(self, blocks: Iterable[GuestBlock]) -> None:
-        """Copy all bytes to the blocks of the same names."""
-        for block in blocks:
-            block.view()[:] = self.guest_blocks[block.idstr].view()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,23 +22,24 @@ from typing import Any, Self
 
 from colo.abc import Throttled, VirtualMachine
 from colo.arbiter import Arbiter, arbiter_from_uri
+from colo.epoch.migration_pages import MigrationPages
 from colo.errors import AddressError, ArbitrationError, ArbitrationLost, ChannelError, ColoError, Interrupted, VmError
+from colo.link.convergence import AutoConverge
+from colo.link.migration_link import MigrationLink
+from colo.link.migration_progress import MigrationProgress
+from colo.link.migration_rounds import MigrationRounds
+from colo.link.pacer import Pacer
 from colo.protocol.migration import STATUSES, MigrationStatus, next_status
-from colo.session.convergence import AutoConverge
-from colo.session.listening import listening
 from colo.session.migration_config import MigrationConfig, MigrationOutcome, VmPlace
-from colo.session.migration_link import HELLO_ARBITER, MigrationLink
-from colo.session.migration_pages import MigrationPages
-from colo.session.migration_progress import MigrationProgress
-from colo.session.migration_rounds import MigrationRounds
-from colo.session.pacing import Pacer
-from colo.session.source_vm import SourceVm
-from colo.session.vm_hold import VmHold
-from colo.session.vm_state import StateForm, describe
-from colo.session.vm_watch import VmWatch
 from colo.stream.writer import end_of_stream
+from colo.trace import listening
 from colo.transport import check_plaintext, connect
+from colo.vm.hold import VmHold
+from colo.vm.saved_state import StateForm, describe
+from colo.vm.source_vm import SourceVm
+from colo.vm.watch import VmWatch
 from colo.wake import Wake
+from colo.wire import HELLO_ARBITER
 
 KEEP_ALIVE_S = 1.0
 CONNECT_RETRY_S = 0.05
@@ -51,7 +52,7 @@ _S = MigrationStatus
 class Migration:
     """Moves ``vm`` to the destination in ``config``. Started once; no other session may have the VM meanwhile.
 
-    ``on_event(kind, data)`` hears ``status`` (each new name), ``round`` (a :class:`~colo.session.convergence.Round`),
+    ``on_event(kind, data)`` hears ``status`` (each new name), ``round`` (a :class:`~colo.link.convergence.Round`),
     ``throttle`` (percent) and ``notice``, from the session's thread; what it raises is ignored. Methods may be called from
     any thread. A VM that has an attribute ``running`` which is false is migrated as it stands, and is not resumed here.
 

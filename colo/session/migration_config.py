@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from colo.abc import DirtyTracker
+from colo.protocol.deadlines import Deadlines
 from colo.protocol.migration import MigrationStatus
-from colo.session.deadlines import Deadlines
 from colo.stream import StreamLimits
 
 

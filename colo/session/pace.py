@@ -1,28 +1,11 @@
-"""When the next checkpoint is due, and how fast the link is."""
+"""When the next checkpoint is due."""
 
 from __future__ import annotations
 
-from colo.session.primary_report import PrimaryReport
+from colo.figures.primary_report import PrimaryReport
 
-MEASURED_BYTES = 64 << 10
-"""Shorter checkpoints tell of the round trip, not of the link's rate."""
 NEW_SHARE = 0.25
 ABOVE_FIXED = 1.3
-
-
-class LinkRate:
-    """The link's rate, from checkpoints long enough to show it: a running average."""
-
-    def __init__(self) -> None:
-        self.bytes_per_s = 0.0
-        """0: not known yet."""
-
-    def took(self, sent_bytes: int, ms: float) -> None:
-        """So many bytes were sent and acknowledged within so long."""
-        if sent_bytes < MEASURED_BYTES or ms <= 0:
-            return
-        now = sent_bytes / ms * 1000
-        self.bytes_per_s += (now - self.bytes_per_s) * (NEW_SHARE if self.bytes_per_s else 1.0)
 
 
 class Pace:

@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from colo.abc import VirtualMachine
 from colo.arbiter import Runner, arbiter_from_uri, claim, take_first
+from colo.epoch.outbox import Outbox
+from colo.epoch.primary_pages import PrimaryPages
 from colo.errors import (
     ArbitrationError,
     ArbitrationLost,
@@ -27,24 +29,22 @@ from colo.errors import (
     TrackerError,
     VmError,
 )
+from colo.fence.vm_lease import VmLease
+from colo.figures.primary_report import PrimaryReport, PrimaryStatistics
 from colo.lease.connection import LeaseConnection
 from colo.lease.meeting import Meeting
-from colo.lease.vm_lease import VmLease
+from colo.link.primary_link import LinkSettings, PrimaryLink, event_of
 from colo.protocol import Event, State
 from colo.session.checkpoint_requests import CheckpointRequests
-from colo.session.listening import listening
-from colo.session.outbox import Outbox
 from colo.session.pace import Pace
 from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
 from colo.session.primary_control import serve
-from colo.session.primary_link import LinkSettings, PrimaryLink, event_of
-from colo.session.primary_pages import PrimaryPages
-from colo.session.primary_report import PrimaryReport, PrimaryStatistics
-from colo.session.vm_handle import VmHandle
-from colo.session.vm_hold import VmHold
-from colo.session.vm_state import StateForm
-from colo.session.vm_watch import VmWatch
+from colo.trace import listening
 from colo.transport import abort, check_plaintext, connect
+from colo.vm.handle import VmHandle
+from colo.vm.hold import VmHold
+from colo.vm.saved_state import StateForm
+from colo.vm.watch import VmWatch
 from colo.wake import Wake
 
 GENERATION_S = 0.2

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from colo._fast.codec_libraries import METHODS, probe, usable_methods
 from colo.abc import DirtyTracker
-from colo.errors import ArbitrationError, Unsupported
+from colo.errors import ArbitrationError
+from colo.link.extensions import METHODS, compression, offered
 from colo.protocol import Dialect, Mode
+from colo.protocol.deadlines import Deadlines
 from colo.protocol.lease import LEASE_MS, lease_ns_of
-from colo.session.deadlines import Deadlines
 from colo.stream import StreamLimits
 from colo.wire import Extension
 
@@ -109,21 +109,12 @@ class PrimaryConfig:
     @property
     def methods(self) -> tuple[str, ...]:
         """The compression to offer: what is wanted and works here. Raises Unsupported when that is nothing."""
-        if self.compress is None:
-            return ()
-        usable = usable_methods()
-        found = tuple(name for name in usable if self.compress in ("auto", name))
-        if not found:
-            raise Unsupported(f"compress={self.compress!r}: " + "; ".join(f"{k}: {v}" for k, v in probe().items()))
-        return found
+        return compression(self.compress)
 
     @property
     def extensions(self) -> Extension:
         """What to offer to a colo secondary."""
-        offered = Extension.DIGEST if self.digest else Extension(0)
-        for name in self.methods:
-            offered |= Extension[name.upper()]
-        return offered
+        return offered(self.methods, digest=self.digest)
 
 
 class PrimaryEnding(Enum):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from colo.control.server import ControlServer
 from colo.errors import Interrupted
-from colo.session.control import ControlServer
+from colo.figures.primary_report import PrimaryReport
 from colo.session.primary_config import PrimaryOutcome
-from colo.session.primary_report import PrimaryReport
 
 CHECKPOINT_S = 30.0
 STOP_S = 30.0

@@ -2,7 +2,7 @@
 
 QEMU itself waits for ever for a secondary that hangs, with its VM standing still. Here every pause has a deadline; when it
 passes, or QEMU says that the channel broke, the arbiter is asked: the winner's VM runs on alone, the loser's is ended. Until
-that is decided, the VM runs only as long as its lease lasts: a fence beside QEMU (:mod:`colo.session.guard`) sees to that.
+that is decided, the VM runs only as long as its lease lasts: a fence beside QEMU (:mod:`colo.fence.guard`) sees to that.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from colo.arbiter import Holder, Runner, arbiter_from_uri, init_arbiter, may_protect, take_first
+from colo.control.server import ControlServer
 from colo.errors import ArbitrationError, ArbitrationLost, ChannelError, ColoError, QemuError
+from colo.fence.guard import Guard
+from colo.fence.place import GuardCard, GuardPlace
+from colo.lease.clock import now_ns
 from colo.lease.meeting import Meeting
 from colo.protocol.fencing import FenceState
 from colo.qemu.endings import Ending as QemuEnding
 from colo.qemu.endings import EndingActions, EndingWatch, Follows
 from colo.qemu.primary import PauseMeter, QemuPrimary
-from colo.qemu.qmp import QmpError
-from colo.session.control import ControlServer
-from colo.session.guard import Guard
-from colo.session.guard_place import GuardCard, GuardPlace
-from colo.session.listening import listening
+from colo.qemu.qmp import QmpError, QmpTimeout
 from colo.session.protector_config import Ending, ProtectorConfig, ProtectorReport
+from colo.trace import listening
 from colo.transport import check_listening, check_plaintext
 
 __all__ = ["Ending", "Protector", "ProtectorConfig", "ProtectorReport"]
@@ -40,6 +41,10 @@ arbiter."""
 RETRY_S = 1.0
 RECONNECT_S = 2.0
 MAIN_LOOP_S = 2.0
+SILENT_S = 0.25
+"""A main loop that did not answer for so long, with nothing to block it, hangs by itself."""
+BLOCKED_S = 0.75
+"""The same, when it may have been blocked by its peer: it is asked for 0.5 s before that is yanked."""
 TAKEN_S, TAKEN_UNHEARD_S = 30.0, 1.0
 """So long a VM that was taken over is kept, stopped, in case the other side cannot run it: while that is heard of, and
 not."""
@@ -48,7 +53,8 @@ END_S, MOVE_S = 10.0, 1.0
 ENDING_S = 2.0
 """So long a process may take to end when its monitor is gone already."""
 HAND_OVER_S = 10.0
-"""So long the other side may take to take a VM over that is of no use here."""
+HAND_OVER_LEASES = 3
+"""So long the other side may take to take a VM over that is of no use here: while it is heard of, and, in leases, anyhow."""
 
 
 class Protector:
@@ -514,22 +520,46 @@ class Protector:
         if self._guard is not None and self.config.lease_ms:
             self._guard.alone(generation, reason)
         try:
-            self.primary.free_from_lost_secondary()
-        except QmpError as error:
-            if not self.primary.qemu.alive():
+            if not self._freed():
                 return self._report(Ending.PRIMARY_GONE, f"{reason}; its process ended")
-            raise QemuError(f"the VM may run, but QEMU could not be freed from its secondary: {error}") from error
         finally:
             if self._guard is not None:
                 self._guard.release()
         return self._report(won, reason, (time.monotonic() - noticed) * 1000)
 
+    def _freed(self) -> bool:
+        """The VM is this side's: have QEMU run it. False when its process ended. A QEMU that hangs is asked until it answers:
+        nobody else may run its VM. Raises QemuError when it refuses, or this session is asked to end before that."""
+        told = False
+        while True:
+            try:
+                self.primary.free_from_lost_secondary()
+                return True
+            except QmpTimeout as error:
+                if not self.primary.qemu.alive():
+                    return False
+                if self._leave is not None or self._end is not None:
+                    raise QemuError(f"the VM may run, but QEMU could not be freed from its secondary: {error}") from error
+                if not told:
+                    told = True
+                    self._tell("notice", f"the VM is this side's, and is freed as soon as its QEMU answers: {error}")
+            except QmpError as error:
+                if not self.primary.qemu.alive():
+                    return False
+                raise QemuError(f"the VM may run, but QEMU could not be freed from its secondary: {error}") from error
+
     def _usable(self, *, yank: bool) -> bool:
         """Whether QEMU could be told to run alone: its main loop answers, once (``yank``) its hanging channel is gone."""
         if self._guard is not None and self._guard.stopped_in_time:
             return True  # stopped, in time: nothing can be asked before it goes on, and nothing was wrong before
+        asked_ns, in_checkpoint = now_ns(), self._meter is not None and self._meter.stopped_at_us is not None
         answers = self.primary.why_not_alone(MAIN_LOOP_S) is None if yank else self.primary.main_loop_responds(MAIN_LOOP_S)
-        return answers or bool(self._guard is not None and self._guard.stopped_in_time)
+        if answers or self._guard is None or not self._guard.stopped_in_time:
+            return answers
+        # Stopped while it was asked. A peer that hangs blocks a main loop only amid a checkpoint, and until it is yanked.
+        status = self._guard.status
+        had_s = (status.lease_end_ns - asked_ns) / 1e9 if status is not None else 0.0
+        return had_s < (BLOCKED_S if in_checkpoint else SILENT_S)
 
     def _is_ending(self) -> bool:
         """Whether QEMU is gone, or its monitor is: then its process soon will be."""
@@ -604,8 +634,11 @@ class Protector:
             return self._report(Ending.HANDED_OVER, f"{reason} ({how})")
         self._tell("notice", f"{reason}: it is left to the other side")
         self._guard.prove(reason)
-        until = time.monotonic() + max(HAND_OVER_S, 3 * self.config.lease_ms / 1000)
-        while time.monotonic() < until:
+        began, unheard_s = time.monotonic(), HAND_OVER_LEASES * self.config.lease_ms / 1000
+        while True:
+            heard = (status := self._guard.status) is not None and status.connected
+            if time.monotonic() - began > (max(HAND_OVER_S, unheard_s) if heard else unheard_s):
+                break
             self._guard.tend()
             status = self._guard.status
             if not self.primary.qemu.alive() or (status is not None and status.taken) or self._generation_is_gone():

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from colo.arbiter import Arbiter, Runner, arbiter_from_uri, claim
+from colo.arbiter.watch import ArbiterWatch, GenerationLook, why_ended
+from colo.control.server import SOCKET_NAME, ControlServer
+from colo.epoch.committed import Committed
+from colo.epoch.composed import compose
 from colo.errors import (
     AddressError,
     ArbitrationError,
@@ -29,22 +33,21 @@ from colo.errors import (
     StandbyRefused,
     StreamError,
     VmEnded,
+    explain,
 )
+from colo.figures.dirty_heat import DirtyHeat
+from colo.figures.secondary_report import CheckpointReport, CheckpointStatistics
+from colo.figures.takeover_report import TakeoverReport
 from colo.lease.promises import Promises
+from colo.link.follower import Follower
 from colo.memory import Phase, RamImage, SessionFacts
 from colo.protocol import Failover, FailoverEvent
+from colo.qemu.foresight import Rehearsal, room_notice
 from colo.qemu.standby import Standby
-from colo.session.admission import PENDING_LIMIT
-from colo.session.arbiter_watch import ArbiterWatch, GenerationLook, why_ended
-from colo.session.checkpoint import CheckpointReport, Committed
-from colo.session.compose import compose
-from colo.session.control import SOCKET_NAME, ControlServer
-from colo.session.door import Door
-from colo.session.follower import Follower, explain
-from colo.session.foresight import Rehearsal, room_notice
-from colo.session.heat import DirtyHeat
-from colo.session.keeper import STANDBY_NAMES, StandbyKeeper, check_room_for_sockets
-from colo.session.kept import (
+from colo.session.secondary_config import SecondaryConfig
+from colo.stream import Configuration, RamBlockInfo
+from colo.takeover.keeper import STANDBY_NAMES, StandbyKeeper, check_room_for_sockets
+from colo.takeover.kept import (
     RecoveredCopy,
     check_arbiter,
     check_same_vm,
@@ -57,13 +60,11 @@ from colo.session.kept import (
     standing,
     state_of,
 )
-from colo.session.left_running import finish_what_began
-from colo.session.listening import listening
-from colo.session.secondary_config import SecondaryConfig
-from colo.session.statistics import CheckpointStatistics
-from colo.session.takeover import TakeoverReport
-from colo.stream import Configuration, RamBlockInfo
+from colo.takeover.left_running import finish_what_began
+from colo.trace import listening
 from colo.transport import abort, listen, tune
+from colo.transport.admission import PENDING_LIMIT
+from colo.transport.door import Door
 from colo.wake import Wake
 
 __all__ = ["Secondary", "SecondaryConfig"]

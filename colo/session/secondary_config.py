@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from colo.protocol import Mode
-from colo.session.deadlines import Deadlines
+from colo.protocol.deadlines import Deadlines
 from colo.stream import StreamLimits
 
 RETURN_S = 30.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from colo.limits import DEFAULT_LIMITS, StreamLimits
 from colo.stream.devices import DeviceCheck, check_device_blob, read_devices
-from colo.stream.limits import DEFAULT_LIMITS, StreamLimits
 from colo.stream.ram import RamBlockInfo, mem_size, parse_mem_size
 from colo.stream.reader import StreamReader
 from colo.stream.sections import (
@@ -17,7 +17,7 @@ from colo.stream.sections import (
     LiveSection,
     Packaged,
 )
-from colo.stream.vmdesc import Vmdesc, parse_vmdesc
+from colo.vmdesc.document import Vmdesc, parse_vmdesc
 
 __all__ = [
     "DEFAULT_LIMITS",

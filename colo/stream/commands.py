@@ -10,7 +10,7 @@ from colo.stream.sections import CommandItem
 from colo.wire import COMMAND_PAYLOAD_BYTES, Command, SectionType
 
 if TYPE_CHECKING:
-    from colo._fast.buffers import ReadBuffer
+    from colo._fast.receive.buffers import ReadBuffer
 
 
 def read_command(buf: ReadBuffer) -> CommandItem:

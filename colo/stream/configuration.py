@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from colo.errors import LimitExceeded, StreamError
-from colo.stream.limits import DEFAULT_LIMITS, StreamLimits
+from colo.limits import DEFAULT_LIMITS, StreamLimits
 from colo.stream.names import decode_name, encode_name, read_name
 from colo.stream.sections import Configuration
 from colo.wire import IDSTR_MAX_BYTES, TARGET_PAGE_BITS, SectionType
 
 if TYPE_CHECKING:
-    from colo._fast.buffers import ReadBuffer
+    from colo._fast.receive.buffers import ReadBuffer
 
 CAPABILITIES = "configuration/capabilities"
 PAGE_BITS = "configuration/target-page-bits"

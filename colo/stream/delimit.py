@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from colo.errors import LimitExceeded, StreamError, Truncated
-from colo.stream.limits import StreamLimits
+from colo.limits import StreamLimits
 from colo.stream.names import decode_name
 from colo.stream.sections import DeviceSection
 from colo.wire import RAM_IDSTR, SectionType

@@ -8,18 +8,18 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from colo.errors import LimitExceeded, StreamError
+from colo.limits import DEFAULT_LIMITS, StreamLimits
 from colo.stream.commands import payload_fits
 from colo.stream.delimit import FOOTER_BYTES, DeviceScan, End
-from colo.stream.limits import DEFAULT_LIMITS, StreamLimits
 from colo.stream.names import encode_name
 from colo.stream.resync import START_HEADER_MAX, header_ends
 from colo.stream.sections import DeviceSection, DeviceState
-from colo.stream.vmdesc import Vmdesc, VmdescDevice, read_vmdesc
 from colo.stream.writer import end_of_stream, section_footer, section_full
+from colo.vmdesc.document import Vmdesc, VmdescDevice, read_vmdesc
 from colo.wire import RAM_IDSTR, ColoMessage, Command, SectionType
 
 if TYPE_CHECKING:
-    from colo._fast.buffers import ReadBuffer
+    from colo._fast.receive.buffers import ReadBuffer
 
 WHERE = "device state"
 _COMMANDS = frozenset(Command)

@@ -14,7 +14,7 @@ from colo.errors import StreamError
 from colo.stream.ram import RamBlockInfo
 
 if TYPE_CHECKING:
-    from colo._fast.buffers import ReadBuffer
+    from colo._fast.receive.buffers import ReadBuffer
 
 CAPABILITY = "mapped-ram"
 VERSION = 1

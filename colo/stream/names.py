@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from colo.errors import StreamError
 
 if TYPE_CHECKING:
-    from colo._fast.buffers import ReadBuffer
+    from colo._fast.receive.buffers import ReadBuffer
 
 
 def decode_name(raw: bytes, *, where: str, offset: int | None) -> str:

@@ -1,25 +1,23 @@
 """The block list of the ``ram`` section: the MEM_SIZE record. Pages are the core's
-(``colo._fast.pagedecoder``)."""
+(``colo._fast.receive.pagedecoder``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from colo.errors import LimitExceeded, StreamError
-from colo.stream.limits import DEFAULT_LIMITS, StreamLimits
+from colo.limits import DEFAULT_LIMITS, StreamLimits
 from colo.stream.names import encode_name, read_name
 from colo.wire import TARGET_PAGE_BYTES, RamFlag
 
 if TYPE_CHECKING:
-    from colo._fast.buffers import ReadBuffer
+    from colo._fast.receive.buffers import ReadBuffer
 
 _PAGE_SIZE_MAX = 1 << 34
 """The largest huge page of any Linux port (16 GiB)."""
 WHERE = "ram MEM_SIZE"
-DIFFERENCES_SHOWN = 8
-"""Blocks that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +103,6 @@ def parse_mem_size(
         on_block(blocks[-1])
     return blocks
 
-
-def block_differences(announced: Mapping[str, int], here: Mapping[str, int]) -> str:
-    """Which RAM blocks, of name and length in bytes, differ, and how: for an error. "" when none does."""
-    words = [
-        f"'{name}' has {announced[name]} bytes there and {here[name]} here"
-        for name in announced
-        if name in here and announced[name] != here[name]
-    ]
-    words += [f"'{name}' ({announced[name]} bytes) is not here" for name in announced if name not in here]
-    words += [f"'{name}' ({here[name]} bytes) is only here" for name in here if name not in announced]
-    more = f"; and {len(words) - DIFFERENCES_SHOWN} more" if len(words) > DIFFERENCES_SHOWN else ""
-    return "; ".join(words[:DIFFERENCES_SHOWN]) + more
 
 
 def _is_page_size(size: int) -> bool:

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import LimitExceeded, StreamError
+from colo.limits import DEFAULT_LIMITS, StreamLimits
+from colo.magic import what_is
 from colo.stream.commands import read_command
 from colo.stream.configuration import read_configuration
 from colo.stream.devices import read_devices, read_vmdesc_if_any
-from colo.stream.limits import DEFAULT_LIMITS, StreamLimits
-from colo.stream.magic import what_is
 from colo.stream.mapped_ram import CAPABILITY as MAPPED_RAM
 from colo.stream.names import read_name
 from colo.stream.sections import (

@@ -13,7 +13,7 @@ from colo.stream.names import decode_name
 from colo.wire import IDSTR_MAX_BYTES, ColoMessage, Command, SectionType
 
 if TYPE_CHECKING:
-    from colo._fast.buffers import ReadBuffer
+    from colo._fast.receive.buffers import ReadBuffer
 
 FOOTER_BYTES = 5
 START_HEADER_MAX = 1 + 4 + 1 + IDSTR_MAX_BYTES + 4 + 4

@@ -16,7 +16,7 @@ from colo.stream.commands import command, packaged, ping
 from colo.stream.configuration import configuration
 from colo.stream.names import encode_name
 from colo.stream.ram import RamBlockInfo, end_of_section, mem_size
-from colo.stream.vmdesc import vmdescription
+from colo.vmdesc.document import vmdescription
 from colo.wire import FILE_MAGIC, FILE_VERSION, RAM_IDSTR, RAM_VERSION, SectionType
 
 __all__ = [

@@ -7,9 +7,7 @@ import re
 from dataclasses import dataclass
 
 from colo.errors import AddressError
-
-UNIX_PATH_MAX_BYTES = 107
-"""sun_path holds 108 bytes, with the NUL that ends the name."""
+from colo.private import UNIX_PATH_MAX_BYTES
 
 _FORMS = "tcp:HOST:PORT ([…] around an IPv6 address), unix:PATH, fd:N, exec:COMMAND or file:PATH"
 

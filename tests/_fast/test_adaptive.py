@@ -14,12 +14,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo._fast.adaptive import AdaptiveCodec
-from colo._fast.adaptive_decoder import AdaptiveDecoder
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.codec_libraries import probe, usable_methods
-from colo._fast.pagecache import PageCache, ShadowCache
-from colo._fast.pageencoder import PageEncoder
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.kernels.codec_libraries import probe, usable_methods
+from colo._fast.receive.adaptive_decoder import AdaptiveDecoder
+from colo._fast.send.adaptive import AdaptiveCodec
+from colo._fast.send.pagecache import PageCache, ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
 from colo.errors import ColoError, StreamError, Truncated, Unsupported
 from colo.wire import PageEncoding, RamFlag
 
@@ -401,10 +401,10 @@ def test_a_decoder_alone_opens_the_libraries_when_it_is_made() -> None:
     record = struct.pack(">QBBBH", RamFlag.XBZRLE, 1, 97, PageEncoding.LZ4_PAGE, len(payload)) + payload
     program = f"""
 import sys
-from colo._fast.adaptive_decoder import AdaptiveDecoder
+from colo._fast.receive.adaptive_decoder import AdaptiveDecoder
 memory = bytearray({PAGE})
 AdaptiveDecoder({PAGE}).apply({record!r}, memory)
 assert memory == {page!r}
-assert "colo._fast.adaptive" not in sys.modules
+assert "colo._fast.send.adaptive" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from colo._fast import scan, xbzrle, zeropage
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.pagecache import PageCache, ShadowCache
-from colo._fast.pageencoder import PageEncoder
+from colo._fast.kernels import scan, xbzrle, zeropage
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.send.pagecache import PageCache, ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
 
 PAGE = 4096
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo._fast.bitmap import DirtyBitmap
+from colo._fast.kernels.bitmap import DirtyBitmap
 from colo.errors import LimitExceeded, StreamError, Truncated
 
 

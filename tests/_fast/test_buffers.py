@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import ChannelLost, DeadlineExceeded, Interrupted, Truncated
 
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.buffers import ReadBuffer
-from colo._fast.digest import StreamDigest
-from colo._fast.kernels import levels
-from colo._fast.pagecache import ShadowCache
-from colo._fast.pagedecoder import EOS, PageDecoder
-from colo._fast.pageencoder import PageEncoder
-from colo._fast.ramblock import RamBlock
-from colo._fast.recordarena import RecordArena
-from colo._fast.staging import Staging
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.kernels.digest import StreamDigest
+from colo._fast.kernels.kernels import levels
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.buffers import ReadBuffer
+from colo._fast.receive.pagedecoder import EOS, PageDecoder
+from colo._fast.receive.staging import Staging
+from colo._fast.send.pagecache import ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
+from colo._fast.send.recordarena import RecordArena
 
 PAGE = 4096
 PATTERN = bytes(os.urandom(3 * PAGE + 77))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from colo._fast import kernels
+from colo._fast.kernels import kernels
 
-ASK = "from colo._fast import kernels; print(kernels.active_level())"
+ASK = "from colo._fast.kernels import kernels; print(kernels.active_level())"
 BASE = {"x86_64": ("portable", "sse2"), "aarch64": ("portable", "neon")}
 
 

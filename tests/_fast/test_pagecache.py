@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.pagecache import CacheStats, PageCache, RememberedPages, ShadowCache
-from colo._fast.pageencoder import PageEncoder
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.send.pagecache import CacheStats, PageCache, RememberedPages, ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
 
 PAGE = 4096
 

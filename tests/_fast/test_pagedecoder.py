@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo._fast.buffers import ReadBuffer
-from colo._fast.pagedecoder import EOS as BODY_ENDED
-from colo._fast.pagedecoder import PageDecoder
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.buffers import ReadBuffer
+from colo._fast.receive.pagedecoder import EOS as BODY_ENDED
+from colo._fast.receive.pagedecoder import PageDecoder
+from colo._fast.receive.staging import Staging
 from colo.errors import ChannelLost, LimitExceeded, StorageError, StreamError, Truncated
 from colo.wire import RamFlag
 from tests._fast.ram_records import EOS, PAGE, compressed, encode_xbzrle, head, page, xbzrle, zero

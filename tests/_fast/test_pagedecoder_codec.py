@@ -7,16 +7,16 @@ import random
 
 import pytest
 
-from colo._fast.adaptive import AdaptiveCodec
-from colo._fast.adaptive_decoder import AdaptiveDecoder
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.buffers import ReadBuffer
-from colo._fast.codec_libraries import usable_methods
-from colo._fast.pagecache import ShadowCache
-from colo._fast.pagedecoder import EOS, PageDecoder
-from colo._fast.pageencoder import PageEncoder
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.kernels.codec_libraries import usable_methods
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.adaptive_decoder import AdaptiveDecoder
+from colo._fast.receive.buffers import ReadBuffer
+from colo._fast.receive.pagedecoder import EOS, PageDecoder
+from colo._fast.receive.staging import Staging
+from colo._fast.send.adaptive import AdaptiveCodec
+from colo._fast.send.pagecache import ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
 from colo.errors import LimitExceeded, StreamError
 from colo.wire import PageEncoding
 

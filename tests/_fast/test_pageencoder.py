@@ -14,12 +14,12 @@ import time
 
 import pytest
 
-from colo._fast import pageencoder
-from colo._fast.adaptive import AdaptiveCodec
-from colo._fast.adaptive_decoder import AdaptiveDecoder
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.pagecache import PageCache, ShadowCache
-from colo._fast.pageencoder import PageEncoder
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.receive.adaptive_decoder import AdaptiveDecoder
+from colo._fast.send import pageencoder
+from colo._fast.send.adaptive import AdaptiveCodec
+from colo._fast.send.pagecache import PageCache, ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
 from colo.errors import ChannelError, ChannelLost, DeadlineExceeded, Interrupted, StorageError
 from colo.wire import RamFlag
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from colo._fast.buffers import ReadBuffer
-from colo._fast.ramsurvey import EOS, RamSurvey
+from colo._fast.receive.buffers import ReadBuffer
+from colo._fast.receive.ramsurvey import EOS, RamSurvey
 from colo.errors import StreamError, Truncated
-from colo.stream.page_size import SIZES, shown_by_records
+from colo.survey.page_size import SIZES, shown_by_records
 from colo.wire import RamFlag
 
 BLOCKS = [("a", 1 << 20), ("b", 1 << 20)]

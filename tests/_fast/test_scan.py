@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo._fast import kernels, scan
+from colo._fast.kernels import kernels, scan
 from tests._fast import oracle
 
 LEVELS = kernels.levels()

@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.tracker_explicit import ExplicitTracker
-from colo._fast.tracker_pagemap import PagemapTracker
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.trackers.explicit import ExplicitTracker
+from colo._fast.trackers.pagemap import PagemapTracker
 
 PAGE = 4096
 

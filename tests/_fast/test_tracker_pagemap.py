@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from colo._fast import tracker_pagemap
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.tracker_base import ProcessMemory
-from colo._fast.tracker_pagemap import PagemapTracker, open_userfaultfd
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.trackers import pagemap as tracker_pagemap
+from colo._fast.trackers.base import ProcessMemory
+from colo._fast.trackers.pagemap import PagemapTracker, open_userfaultfd
 from colo.errors import TrackerError, Unsupported
 
 REASON = tracker_pagemap.probe()
@@ -263,7 +263,7 @@ def as_nobody(code: str) -> str:
     """The output of ``code`` in a process that has given its rights up."""
     prelude = (
         "import ctypes, mmap, os\n"
-        "from colo._fast.tracker_pagemap import PagemapTracker, probe\n"
+        "from colo._fast.trackers.pagemap import PagemapTracker, probe\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"  # which also makes it undumpable
         "def set_dumpable(): ctypes.CDLL(None).prctl(4, 1)\n"
     )
@@ -298,7 +298,7 @@ class TestWithoutRights:
 class TestAnotherProcess:
     CHILD = """
 import array, ctypes, mmap, os, socket, sys
-from colo._fast.tracker_pagemap import open_userfaultfd
+from colo._fast.trackers.pagemap import open_userfaultfd
 channel = socket.socket(fileno=int(sys.argv[1]))
 memory = mmap.mmap(-1, 64 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 at = ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.tracker_base import ProcessMemory
-from colo._fast.tracker_hash import HashTracker
-from colo._fast.tracker_shadow import ShadowTracker
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.trackers.base import ProcessMemory
+from colo._fast.trackers.hash import HashTracker
+from colo._fast.trackers.shadow import ShadowTracker
 from colo.errors import TrackerError, Unsupported
 
 PAGE = 4096

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from colo._fast import tracker_softdirty
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.tracker_base import ProcessMemory
-from colo._fast.tracker_softdirty import SoftDirtyTracker
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.trackers import softdirty as tracker_softdirty
+from colo._fast.trackers.base import ProcessMemory
+from colo._fast.trackers.softdirty import SoftDirtyTracker
 from colo.errors import TrackerError, Unsupported
 
 REASON = tracker_softdirty.probe()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo._fast import kernels, xbzrle
+from colo._fast.kernels import kernels, xbzrle
 from colo.errors import StreamError
 from tests._fast import oracle
 

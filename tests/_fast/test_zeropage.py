@@ -7,7 +7,7 @@ import array
 import numpy as np
 import pytest
 
-from colo._fast import kernels, zeropage
+from colo._fast.kernels import kernels, zeropage
 
 LEVELS = kernels.levels()
 

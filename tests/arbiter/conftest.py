@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from colo.arbiter import init_arbiter
-from colo.arbiter.etcd_arbiter import EtcdArbiter
+from colo.arbiter.etcd.arbiter import EtcdArbiter
 from tests.arbiter.etcd_cluster import Cluster
 
 

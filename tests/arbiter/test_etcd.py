@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from colo.arbiter import Arbiter, Runner, arbiter_from_uri, init_arbiter, take_first
-from colo.arbiter.etcd_address import EtcdAddress
-from colo.arbiter.etcd_arbiter import EtcdArbiter
-from colo.arbiter.etcd_client import ANSWER_BYTES_MAX
+from colo.arbiter.etcd.address import EtcdAddress
+from colo.arbiter.etcd.arbiter import EtcdArbiter
+from colo.arbiter.etcd.client import ANSWER_BYTES_MAX
 from colo.errors import ArbitrationError, ArbitrationLost
 from tests.arbiter.etcd_cluster import Between, Cluster, Fake, Tls, wait_until
 

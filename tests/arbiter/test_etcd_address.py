@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from colo.arbiter.etcd_address import EtcdAddress
+from colo.arbiter.etcd.address import EtcdAddress
 from colo.errors import ArbitrationError
 
 

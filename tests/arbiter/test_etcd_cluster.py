@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from colo.arbiter import Arbiter, arbiter_from_uri, init_arbiter
-from colo.arbiter.etcd_arbiter import EtcdArbiter
+from colo.arbiter.etcd.arbiter import EtcdArbiter
 from colo.errors import ArbitrationError, ArbitrationLost
 from tests.arbiter.etcd_cluster import Cluster, Member, SplitCluster, in_namespace, wait_until
 

@@ -16,10 +16,10 @@ import pytest
 pytest.importorskip("unicorn")
 
 from colo.cli import build_parser
-from colo.cli.demo_embedded import Demo
-from colo.cli.demo_side import KillPoint
-from colo.cli.demo_verdict import Verdict, difference
-from colo.cli.output import SessionOutput
+from colo.cli.demo.embedded import Demo
+from colo.cli.demo.side import KillPoint
+from colo.cli.demo.verdict import Verdict, difference
+from colo.cli.terminal.output import SessionOutput
 from colo.errors import NoCheckpoint, Unsupported, VmError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from colo.cli import doctor, doctor_host
-from colo.cli.findings import LIMITED, NO, OK, Finding, conclude
+from colo.cli.doctor import command as doctor
+from colo.cli.doctor import host as doctor_host
+from colo.cli.doctor.findings import LIMITED, NO, OK, Finding, conclude
 from colo.memory.host import MemoryLimit
 from colo.qemu.quirks import Version
 from colo.qemu.survey import QemuFound, find_binaries, survey
@@ -214,7 +215,7 @@ def test_an_ordinary_user_with_small_limits_is_told_so() -> None:
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; from colo.cli import doctor; doctor._fetched_qemus = list; doctor.find_binaries = lambda more: []; " \
+    code = "import sys; from colo.cli.doctor import command as doctor; doctor._fetched_qemus = list; doctor.find_binaries = lambda more: []; " \
         "from colo.cli import main; sys.exit(main(['doctor']))"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)

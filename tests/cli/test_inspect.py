@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from colo.cli import inspect
+from colo.cli.inspect import command as inspect
 from colo.errors import StreamError
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
@@ -152,7 +152,7 @@ def test_what_is_not_a_stream_and_what_is_not_there(tmp_path, capsys):
 def test_standard_input_is_read(stream):
     path = Path(stream("7.2-none"))
     code = (
-        "import argparse, sys; from colo.cli import inspect; p = argparse.ArgumentParser(); "
+        "import argparse, sys; from colo.cli.inspect import command as inspect; p = argparse.ArgumentParser(); "
         "inspect.add_parser(p.add_subparsers()); a = p.parse_args(['inspect', '-']); sys.exit(a.run(a))"
     )
     done = subprocess.run(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from colo._fast.buffers import ReadBuffer
-from colo.cli import inspect
+from colo._fast.receive.buffers import ReadBuffer
+from colo.cli.inspect import command as inspect
 from colo.errors import StorageError, StreamError
 from colo.stream import LiveSection, StreamReader
 
@@ -145,9 +145,9 @@ def test_a_session_refuses_by_name_what_it_cannot_serve(name):
         "7.2-pseries": "spapr/htab", "7.2-dirty-bitmap": "dirty-bitmaps off", "7.2-pc-2.3": "no footers",
         "7.2-snapshot": "qcow2 image",
     }.get(name, "mapped-ram")  # fmt: skip
-    from colo._fast.pagedecoder import EOS, PageDecoder
-    from colo._fast.ramblock import RamBlock
-    from colo._fast.staging import Staging
+    from colo._fast.kernels.ramblock import RamBlock
+    from colo._fast.receive.pagedecoder import EOS, PageDecoder
+    from colo._fast.receive.staging import Staging
     from colo.stream import parse_mem_size
 
     buf = ReadBuffer.from_bytes(data)
@@ -173,7 +173,7 @@ class TestAround:
         assert len(found["devices"]) == found["vmdesc"]["devices"]
 
     def test_zstd_and_lzop_are_refused_with_the_command(self, look, monkeypatch):
-        from colo.stream import envelope
+        from colo.survey import envelope
 
         monkeypatch.setattr(envelope, "_zstd", lambda: None)
         for start, name in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\x89LZO\0\r\n\x1a\n", "lzop")):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from colo.session.control import ask
+from colo.control.client import ask
 from tests.faults.rig import wait_until
 from tests.strangers import needs_root
 

@@ -20,17 +20,18 @@ from xml.etree import ElementTree
 import pytest
 
 from colo.abc import BlockMemory
-from colo.cli import report, report_words
-from colo.cli.figures import BYTE_KINDS, PAGE_KINDS, report_bytes, report_pages, size
-from colo.cli.output import COLUMNS, SessionOutput, shown_columns
-from colo.cli.recording import P99_LEAST, SAMPLES, VALUES, Recording, Values
-from colo.cli.report_words import ms, share
-from colo.cli.reporting import reported
-from colo.cli.svg import NARROW, WIDE, Plot, escape, steps
+from colo.cli.report import page as report
+from colo.cli.report import words as report_words
+from colo.cli.report.recording import P99_LEAST, SAMPLES, VALUES, Recording, Values
+from colo.cli.report.svg import NARROW, WIDE, Plot, escape, steps
+from colo.cli.report.words import ms, share
+from colo.cli.terminal.figure_text import BYTE_KINDS, PAGE_KINDS, report_bytes, report_pages, size
+from colo.cli.terminal.output import COLUMNS, SessionOutput, shown_columns
+from colo.cli.terminal.reporting import reported
 from colo.errors import ArbitrationLost, ColoError, NoCheckpoint, StorageError
+from colo.figures.series import percentile
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
-from colo.session.statistics import percentile
 
 _spec = importlib.util.spec_from_file_location("watched", Path(__file__).with_name("watched.py"))
 assert _spec is not None and _spec.loader is not None

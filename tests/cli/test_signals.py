@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from colo.cli.signals import on_ending_signals
+from colo.cli.terminal.signals import on_ending_signals
 from tests.faults.processes import SecondaryProcess
 
 SYS_TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]

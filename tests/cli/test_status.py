@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from colo._fast.pageencoder import KINDS
+from colo._fast.send.pageencoder import KINDS
 from colo.cli import main
-from colo.cli.figures import KIND_OF, block_line, heat_strip, pages_by_kind, printable, sparkline
 from colo.cli.status import seconds
-from colo.cli.watch import Watch
+from colo.cli.terminal.figure_text import KIND_OF, block_line, heat_strip, pages_by_kind, printable, sparkline
+from colo.cli.terminal.live_view import Watch
+from colo.control.client import ask
 from colo.errors import ColoError, Interrupted
-from colo.session.control import ask
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
 

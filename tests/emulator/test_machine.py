@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("unicorn")
 
-from colo.cli.demo_side import final_state
+from colo.cli.demo.side import final_state
 from colo.emulator import EmbeddedVm, Walk, machine
 from colo.emulator.machine import RAM_ADDRESS
 from colo.errors import VmError

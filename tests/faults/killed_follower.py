@@ -7,9 +7,9 @@ import socket
 from pathlib import Path
 
 from colo.errors import ColoError
+from colo.link.follower import Follower
 from colo.memory import RamImage
-from colo.session.deadlines import Deadlines
-from colo.session.follower import Follower
+from colo.protocol.deadlines import Deadlines
 from colo.stream import StreamLimits
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from colo.arbiter import init_arbiter
+from colo.epoch.committed import Committed
 from colo.errors import QemuError
+from colo.figures.takeover_report import TakeoverReport
+from colo.protocol.deadlines import Deadlines
 from colo.qemu.guest import GuestState, check_guest_memory
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
-from colo.session.checkpoint import Committed
-from colo.session.deadlines import Deadlines
 from colo.session.secondary import Secondary, SecondaryConfig
-from colo.session.takeover import TakeoverReport
 from tests.qemu.tiny_machine import GUEST, RAM_MIB, Machine, wait_for_lines
 
 SETTINGS = ColoSettings(checkpoint_delay_ms=20)

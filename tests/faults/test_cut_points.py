@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from colo.session.takeover import TakeoverReport
+from colo.figures.takeover_report import TakeoverReport
 from tests.faults.proxy import Point, Proxy
 from tests.faults.rig import Rig, rig, same_ram, wait_until
 from tests.qemu.tiny_machine import Machine

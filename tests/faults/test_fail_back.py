@@ -12,12 +12,12 @@ import pytest
 
 from colo.arbiter import init_arbiter
 from colo.errors import ColoError, QemuError
+from colo.figures.takeover_report import TakeoverReport
 from colo.qemu.capabilities import capabilities_of
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
 from colo.session.secondary import Secondary, SecondaryConfig
-from colo.session.takeover import TakeoverReport
 from tests.faults.rig import wait_until
 from tests.interop.binaries import binary
 from tests.qemu.tiny_machine import GUEST, RAM_MIB, Machine, wait_for_lines

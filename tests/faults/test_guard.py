@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,9 @@ import psutil
 import pytest
 
 from colo.arbiter import Runner, arbiter_from_uri, init_arbiter
+from colo.control.client import ask
 from colo.errors import ColoError, QemuError
 from colo.qemu.process import QemuProcess
-from colo.session.control import ask
 from tests.faults.processes import ROOT, SecondaryProcess, colo, gone
 from tests.faults.rig import wait_until
 from tests.qemu.tiny_machine import Machine, wait_for_lines
@@ -60,8 +61,11 @@ class Host:
         self.secondary.wait_event("checkpoint", number=number)
 
     def goes_on(self, serial: Path) -> bool:
+        return self.goes_on_within(serial, 5)
+
+    def goes_on_within(self, serial: Path, seconds: float) -> bool:
         shown = len(wait_for_lines(serial, 0)) if serial.exists() else 0
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if serial.exists() and len(wait_for_lines(serial, 0)) > shown:
                 return True
@@ -198,6 +202,34 @@ def test_a_guard_that_is_not_there_is_named(host: Host) -> None:
     host.await_checkpoints()
     done = colo("unprotect", "--vm", "nobody")
     assert done.returncode == 1 and "no guard of VM nobody" in done.stderr and host.vm in done.stderr
+
+
+def test_a_hanging_qemu_whose_secondary_dies_runs_on_once_it_answers(host: Host) -> None:
+    """Nobody else has the VM: it is neither ended nor left in COLO, however long its storage takes."""
+    guard = host.protect()
+    host.await_checkpoints()
+    pipe = host.run_dir / "pipe"
+    os.mkfifo(pipe)
+
+    def hang() -> None:
+        with contextlib.suppress(QemuError):
+            host.qemu.qmp.execute("pmemsave", {"val": 0, "size": 4096, "filename": str(pipe)}, timeout_s=60)
+
+    threading.Thread(target=hang, daemon=True).start()
+    wait_until(lambda: not host.goes_on_within(host.serial, 0.3), what="the guest, which waits for the main loop")
+    host.secondary.signal(signal.SIGKILL)
+    host.secondary.wait()
+    arbiter = arbiter_from_uri(host.uri)
+    wait_until(lambda: arbiter.current() == 2, what="the claim")
+    time.sleep(0.5)
+    assert guard.poll() is None and host.qemu.alive()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        events = host.said(guard)
+    finally:
+        os.close(reader)
+    assert events[-1]["data"]["ending"] == "alone", host.output
+    assert host.goes_on(host.serial)
 
 
 def test_a_guest_that_powers_off_ends_its_vm_on_both_sides(host: Host) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from colo.arbiter import init_arbiter
 from colo.errors import ColoError
+from colo.figures.takeover_report import TakeoverReport
+from colo.link.follower import Follower
 from colo.memory import RamImage
+from colo.protocol.deadlines import Deadlines
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
-from colo.session.deadlines import Deadlines
-from colo.session.follower import Follower
 from colo.session.secondary import Secondary, SecondaryConfig
-from colo.session.takeover import TakeoverReport
 from colo.stream import StreamLimits
 from tests.faults.rig import wait_until
 from tests.lease.protected import save

@@ -20,14 +20,15 @@ from typing import Any
 import pytest
 
 from colo.arbiter import arbiter_from_uri, init_arbiter
+from colo.control.client import ask
+from colo.control.server import SOCKET_NAME
 from colo.errors import ColoError, QemuError, StandbyRefused
+from colo.figures.takeover_report import TakeoverReport
 from colo.memory import KeptCopy, Phase, RamImage
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.primary import QemuPrimary
 from colo.qemu.process import QemuProcess
-from colo.session.control import SOCKET_NAME, ask
-from colo.session.kept import kept_status
-from colo.session.takeover import TakeoverReport
+from colo.takeover.kept import kept_status
 from tests.faults.processes import SecondaryProcess, colo, gone
 from tests.faults.rig import LINE_STEPS, SETTINGS, rig, wait_until
 from tests.faults.test_session_ends import standby_pids

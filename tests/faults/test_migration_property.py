@@ -23,7 +23,7 @@ from colo.abc import BlockMemory
 from colo.arbiter import init_arbiter
 from colo.errors import ArbitrationError, ColoError
 from colo.memory.trackers import probe
-from colo.session.deadlines import Deadlines
+from colo.protocol.deadlines import Deadlines
 from colo.session.destination import DestinationConfig, MigrationDestination
 from colo.session.migration import Migration
 from colo.session.migration_config import MigrationConfig, VmPlace

@@ -20,19 +20,19 @@ from typing import Any
 
 import pytest
 
-from colo._fast.bitmap import DirtyBitmap
+from colo._fast.kernels.bitmap import DirtyBitmap
 from colo.abc import BlockMemory
+from colo.epoch.outbox import Outbox
+from colo.epoch.primary_pages import PrimaryPages
 from colo.errors import ColoError
+from colo.link.primary_link import LinkSettings, PrimaryLink, event_of
 from colo.memory.trackers import open_tracker, probe
 from colo.protocol import Dialect, Mode, State
-from colo.session.deadlines import Deadlines
+from colo.protocol.deadlines import Deadlines
 from colo.session.in_process import InProcessConfig, InProcessSecondary
-from colo.session.outbox import Outbox
-from colo.session.primary_link import LinkSettings, PrimaryLink, event_of
-from colo.session.primary_pages import PrimaryPages
-from colo.session.vm_handle import VmHandle
-from colo.session.vm_state import StateForm, decode_state
 from colo.stream import StreamLimits
+from colo.vm.handle import VmHandle
+from colo.vm.saved_state import StateForm, decode_state
 from colo.wire import Extension
 
 _spec = importlib.util.spec_from_file_location(

@@ -16,8 +16,8 @@ import pytest
 
 from colo.arbiter import arbiter_from_uri
 from colo.errors import ArbitrationLost, Interrupted, StandbyError, StorageError
-from colo.session.kept import kept_status
-from colo.session.takeover import TakeoverReport
+from colo.figures.takeover_report import TakeoverReport
+from colo.takeover.kept import kept_status
 from tests.faults.processes import SecondaryProcess, colo, gone
 from tests.faults.rig import Rig, rig, wait_until
 from tests.faults.test_secondary_lost import Watched, secondary_of

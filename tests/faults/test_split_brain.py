@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from colo.errors import ArbitrationLost, QemuError
+from colo.figures.takeover_report import TakeoverReport
 from colo.session.protector import Ending, Protector, ProtectorConfig, ProtectorReport
-from colo.session.takeover import TakeoverReport
 from tests.faults.proxy import Point, Proxy
 from tests.faults.rig import SETTINGS, rig
 from tests.qemu.tiny_machine import Machine, wait_for_lines

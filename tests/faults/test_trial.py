@@ -13,8 +13,8 @@ import pytest
 from colo.arbiter import init_arbiter
 from colo.errors import StandbyError
 from colo.qemu.guest import make_guest_image
-from colo.session.keeper import check_room_for_sockets
 from colo.session.secondary import Secondary, SecondaryConfig
+from colo.takeover.keeper import check_room_for_sockets
 from tests.faults.rig import Rig, rig, wait_until
 from tests.interop.binaries import binary
 from tests.qemu.tiny_machine import GUEST, Machine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from colo._fast import kernels, scan, xbzrle, zeropage
+from colo._fast.kernels import kernels, scan, xbzrle, zeropage
 from tests._fast import oracle
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(3600)]

@@ -20,14 +20,14 @@ import pytest
 
 from colo.abc import GuestBlock
 from colo.errors import ColoError
+from colo.link.follower import Follower
 from colo.memory import RamImage
 from colo.memory.trackers import open_tracker
 from colo.protocol import Dialect, Mode
+from colo.protocol.deadlines import Deadlines
 from colo.qemu.guest import GuestParams, check_guest_memory, make_guest_rom
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
-from colo.session.deadlines import Deadlines
-from colo.session.follower import Follower
 from colo.session.primary import Primary, PrimaryConfig
 from colo.stream import StreamLimits
 from tests.interop.binaries import binary

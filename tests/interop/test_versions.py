@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from colo.figures.takeover_report import TakeoverReport
 from colo.qemu.guest import make_guest_rom
 from colo.qemu.primary import ColoSettings
-from colo.session.takeover import TakeoverReport
 from tests.faults.rig import rig, wait_until
 from tests.interop.binaries import binary
 from tests.qemu.tiny_machine import GUEST, RAM_MIB

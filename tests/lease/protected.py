@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from colo.abc import BlockMemory
+from colo.epoch.committed import Committed
 from colo.errors import ColoError
-from colo.session.checkpoint import Committed
 from colo.session.primary import Primary, PrimaryConfig
 from tests.session.primary_vm import PageVm
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from colo.errors import VmEnded
+from colo.fence.fence import FenceHandle, FenceStatus, look_at_fence
+from colo.fence.processes import thread_states
 from colo.lease.connection import LeaseConnection, Refused
-from colo.lease.fence import FenceHandle, FenceStatus, look_at_fence
 from colo.lease.meeting import Meeting
-from colo.lease.processes import thread_states
 from colo.lease.promises import Promises
-from colo.session.door import Door
 from colo.transport import listen, tune
+from colo.transport.door import Door
 
 LEASE_MS = 500.0
 

@@ -20,14 +20,14 @@ import pytest
 
 from colo.arbiter import init_arbiter
 from colo.errors import ChannelLost, ColoError
+from colo.fence.processes import start_ticks, thread_states
 from colo.lease.connection import LeaseConnection, Refused
 from colo.lease.frames import Frame, encode
 from colo.lease.meeting import Meeting
-from colo.lease.processes import start_ticks, thread_states
 from colo.lease.promises import CONNECTIONS_MAX, Promises
-from colo.session.door import Door
 from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
 from colo.transport import connect, listen, tune
+from colo.transport.door import Door
 from colo.wire import LeaseMessage
 from tests.session.primary_vm import PageVm, expected
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.staging import Staging
 from colo.errors import StorageError
 from colo.memory import KeptCopy, Phase, RamImage
 from colo.memory.decision import RECORD_BYTES, SLOT_BYTES, decode_record, latest

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.tracker_base import BlockTracker, ProcessMemory
-from colo._fast.tracker_shadow import ShadowTracker
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.trackers.base import BlockTracker, ProcessMemory
+from colo._fast.trackers.shadow import ShadowTracker
 from colo.abc import BlockMemory, DirtyTracker, GuestBlock
 from colo.errors import TrackerError, Unsupported
 from colo.memory import trackers

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.mappings import seen_by_others
-from colo._fast.tracker_base import ProcessMemory
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.trackers.base import ProcessMemory
+from colo._fast.trackers.mappings import seen_by_others
 from colo.errors import TrackerError
 from colo.memory import trackers
 from colo.memory.trackers import open_tracker, probe
@@ -426,7 +426,7 @@ def test_one_shared_block_among_private_ones_decides_for_all() -> None:
 def test_another_processs_shared_memory_is_refused_too() -> None:
     if not AVAILABLE["pagemap"].available:
         pytest.skip(AVAILABLE["pagemap"].reason)
-    from colo._fast.tracker_pagemap import open_userfaultfd
+    from colo._fast.trackers.pagemap import open_userfaultfd
 
     memory = shared()
     fd = open_userfaultfd()

@@ -8,16 +8,16 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from colo._fast.buffers import ReadBuffer
-from colo._fast.pagedecoder import EOS, PageDecoder
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.buffers import ReadBuffer
+from colo._fast.receive.pagedecoder import EOS, PageDecoder
+from colo._fast.receive.staging import Staging
+from colo.epoch.committed import Committed
+from colo.epoch.composed import compose
+from colo.link.follower import Follower
 from colo.memory import RamImage
 from colo.protocol import Mode
-from colo.session.checkpoint import Committed
-from colo.session.compose import compose
-from colo.session.deadlines import Deadlines
-from colo.session.follower import Follower
+from colo.protocol.deadlines import Deadlines
 from colo.stream import DeviceState, LiveSection, RamBlockInfo, StreamLimits, StreamReader, parse_mem_size
 from colo.stream.writer import (
     command,

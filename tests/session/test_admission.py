@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from colo.errors import ArbitrationError, Interrupted, NoCheckpoint, StandbyError
-from colo.session.admission import PENDING_LIMIT
 from colo.session.secondary import Secondary, SecondaryConfig
+from colo.transport.admission import PENDING_LIMIT
 from tests.session.scripted_primary import DEADLINES, LIMITS, READY, initial
 
 

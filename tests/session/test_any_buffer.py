@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from colo import InProcessConfig, InProcessSecondary, Primary, PrimaryConfig
-from colo._fast.codec_libraries import usable_methods
+from colo._fast.kernels.codec_libraries import usable_methods
 from colo.abc import BlockMemory
 from colo.arbiter import init_arbiter
 from colo.memory.trackers import open_tracker, probe

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from colo.control.client import ANSWER_LIMIT_BYTES, ControlClient, ask
+from colo.control.server import ControlServer
 from colo.errors import ChannelLost, ColoError, NoCheckpoint, StrangerRefused, Unsupported
-from colo.session.control import ANSWER_LIMIT_BYTES, ControlClient, ControlServer, ask
 from tests.strangers import STRANGER, as_user, needs_root, user
 
 

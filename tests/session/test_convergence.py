@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from colo.session.convergence import AutoConverge, Round
-from colo.session.migration_progress import MigrationProgress
+from colo.link.convergence import AutoConverge, Round
+from colo.link.migration_progress import MigrationProgress
 
 PAGE = 4096
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from colo._fast.codec_libraries import usable_methods
+from colo._fast.kernels.codec_libraries import usable_methods
 from colo.arbiter import init_arbiter
 from colo.errors import ColoError
 from colo.protocol import Mode

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from colo.session.foresight import Rehearsal, room_bytes, room_notice
+from colo.qemu.foresight import Rehearsal, room_bytes, room_notice
 from tests.qemu.conftest import machine, qemu_binary, run_dir
 from tests.qemu.tiny_machine import Machine
 

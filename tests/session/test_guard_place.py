@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from colo.errors import ColoError
-from colo.lease.fence import runtime_directories
-from colo.session.guard_place import CONTROL_NAME, GuardCard, GuardPlace, find_guard, guarded
-from colo.session.left_fenced import answering_guard
+from colo.fence.fence import runtime_directories
+from colo.fence.left_fenced import answering_guard
+from colo.fence.place import CONTROL_NAME, GuardCard, GuardPlace, find_guard, guarded
 from tests.strangers import STRANGER, as_user, needs_root
 
 pytestmark = needs_root

@@ -7,14 +7,14 @@ import os
 
 import pytest
 
-from colo._fast.bitmap import DirtyBitmap
-from colo._fast.buffers import ReadBuffer
-from colo._fast.pagedecoder import PageDecoder
-from colo._fast.pageencoder import PageEncoder
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
-from colo.session.control import ANSWER_LIMIT_BYTES
-from colo.session.heat import COLUMNS, NAMED_BLOCKS, ROWS, DirtyHeat
+from colo._fast.kernels.bitmap import DirtyBitmap
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.buffers import ReadBuffer
+from colo._fast.receive.pagedecoder import PageDecoder
+from colo._fast.receive.staging import Staging
+from colo._fast.send.pageencoder import PageEncoder
+from colo.control.client import ANSWER_LIMIT_BYTES
+from colo.figures.dirty_heat import COLUMNS, NAMED_BLOCKS, ROWS, DirtyHeat
 
 PAGE = 4096
 

@@ -14,8 +14,8 @@ import pytest
 
 from colo.errors import ColoError
 from colo.session.in_process import InProcessConfig, InProcessSecondary
-from colo.session.listening import listening
 from colo.session.primary import Primary, PrimaryConfig
+from colo.trace import listening
 
 _spec = importlib.util.spec_from_file_location("primary_vm", Path(__file__).with_name("primary_vm.py"))
 assert _spec is not None and _spec.loader is not None

@@ -33,14 +33,14 @@ from colo.errors import (
     StreamError,
     VmError,
 )
+from colo.link.migration_in import MigrationIn
 from colo.memory.trackers import open_tracker, probe
 from colo.protocol import decode_return_path, encode_return_path
+from colo.protocol.deadlines import Deadlines
 from colo.protocol.migration import MigrationStatus
-from colo.session.deadlines import Deadlines
 from colo.session.destination import Arrival, DestinationConfig, MigrationDestination
 from colo.session.migration import Migration
 from colo.session.migration_config import MigrationConfig, VmPlace
-from colo.session.migration_link import DIGEST_BYTES, HELLO, HELLO_COLO, LAST_WORD_MIN
 from colo.session.primary import Primary, PrimaryConfig
 from colo.stream.writer import (
     command,
@@ -51,7 +51,7 @@ from colo.stream.writer import (
     section_footer,
     vmdescription,
 )
-from colo.wire import Command, ReturnPath
+from colo.wire import DIGEST_BYTES, HELLO, HELLO_COLO, LAST_WORD_MIN, Command, ReturnPath
 from tests.session.primary_vm import PAGE, PageVm, expected
 
 TRACKERS = [result.name for result in probe() if result.available and result.name != "explicit"]
@@ -753,23 +753,24 @@ def test_an_answer_lost_at_the_very_end_runs_the_vm_nowhere_by_itself(vm: Any, l
     peer.listener.close()
 
 
-def test_the_arbiter_decides_when_the_answer_is_lost(vm: Any, tmp_path: Path) -> None:
+def test_the_arbiter_decides_when_the_answer_is_lost(vm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The destination claims before it runs: the source finds out either way."""
     arbiter = tmp_path / "arbiter"
     arbiter.mkdir(mode=0o700)
     init_arbiter(f"file:{arbiter}", vm="test")
+    say = MigrationIn.say
     for destination_claims in (True, False):
         vm.resume()
         far = Target(PageVm(PAGES), arbiter=f"file:{arbiter}", resume=True)
         lost = threading.Event()
 
-        def lose(kind: Any, value: int, *, must: bool = False, far: Target = far, lost: Any = lost) -> bool:
+        def lose(link: MigrationIn, kind: Any, value: int, *, must: bool = False, lost: Any = lost) -> bool:
             if kind is not ReturnPath.SHUT:
-                return type(far.destination)._say(far.destination, kind, value, must=must)
+                return say(link, kind, value, must=must)
             lost.set()
             return False
 
-        far.destination._say = lose  # type: ignore[method-assign]
+        monkeypatch.setattr(MigrationIn, "say", lose)
         if not destination_claims:
             def die(_: Any) -> None:
                 raise ArbitrationError("out of reach")

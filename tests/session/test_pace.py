@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
-from colo.session.pace import LinkRate, Pace
-from colo.session.primary_report import PrimaryReport
+from colo.figures.primary_report import PrimaryReport
+from colo.link.link_rate import LinkRate
+from colo.session.pace import Pace
 
 REPORT = PrimaryReport(
     connection=0, number=1, full_copy=False, pause_ms=1.0, stop_ms=0.0, save_ms=0.0, harvest_ms=0.0, copy_ms=0.0,

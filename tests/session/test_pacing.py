@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo.session.pacing import BATCH_MAX_BYTES, BATCH_MIN_BYTES, Pacer
+from colo.link.pacer import BATCH_MAX_BYTES, BATCH_MIN_BYTES, Pacer
 
 
 class Clock:

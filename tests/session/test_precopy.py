@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colo._fast.codec_libraries import usable_methods
+from colo._fast.kernels.codec_libraries import usable_methods
 from colo.abc import BlockMemory
 from colo.arbiter import init_arbiter
+from colo.epoch.copy_ahead import FEW_PAGES, ROUNDS_MAX, SKIPPED_MAX, SPARED_PAGES_MIN, Precopy
+from colo.epoch.primary_pages import PrimaryPages
+from colo.link import primary_link
+from colo.link.link_rate import LinkRate
 from colo.memory.trackers import open_tracker, probe
-from colo.session import primary_link
 from colo.session.in_process import InProcessConfig, InProcessSecondary
-from colo.session.pace import LinkRate
-from colo.session.precopy import FEW_PAGES, ROUNDS_MAX, SKIPPED_MAX, SPARED_PAGES_MIN, Precopy
 from colo.session.primary import Primary, PrimaryConfig
-from colo.session.primary_pages import PrimaryPages
 
 PAGE = 4096
 PAGES = 8192

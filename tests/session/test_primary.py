@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from colo.arbiter import init_arbiter
+from colo.epoch.outbox import Outbox
+from colo.epoch.primary_pages import PrimaryPages
 from colo.errors import ArbitrationError, ArbitrationLost, ColoError, TrackerError, VmError
 from colo.memory.trackers import open_tracker, probe
 from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
-from colo.session.outbox import Outbox
 from colo.session.primary import Primary, PrimaryConfig, PrimaryEnding
-from colo.session.stable_copy import StableCopy
 
 _spec = importlib.util.spec_from_file_location("primary_vm", Path(__file__).with_name("primary_vm.py"))
 assert _spec is not None and _spec.loader is not None
@@ -399,13 +399,13 @@ def test_the_interval_follows_the_pauses(pair: Any, arbiter: Path, monkeypatch: 
     """With copies far over the target it becomes the least there is; with short ones it grows to what was asked for."""
     vm, standby = pair
     slow = True
-    copy = StableCopy.add
+    copy = PrimaryPages.copy
 
     def copy_slowly(*arguments: Any) -> int:
         time.sleep(0.02 if slow else 0.0)
         return copy(*arguments)
 
-    monkeypatch.setattr(StableCopy, "add", copy_slowly)
+    monkeypatch.setattr(PrimaryPages, "copy", copy_slowly)
     with Primary(vm, config(standby, arbiter, interval_ms=40.0, target_pause_ms=5.0, precopy=False)) as primary:
         primary.start()
         while primary.status()["interval_ms"] > 5.0 or primary.statistics.checkpoints < 8:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from colo.arbiter import init_arbiter
-from colo.cli.watch import Watch
+from colo.cli.terminal.live_view import Watch
 
 _spec = importlib.util.spec_from_file_location("test_primary", Path(__file__).with_name("test_primary.py"))
 assert _spec is not None and _spec.loader is not None

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from colo._fast.buffers import ReadBuffer
-from colo._fast.pagedecoder import EOS, PageDecoder
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.buffers import ReadBuffer
+from colo._fast.receive.pagedecoder import EOS, PageDecoder
+from colo._fast.receive.staging import Staging
 from colo.stream import (
     DEFAULT_LIMITS,
     Configuration,

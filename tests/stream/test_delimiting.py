@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import LimitExceeded, StreamError, Truncated
 from colo.stream import DeviceCheck, StreamLimits, check_device_blob, read_devices
 from colo.stream.writer import device_section, end_of_stream, section_footer, section_full, vmdescription

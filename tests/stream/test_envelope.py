@@ -12,10 +12,10 @@ import zlib
 
 import pytest
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import LimitExceeded, StreamError
-from colo.stream import envelope
-from colo.stream.envelope import compression_of, decompressed, read_libvirt_header
+from colo.survey import envelope
+from colo.survey.envelope import compression_of, decompressed, read_libvirt_header
 
 XML = b"<domain type='kvm'>\n  <name>vm-1</name>\n  <uuid>x</uuid><name>other</name></domain>\0"
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import StreamError
 from colo.stream import RamBlockInfo
 from colo.stream.mapped_ram import read_mapped_block

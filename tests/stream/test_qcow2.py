@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from colo.errors import LimitExceeded, StreamError
-from colo.stream import qcow2
+from colo.survey import qcow2
 
 IMAGE = lzma.decompress((Path(__file__).resolve().parents[1] / "vectors/inspect/7.2-snapshot.stream.xz").read_bytes())
 SNAPSHOTS_AT = int.from_bytes(IMAGE[64:72], "big")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import LimitExceeded, StreamError, Truncated
 from colo.stream import (
     CommandItem,

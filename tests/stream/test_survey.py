@@ -7,13 +7,11 @@ import random
 
 import pytest
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import StreamError
+from colo.limits import DEFAULT_LIMITS
 from colo.stream import CommandItem, Configuration, DeviceState, EndOfStream, LiveSection, RamBlockInfo
-from colo.stream.limits import DEFAULT_LIMITS
 from colo.stream.resync import WINDOW_BYTES, pass_over_body
-from colo.stream.salvage import find_vmdesc
-from colo.stream.survey import SurveyReader
 from colo.stream.writer import (
     command,
     configuration,
@@ -29,6 +27,8 @@ from colo.stream.writer import (
     section_start,
     vmdescription,
 )
+from colo.survey.salvage import find_vmdesc
+from colo.survey.survey import SurveyReader
 from colo.wire import Command
 
 HEAD = file_header() + configuration("pc-i440fx-7.2")

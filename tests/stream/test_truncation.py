@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import ChannelLost, StreamError, Truncated
 from colo.stream import DeviceCheck, check_device_blob, read_devices
 

@@ -230,10 +230,10 @@ def save_snapshot(monitor: Monitor) -> None:
 
 def follow(channel: socket.socket, vector: Vector) -> bytes:
     """Play the secondary of a COLO channel for some checkpoints and return what the primary sent."""
-    from colo._fast.buffers import ReadBuffer
-    from colo._fast.pagedecoder import EOS, PageDecoder
-    from colo._fast.ramblock import RamBlock
-    from colo._fast.staging import Staging
+    from colo._fast.kernels.ramblock import RamBlock
+    from colo._fast.receive.buffers import ReadBuffer
+    from colo._fast.receive.pagedecoder import EOS, PageDecoder
+    from colo._fast.receive.staging import Staging
     from colo.stream import LiveSection, StreamReader, parse_mem_size
     from colo.wire import ColoMessage, ReturnPath
 

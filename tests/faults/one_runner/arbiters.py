@@ -13,6 +13,8 @@ from tests.faults.one_runner import product
 from tests.faults.one_runner.hosts import Hosts
 
 ETCD_PORT = 2379
+ANSWER_S = 20.0
+"""An arbiter that came back may take so long to answer."""
 SWITCH = """\
 #!/bin/sh
 # The power switch of the other host, reached over a network of its own. One side at a time; who was switched off stays so.
@@ -73,7 +75,14 @@ class Arbiters:
             return self.switched_off()
         if kind not in ("file", "etcd"):
             return ""
-        shown = json.loads(self.hosts["secondary"].run(*product.show_arbiter(uri)))
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                shown = json.loads(self.hosts["secondary"].run(*product.show_arbiter(uri)))
+                break
+            except subprocess.CalledProcessError:  # it has only just come back
+                if time.monotonic() >= deadline:
+                    raise
         return str(shown["role"]) if shown["generation"] > 1 else ""
 
     def start_etcd(self) -> None:

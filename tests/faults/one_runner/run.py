@@ -136,6 +136,8 @@ def _tried(place: Place, case: Case, lease_ms: int) -> Verdict:
         except NotBegun as error:
             if not left:
                 return Verdict(case.line(), "not begun", None, faults=[f"not begun: {error}"])
+        except Exception as error:  # one of a thousand, and the instruments': the others are not lost by it
+            return Verdict(case.line(), "not judged", None, faults=[f"not judged: {type(error).__name__}: {error}"])
     raise AssertionError("not reached")
 
 

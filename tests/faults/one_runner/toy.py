@@ -19,7 +19,7 @@ from typing import Any
 from colo import InProcessConfig, InProcessSecondary, Primary, PrimaryConfig
 from colo.abc import BlockMemory, SteppedMachine
 from colo.errors import ArbitrationLost, NoCheckpoint, VmError
-from colo.session.deadlines import Deadlines
+from colo.protocol.deadlines import Deadlines
 from tests.faults.one_runner.output import BEAT_PORT
 
 PAGES = 300

@@ -52,6 +52,7 @@ class World:
         self.toy: Program | None = None
         self._monitor: socket.socket | None = None
         self.hung: Path | None = None
+        self._unhung: list[int] = []
         self.uri = ""
         self.helpers: list[threading.Thread] = []
         """They do what a failure does later."""
@@ -203,10 +204,11 @@ class World:
     def unhang(self) -> None:
         """It answers again."""
         if self.toy is not None:
+            self.thaws.append(time.time())  # the turn that hung goes on where it was
             self.signal(self.toy.pid, signal.SIGUSR2)
         elif self.hung is not None:
-            with contextlib.suppress(OSError):  # nobody writes: it is gone
-                os.close(os.open(self.hung, os.O_RDONLY | os.O_NONBLOCK))
+            # Kept open: a QEMU that is stopped opens the pipe only once it goes on.
+            self._unhung.append(os.open(self.hung, os.O_RDONLY | os.O_NONBLOCK))
 
     # -- looking
 
@@ -288,6 +290,8 @@ class World:
             helper.join(20)
         if self._monitor is not None:
             self._monitor.close()
+        while self._unhung:
+            os.close(self._unhung.pop())
         for name in list(self._away):
             self.give_arbiter(name)
         self.hosts.reset()

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 from _models import xbzrle as model
 
-from colo._fast.adaptive import AdaptiveCodec
-from colo._fast.adaptive_decoder import AdaptiveDecoder
-from colo._fast.codec_libraries import usable_methods
-from colo._fast.pagecache import ShadowCache
-from colo._fast.pageencoder import PageEncoder
+from colo._fast.kernels.codec_libraries import usable_methods
+from colo._fast.receive.adaptive_decoder import AdaptiveDecoder
+from colo._fast.send.adaptive import AdaptiveCodec
+from colo._fast.send.pagecache import ShadowCache
+from colo._fast.send.pageencoder import PageEncoder
 from colo.errors import StreamError, Unsupported
 
 PAGE, PAGES = 4096, 4

@@ -7,8 +7,8 @@ from functools import cache
 
 from _vectors import offset_is_in, vector
 
-from colo._fast.buffers import ReadBuffer
-from colo.cli.inspection import Inspection
+from colo._fast.receive.buffers import ReadBuffer
+from colo.cli.inspect.inspection import Inspection
 from colo.errors import StreamError
 from colo.stream import StreamLimits
 from colo.stream.configuration import configuration

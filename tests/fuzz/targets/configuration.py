@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from _vectors import offset_is_in
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import StreamError
 from colo.stream.configuration import configuration, read_configuration
 

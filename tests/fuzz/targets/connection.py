@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 
 from colo.errors import ColoError
+from colo.link.follower import Follower
 from colo.memory import RamImage
 from colo.protocol import Mode
-from colo.session.deadlines import Deadlines
-from colo.session.follower import Follower
+from colo.protocol.deadlines import Deadlines
 from colo.stream import StreamLimits
 from colo.stream.configuration import configuration
 from colo.stream.ram import RamBlockInfo, end_of_section

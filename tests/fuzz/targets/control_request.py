@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from colo.control.server import LINE_LIMIT_BYTES, ControlServer
 from colo.errors import ColoError
-from colo.session.control import LINE_LIMIT_BYTES, ControlServer
 
 
 def refuse() -> None:

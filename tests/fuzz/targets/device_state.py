@@ -8,7 +8,7 @@ from functools import cache
 
 from _vectors import vector
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import StreamError
 from colo.stream import (
     DeviceCheck,
@@ -28,9 +28,9 @@ LIMITS = StreamLimits(device_state_bytes=1 << 20, vmdesc_bytes=1 << 20, vmdesc_v
 @cache
 def first_state() -> DeviceState:
     """The device state of a captured stream."""
-    from colo._fast.pagedecoder import EOS, PageDecoder
-    from colo._fast.ramblock import RamBlock
-    from colo._fast.staging import Staging
+    from colo._fast.kernels.ramblock import RamBlock
+    from colo._fast.receive.pagedecoder import EOS, PageDecoder
+    from colo._fast.receive.staging import Staging
 
     buf = ReadBuffer.from_bytes(vector("7.2-microvm"))
     decoder = PageDecoder(Staging(), immediate=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from _vectors import offset_is_in
 
-from colo._fast.bitmap import DirtyBitmap
+from colo._fast.kernels.bitmap import DirtyBitmap
 from colo.errors import StreamError
 
 MAX_PAGES = 5000

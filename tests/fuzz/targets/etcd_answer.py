@@ -9,9 +9,9 @@ import io
 import json
 from collections.abc import Iterator
 
-from colo.arbiter.etcd_address import EtcdAddress
-from colo.arbiter.etcd_arbiter import GENERATION, IDENTITY, _identity
-from colo.arbiter.etcd_client import INT64_MAX, EtcdClient, MemberError, Refusal
+from colo.arbiter.etcd.address import EtcdAddress
+from colo.arbiter.etcd.arbiter import GENERATION, IDENTITY, _identity
+from colo.arbiter.etcd.client import INT64_MAX, EtcdClient, MemberError, Refusal
 from colo.arbiter.record import parse_holder, stated_generation
 from colo.errors import ArbitrationError
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from _vectors import VECTORS, vector
 
-from colo.cli import inspected_file
-from colo.cli.inspected_file import examine
+from colo.cli.inspect import inspected_file
+from colo.cli.inspect.inspected_file import examine
 from colo.errors import ColoError
 from colo.stream import RamBlockInfo
 from colo.stream.ram import end_of_section, mem_size

@@ -17,7 +17,7 @@ from colo.memory import KeptCopy, RamImage
 from colo.memory.decision import RECORD_BYTES, SLOT_BYTES, DecisionRecord, Phase, decode_record, digest, latest
 from colo.memory.description import Description, SessionFacts, decode_description
 from colo.memory.kept_copy import DECISION, DESCRIPTIONS, DEVICES, LOG
-from colo.session.kept import kept_status, state_of
+from colo.takeover.kept import kept_status, state_of
 
 PAGE = 4096
 BLOCKS = (("pc.ram", 4 * PAGE), ("pc.bios", PAGE))

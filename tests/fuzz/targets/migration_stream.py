@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from _vectors import offset_is_in, vector
 
-from colo._fast.buffers import ReadBuffer
-from colo.cli.inspection import Inspection
+from colo._fast.receive.buffers import ReadBuffer
+from colo.cli.inspect.inspection import Inspection
 from colo.errors import StreamError
 from colo.stream import StreamLimits
 

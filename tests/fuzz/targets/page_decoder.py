@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 from _models import PAGE, Ram, Refused
 
-from colo._fast.buffers import ReadBuffer
-from colo._fast.pagedecoder import EOS, PageDecoder
-from colo._fast.ramblock import RamBlock
-from colo._fast.staging import Staging
+from colo._fast.kernels.ramblock import RamBlock
+from colo._fast.receive.buffers import ReadBuffer
+from colo._fast.receive.pagedecoder import EOS, PageDecoder
+from colo._fast.receive.staging import Staging
 from colo.errors import LimitExceeded, StreamError
 
 BLOCKS = {b"a": 4, b"pc.ram": 70}

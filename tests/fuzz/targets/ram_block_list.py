@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from colo._fast.buffers import ReadBuffer
+from colo._fast.receive.buffers import ReadBuffer
 from colo.errors import StreamError
 from colo.stream import RamBlockInfo, StreamLimits, mem_size, parse_mem_size
 

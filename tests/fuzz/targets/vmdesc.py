@@ -9,7 +9,7 @@ from _vectors import offset_is_in, vector
 
 from colo.errors import StreamError
 from colo.stream import StreamLimits, parse_vmdesc
-from colo.stream.fields import walk_fields
+from colo.vmdesc.field_values import walk_fields
 
 LIMITS = StreamLimits(vmdesc_bytes=1 << 20, vmdesc_values=20_000)
 BODY = bytes(range(256)) * 16

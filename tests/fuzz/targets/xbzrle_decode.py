@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from _models import xbzrle as model
 
-from colo._fast import xbzrle
-from colo._fast.kernels import levels
+from colo._fast.kernels import xbzrle
+from colo._fast.kernels.kernels import levels
 from colo.errors import StreamError
 
 LEVELS = tuple(levels())

@@ -1,0 +1,1 @@
+"""Bytes, pages and bitmaps: what the other quarters stand on."""

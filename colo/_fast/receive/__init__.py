@@ -1,0 +1,1 @@
+"""Pages in: read from a descriptor, decoded, staged, applied."""

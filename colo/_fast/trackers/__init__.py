@@ -1,0 +1,1 @@
+"""Which pages were written: one way of finding out a module."""

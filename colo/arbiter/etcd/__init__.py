@@ -1,0 +1,1 @@
+"""An arbiter in etcd."""

@@ -1,0 +1,1 @@
+"""What goes to a terminal, a pipe or a file, and what comes from it."""

@@ -1,0 +1,1 @@
+"""What a checkpoint is made of: pages and their records, device state, output held back."""

@@ -1,0 +1,61 @@
+"""When the parts of a primary's checkpoint happened, and which records were made for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from colo._fast.send.pageencoder import PageEncoder
+
+
+@dataclass(slots=True)
+class CheckpointTimes:
+    """In monotonic nanoseconds, 0: not yet."""
+
+    begin: int = 0
+    ahead: int = 0
+    """The copy before the pause began."""
+    paused: int = 0
+    stopped: int = 0
+    saved: int = 0
+    harvested: int = 0
+    copied: int = 0
+    resumed: int = 0
+    sending: int = 0
+    sent: int = 0
+
+    def parts_ms(self, now_ns: int) -> dict[str, float]:
+        """By the names of :class:`~colo.figures.primary_report.PrimaryReport`."""
+        sending = self.sending or self.begin
+        parts = {
+            "precopy_ms": self.paused - (self.ahead or self.paused),
+            "stop_ms": self.stopped - self.paused,
+            "save_ms": self.saved - self.stopped,
+            "harvest_ms": self.harvested - self.saved,
+            "copy_ms": self.copied - self.harvested,
+            "send_ms": self.sent - sending,
+            "acknowledged_ms": now_ns - self.sent,
+            "transfer_ms": now_ns - sending,
+        }
+        return {name: ns / 1e6 for name, ns in parts.items()}
+
+
+class RecordCounts:
+    """What encoders, which count from their begin on, have made since they were last asked."""
+
+    def __init__(self) -> None:
+        self._known: dict[PageEncoder, tuple[dict[str, int], dict[str, int]]] = {}
+
+    def since(self, encoders: Iterable[PageEncoder]) -> tuple[dict[str, int], dict[str, int]]:
+        """Pages and bytes of their records, by kind."""
+        pages: Counter[str] = Counter()
+        record_bytes: Counter[str] = Counter()
+        for encoder in encoders:
+            stats = encoder.stats
+            old_pages, old_bytes = self._known.get(encoder, ({}, {}))
+            self._known[encoder] = stats.pages, stats.bytes
+            for kind in stats.pages:
+                pages[kind] += stats.pages[kind] - old_pages.get(kind, 0)
+                record_bytes[kind] += stats.bytes[kind] - old_bytes.get(kind, 0)
+        return dict(pages), dict(record_bytes)

@@ -1,0 +1,1 @@
+"""What is counted and reported: checkpoints, takeovers, which pages are written, how much a VM runs."""

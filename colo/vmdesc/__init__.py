@@ -1,0 +1,1 @@
+"""The description of the devices in a stream (vmdesc), and their fields."""
