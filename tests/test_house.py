@@ -42,7 +42,6 @@ LONGER: dict[str, str] = {
     "link/primary_link.py": "is to be split",
     "memory/image.py": "is to be split",
     "private.py": "is to be split",
-    "protocol/table.py": "is to be split",
     "qemu/primary.py": "is to be split",
     "qemu/process.py": "is to be split",
     "qemu/qmp.py": "is to be split",

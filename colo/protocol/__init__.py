@@ -24,8 +24,9 @@ from colo.protocol.messages import (
     return_path_event,
     return_path_missing_bytes,
 )
+from colo.protocol.rows import Row
 from colo.protocol.states import StateFacts, facts
-from colo.protocol.table import Row, lookup
+from colo.protocol.table import lookup
 from colo.protocol.words import Action, Condition, Event, Mode, Phase, Reads, Role, State
 
 __all__ = [

@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from colo.protocol.failover import FAILOVER_ROWS, FailoverStatus
+from colo.protocol.rows import Row
 from colo.protocol.states import FACTS, OVER, PRIMARY, SECONDARY, states
-from colo.protocol.table import LATE, ROWS, Row, unexpected
+from colo.protocol.table import LATE, ROWS, unexpected
 from colo.protocol.words import FROM_PEER, Action, Condition, Event, Mode, Phase, Role, State
 
 _ENDINGS = frozenset(
