@@ -17,7 +17,7 @@ from colo.qemu.guest import check_guest_memory
 from colo.qemu.options import Properties, split_options
 from colo.qemu.process import QemuProcess
 from colo.qemu.standby import Standby
-from tests.qemu.tiny_machine import GUEST, Machine, wait_for_lines
+from tests.qemu.tiny_machine import GUEST, Machine, saved, saving_to, wait_for_lines
 
 BLOCKS = [("pc.ram", 32 << 20), ("pc.bios", 65536)]
 
@@ -201,7 +201,7 @@ def test_a_derived_standby_takes_over_with_and_without_shared_memory(machine: Ma
         counter = check_guest_memory(run_dir / "image", GUEST).counter
         with source.qmp.subscribe("MIGRATION") as events:
             source.qmp.execute("cont")
-            source.qmp.execute("migrate", {"uri": f"exec:cat >{run_dir}/stream"})
+            source.qmp.execute("migrate", {"uri": saving_to(run_dir / "stream")})
             while events.get(10.0).data["status"] != "completed":
                 pass
         machine_type = source.machine_type
@@ -223,7 +223,7 @@ def test_a_derived_standby_takes_over_with_and_without_shared_memory(machine: Ma
         assert standby.shared_blocks == ()
         lines = len(wait_for_lines(run_dir / "serial", 0))
         with standby.connect() as channel:
-            channel.sendall((run_dir / "stream").read_bytes())
+            channel.sendall(saved(run_dir / "stream"))
             channel.shutdown(socket.SHUT_WR)
         standby.finish(10.0)
         assert wait_for_lines(run_dir / "serial", lines + 3)[lines] >= counter

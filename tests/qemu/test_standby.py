@@ -16,7 +16,7 @@ from colo.qemu.command_line import StandbyCommand
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.process import Qemu, QemuProcess
 from colo.qemu.standby import Standby, parse_ramblocks, region_offset
-from tests.qemu.tiny_machine import GUEST, Machine, wait_for_lines
+from tests.qemu.tiny_machine import GUEST, Machine, saved, saving_to, wait_for_lines
 
 pytestmark = pytest.mark.qemu
 
@@ -36,10 +36,10 @@ def saved_stream(machine: Machine, run_dir: Path, ram: Path | None) -> tuple[byt
         counter = check_guest_memory(ram_path, GUEST).counter
         with source.qmp.subscribe("MIGRATION") as events:
             source.qmp.execute("cont")
-            source.qmp.execute("migrate", {"uri": f"exec:cat >{run_dir}/stream"})
+            source.qmp.execute("migrate", {"uri": saving_to(run_dir / "stream")})
             while (event := events.get(10.0)).data["status"] != "completed":
                 assert event.data["status"] != "failed"
-        return (run_dir / "stream").read_bytes(), source.machine_type, counter
+        return saved(run_dir / "stream"), source.machine_type, counter
 
 
 @pytest.fixture

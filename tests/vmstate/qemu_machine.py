@@ -56,8 +56,8 @@ class Machine:
         return str(self.qmp("human-monitor-command", **{"command-line": line}))
 
     def migrate(self, to: Path) -> bytes:
-        self.qmp("migrate", uri=f"exec:cat > '{to}'")
-        self.settle(lambda: self.qmp("query-migrate").get("status") == "completed")
+        self.qmp("migrate", uri=f"exec:cat > '{to}.part' && mv '{to}.part' '{to}'")
+        self.settle(lambda: self.qmp("query-migrate").get("status") == "completed" and to.exists())
         return to.read_bytes()
 
     def settle(self, done: Callable[[], bool]) -> None:
