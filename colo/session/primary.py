@@ -109,6 +109,8 @@ class Primary:
         self._leased_generation = 0
         self._silent = ""
         """Why the secondary counts as lost, by the lease."""
+        self._refusal = ""
+        """Why the last one that was found, running alone, would not follow."""
         self._settings = LinkSettings(
             config.machine, config.spoken, config.mode, config.sending == "copy", config.deadlines, config.extensions,
             config.precopy)
@@ -254,8 +256,17 @@ class Primary:
                     sock = self._connect(until)
                 except Interrupted:
                     return self._leave(link)
-                except ChannelError as error:
-                    if link is None or may_hold is None:
+                except (ChannelError, ProtocolError) as error:
+                    if link is None:
+                        raise
+                    if may_hold is None:  # alone, and looking for another: whoever that was
+                        if str(error) != self._refusal:
+                            self._refusal = str(error)
+                            self._tell("notice", f"no secondary yet, it is tried again: {error}")
+                        if self._wait_woken(RECONNECT_RETRY_S):
+                            return self._leave(link)
+                        continue
+                    if isinstance(error, ProtocolError):
                         raise
                     may_hold, until = self._alone(link, f"the secondary did not come back: {error}")
                     continue

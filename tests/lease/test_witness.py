@@ -335,6 +335,23 @@ def test_towards_another_secondary_there_is_another_witness(world: World) -> Non
     assert second.took_over(SOON_S), second.proof
 
 
+def test_a_listener_that_hangs_up_does_not_end_the_search_for_another_secondary(world: World) -> None:
+    address = f"unix:{world.directory}/listen"
+    first = Standby(world.arbiter, address)
+    program = world.program(first, reconnect=True)
+    program.protected()
+    first.close()
+    until(lambda: bool(program.said("alone")), "running alone")
+    with listen(address, backlog=4) as rude:
+        for _ in range(2):
+            rude.socket.settimeout(20)
+            sock, _ = rude.socket.accept()
+            sock.close()
+    world.standby(address)
+    until(lambda: len(program.said("protecting")) == 2, "another secondary", seen=lambda: program.events[-3:])
+    assert any("it is tried again" in text for text in program.said("notice"))
+
+
 # -- what a secondary takes for a proof
 
 
