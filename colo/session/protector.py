@@ -24,7 +24,8 @@ from colo.lease.meeting import Meeting
 from colo.protocol.fencing import FenceState
 from colo.qemu.endings import Ending as QemuEnding
 from colo.qemu.endings import EndingActions, EndingWatch, Follows
-from colo.qemu.primary import PauseMeter, QemuPrimary
+from colo.qemu.pauses import PauseMeter
+from colo.qemu.primary import QemuPrimary
 from colo.qemu.qmp import QmpError, QmpTimeout
 from colo.session.protector_config import Ending, ProtectorConfig, ProtectorReport
 from colo.trace import listening
