@@ -45,7 +45,6 @@ LONGER: dict[str, str] = {
     "session/in_process.py": "is to be split",
     "session/migration.py": "is to be split",
     "session/primary.py": "is to be split",
-    "session/protector.py": "is to be split",
     "session/secondary.py": "is to be split",
 }
 """Files that are longer, each with its reason."""

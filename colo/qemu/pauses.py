@@ -23,8 +23,7 @@ class PauseMeter:
         self.pauses_ms: collections.deque[float] = collections.deque(maxlen=PAUSES_KEPT)
         self.stopped_at_us: int | None = None
         """When the VM stopped, if it stands still now."""
-        self.changed_ns = time.monotonic_ns()
-        """When it last stopped or went on, on our monotonic clock; before that, since when it is looked at."""
+        self._changed_ns = time.monotonic_ns()
         self._on_pause = on_pause
         self._on_notice = on_notice
         self._running = RunningShare("give it a longer checkpoint delay")
@@ -49,17 +48,23 @@ class PauseMeter:
         figures = {"last": recent[-1], "p50": p50, "p99": p99, "max": ordered[-1]}
         return {"count": self.count} | {name: round(value, 3) for name, value in figures.items()}
 
+    @property
+    def standing(self) -> tuple[bool, float]:
+        """Whether the VM stands still, and since when it does or runs (``time.monotonic()``)."""
+        with self._lock:
+            return self.stopped_at_us is not None, self._changed_ns / 1e9
+
     def event(self, event: QmpEvent) -> None:
         """Take one event; others than STOP and RESUME are passed over."""
         if event.name == "STOP":
-            self.stopped_at_us, self.changed_ns = event.timestamp_us, event.arrived_ns
+            with self._lock:
+                self.stopped_at_us, self._changed_ns = event.timestamp_us, event.arrived_ns
         elif event.name == "RESUME" and self.stopped_at_us is not None:
             pause_ms = (event.timestamp_us - self.stopped_at_us) / 1e3
             with self._lock:
                 self._running.pause(self.stopped_at_us / 1e6, event.timestamp_us / 1e6)
-                self.stopped_at_us = None
+                self.stopped_at_us, self._changed_ns = None, event.arrived_ns
                 warning = self._running.warning(event.timestamp_us / 1e6)
-            self.changed_ns = event.arrived_ns
             self.count += 1
             self.pauses_ms.append(pause_ms)
             if self._on_pause is not None:
