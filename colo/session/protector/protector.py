@@ -21,13 +21,11 @@ from colo.lease.meeting import Meeting
 from colo.qemu.endings import EndingActions, EndingWatch
 from colo.qemu.news import News
 from colo.qemu.primary import QemuPrimary
-from colo.session.protection import Protection
-from colo.session.protector_config import Ending, ProtectorConfig, ProtectorReport
-from colo.session.protector_ending import GENERATION_S, ProtectorEnding
+from colo.session.protector.config import Ending, ProtectorConfig, ProtectorReport
+from colo.session.protector.ending import GENERATION_S, ProtectorEnding
+from colo.session.protector.protection import Protection
 from colo.trace import listening
 from colo.transport import check_listening, check_plaintext
-
-__all__ = ["Ending", "Protector", "ProtectorConfig", "ProtectorReport"]
 
 RECONNECT_S = 2.0
 

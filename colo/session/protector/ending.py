@@ -8,8 +8,8 @@ from colo.errors import ArbitrationError, ArbitrationLost, QemuError
 from colo.qemu.endings import Ending as QemuEnding
 from colo.qemu.endings import Follows
 from colo.qemu.qmp import QmpError, QmpTimeout
-from colo.session.protection import Protection
-from colo.session.protector_config import Ending, ProtectorReport
+from colo.session.protector.config import Ending, ProtectorReport
+from colo.session.protector.protection import Protection
 
 GENERATION_S = 0.2
 """How often the generation is looked at; a takeover is noticed, and this VM ended, within this time."""

@@ -13,7 +13,7 @@ from colo.qemu.endings import EndingWatch
 from colo.qemu.news import News
 from colo.qemu.pauses import PauseMeter
 from colo.qemu.primary import QemuPrimary
-from colo.session.protector_config import Ending, ProtectorConfig, ProtectorReport
+from colo.session.protector.config import Ending, ProtectorConfig, ProtectorReport
 
 
 class Protection:
