@@ -37,7 +37,6 @@ LINES_MAX = 400
 LONGER: dict[str, str] = {
     "_fast/receive/staging.pyx": "is to be split",
     "_fast/send/pageencoder.pyx": "is to be split",
-    "lease/promises.py": "is to be split",
     "link/follower.py": "is to be split",
     "link/primary_link.py": "is to be split",
     "memory/image.py": "is to be split",
