@@ -8,7 +8,6 @@ import re
 import resource
 import shlex
 from dataclasses import replace
-from typing import Any
 
 from colo.cli.report.conditions import link, qemu
 from colo.cli.terminal.outlet import outlive_terminal
@@ -35,14 +34,12 @@ def byte_size(text: str) -> int:
     return int(found[1]) * SUFFIXES[found[2].upper()]
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "secondary", help="follow a primary and take over when it is lost",
-        description="Listens for a QEMU primary with x-colo (see `colo protect`), keeps its last committed checkpoint in "
-        "--ram-dir, and runs its VM in a stand-by QEMU when the primary is lost. The checkpoint stays there when the "
-        "session ends, however it does; started again with the same arguments, it goes on from it.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
+    parser.description = (
+        "Listens for a QEMU primary with x-colo (see `colo protect`), keeps its last committed checkpoint in --ram-dir, "
+        "and runs its VM in a stand-by QEMU when the primary is lost. The checkpoint stays there when the session ends, "
+        "however it does; started again with the same arguments, it goes on from it.")
     parser.add_argument("listen", metavar="LISTEN", help="tcp:HOST:PORT or unix:PATH")
     parser.add_argument("--ram-dir", required=True, metavar="DIR",
                         help="where the RAM image lives, on tmpfs for speed; made with mode 0700 if missing")
