@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from colo.cli.arguments import add_allow_uid_argument, byte_size
 from colo.cli.report.conditions import link
-from colo.cli.secondary import byte_size
+from colo.cli.report.option import add_report_argument, concluded, reported
 from colo.cli.terminal.outlet import outlive_terminal
 from colo.cli.terminal.output import SessionOutput
-from colo.cli.terminal.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
 from colo.cli.terminal.signals import on_ending_signals
 from colo.figures.series import percentile
 from colo.protocol.lease import LEASE_MS

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import re
 import resource
 import shlex
 from dataclasses import replace
 
+from colo.cli.arguments import add_allow_uid_argument, byte_size
 from colo.cli.report.conditions import link, qemu
+from colo.cli.report.option import add_report_argument, concluded, reported
 from colo.cli.terminal.outlet import outlive_terminal
 from colo.cli.terminal.output import SessionOutput
-from colo.cli.terminal.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
 from colo.cli.terminal.signals import on_ending_signals
 from colo.protocol import Mode
 from colo.protocol.deadlines import Deadlines
@@ -23,15 +23,6 @@ from colo.stream import StreamLimits
 
 PR_SET_DUMPABLE = 4
 """linux/prctl.h"""
-SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def byte_size(text: str) -> int:
-    """``16G``, ``512M``, ``4096``."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    if not found or int(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: a number with K, M, G or T")
-    return int(found[1]) * SUFFIXES[found[2].upper()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

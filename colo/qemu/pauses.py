@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from colo.figures.running_share import RunningShare
+from colo.figures.series import percentile
 from colo.qemu.qmp import QmpEvent
 
 PAUSES_KEPT = 100_000
@@ -43,9 +44,8 @@ class PauseMeter:
         recent = list(self.pauses_ms)[-1000:]
         if not recent:
             return None
-        ordered = sorted(recent)
-        p50, p99 = (ordered[len(ordered) * percent // 100] for percent in (50, 99))
-        figures = {"last": recent[-1], "p50": p50, "p99": p99, "max": ordered[-1]}
+        figures = {
+            "last": recent[-1], "p50": percentile(recent, 50), "p99": percentile(recent, 99), "max": max(recent)}
         return {"count": self.count} | {name: round(value, 3) for name, value in figures.items()}
 
     @property

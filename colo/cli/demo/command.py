@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from colo.cli.terminal.reporting import add_report_argument
+from colo.cli.report.option import add_report_argument
 
 MEMORY_MIB = {"embedded": 64, "qemu": 256}
 INTERVAL_MS = {"embedded": 50.0, "qemu": 100.0}
