@@ -19,7 +19,8 @@ from typing import Any, Self
 
 from colo.qemu.capabilities import capability_list
 from colo.qemu.guest import GuestParams, make_guest_rom
-from colo.qemu.primary import ColoSettings, PauseMeter, QemuPrimary
+from colo.qemu.pauses import PauseMeter
+from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
 
 WAIT_S = 60.0

@@ -1,4 +1,4 @@
-"""The ``colo`` command: one file per subcommand, each with ``add_parser(subparsers)`` that sets ``run``."""
+"""The ``colo`` command: one file per subcommand, each imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import colo
 from colo.cli.terminal.outlet import drop_output, open_standard_streams
@@ -27,20 +28,35 @@ from colo.errors import (
     VmEnded,
 )
 
+
+class Command(NamedTuple):
+    """``module`` has ``add_arguments(parser)``, which sets ``run`` too, and is imported when the command is asked for;
+    ``help`` is its line in the list of commands."""
+
+    module: str
+    help: str
+
+
 COMMANDS = {
-    "secondary": "colo.cli.secondary",
-    "protect": "colo.cli.protect",
-    "unprotect": "colo.cli.unprotect",
-    "stop": "colo.cli.stop",
-    "failover": "colo.cli.failover",
-    "status": "colo.cli.status",
-    "discard": "colo.cli.discard",
-    "arbiter": "colo.cli.arbiter",
-    "inspect": "colo.cli.inspect.command",
-    "doctor": "colo.cli.doctor.command",
-    "demo": "colo.cli.demo.command",
+    "secondary": Command("colo.cli.secondary", "follow a primary and take over when it is lost"),
+    "protect": Command("colo.cli.protect", "set a running QEMU up as primary and watch it"),
+    "unprotect": Command("colo.cli.unprotect", "end the protection of a VM: it runs on alone"),
+    "stop": Command("colo.cli.stop", "end a protected VM on purpose, on both sides"),
+    "failover": Command(
+        "colo.cli.failover",
+        "ask a running secondary to take over now, or run the checkpoint that one has left"),
+    "status": Command("colo.cli.status", "state, checkpoint, pauses, pages and rates of a running session"),
+    "discard": Command("colo.cli.discard", "delete the checkpoint that a session has left in its --ram-dir"),
+    "arbiter": Command("colo.cli.arbiter", "who may run: make a VM's arbiter, show who holds it, release it"),
+    "inspect": Command(
+        "colo.cli.inspect.command",
+        "what is in a migration stream: sections, RAM blocks, pages by kind, devices and their fields"),
+    "doctor": Command("colo.cli.doctor.command", "what works on this machine, and why not"),
+    "demo": Command(
+        "colo.cli.demo.command",
+        "protect a running VM, kill its primary, take it over, and prove that nothing was lost"),
 }
-"""Each with the module that has its ``add_parser``."""
+"""By their names, as `colo --help` lists them."""
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NoCheckpoint, 3),
@@ -72,14 +88,36 @@ def exit_code(error: BaseException) -> int:
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command of ``module``: it learns its arguments when it is first to parse some. Without a ``module``, an
+    ordinary one."""
+
+    def __init__(self, *args: Any, module: str = "", **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._module = module
+
+    def learn(self) -> None:
+        """Import the command, and take its arguments. Any number of times."""
+        module, self._module = self._module, ""
+        if module:
+            importlib.import_module(module).add_arguments(self)
+
+    def parse_known_args(self, *args: Any, **more: Any) -> Any:
+        """As every parser."""
+        self.learn()
+        return super().parse_known_args(*args, **more)
+
+
+def build_parser(*, whole: bool = True) -> argparse.ArgumentParser:
+    """The parser of the command line: all of it, or one that learns each command's arguments when it is asked for."""
     parser = argparse.ArgumentParser(
         prog="colo", description="Checkpoint streaming for running virtual machines.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"colo {colo.__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS.values():
-        importlib.import_module(module).add_parser(subparsers)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
+    for name, command in COMMANDS.items():
+        each = commands.add_parser(name, help=command.help, module=command.module)
+        if whole:
+            each.learn()
     return parser
 
 
@@ -89,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # a name may have characters that the terminal has not
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser(whole=False).parse_args(argv)
     try:
         code = int(arguments.run(arguments) or 0)
         sys.stdout.flush()

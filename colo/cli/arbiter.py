@@ -18,12 +18,11 @@ from colo.errors import ArbitrationError, ArbitrationLost, ColoError
 from colo.text import printable
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command and its own subcommands."""
-    parser = subparsers.add_parser(
-        "arbiter", help="who may run: make a VM's arbiter, show who holds it, release it",
-        description="An arbiter belongs to one VM, is made once, and says which process holds it. ARBITER is file:DIR (or "
-        "the directory's path) or etcd:http(s)://HOST:PORT,…/PREFIX.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description, and its own subcommands."""
+    parser.description = (
+        "An arbiter belongs to one VM, is made once, and says which process holds it. ARBITER is file:DIR (or the "
+        "directory's path) or etcd:http(s)://HOST:PORT,…/PREFIX.")
     commands = parser.add_subparsers(dest="arbiter_command", required=True, metavar="COMMAND")
 
     init = _command(commands, "init", _init, "make it, once; again, it only says whose it is")

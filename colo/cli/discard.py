@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from colo.cli.terminal.output import print_mapping
 from colo.errors import NoCheckpoint, StorageError
@@ -13,11 +12,10 @@ from colo.memory.kept_copy import COPY_NAME
 from colo.takeover.kept import directory_bytes, kept_status
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "discard", help="delete the checkpoint that a session has left in its --ram-dir",
-        description="Deletes the checkpoint in DIR, for good: it may be the only copy of its VM. No session may use DIR.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
+    parser.description = (
+        "Deletes the checkpoint in DIR, for good: it may be the only copy of its VM. No session may use DIR.")
     parser.add_argument("directory", metavar="DIR", help="the --ram-dir of a secondary that is over")
     parser.add_argument("--json", action="store_true", help="JSON")
     parser.set_defaults(run=run)

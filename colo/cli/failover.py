@@ -18,12 +18,11 @@ from colo.memory import KeptCopy, SessionFacts
 from colo.session.secondary import Secondary, SecondaryConfig
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "failover", help="ask a running secondary to take over now, or run the checkpoint that one has left",
-        description="Asks a running session to take over. Where none answers in --dir, the checkpoint that one left "
-        "there is run, with the stand-by's command line and the arbiter of that session; the arbiter is asked as always.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
+    parser.description = (
+        "Asks a running session to take over. Where none answers in --dir, the checkpoint that one left there is run, "
+        "with the stand-by's command line and the arbiter of that session; the arbiter is asked as always.")
     add_session_arguments(parser)
     parser.add_argument("--standby", metavar="COMMAND", help="for a session that is over: another command line than then")
     parser.add_argument("--arbiter", metavar="ARBITER", help="for a session that is over: where its arbiter is now")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
+from colo.cli.arguments import add_allow_uid_argument, byte_size
 from colo.cli.report.conditions import link
-from colo.cli.secondary import byte_size
+from colo.cli.report.option import add_report_argument, concluded, reported
 from colo.cli.terminal.outlet import outlive_terminal
 from colo.cli.terminal.output import SessionOutput
-from colo.cli.terminal.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
 from colo.cli.terminal.signals import on_ending_signals
 from colo.figures.series import percentile
 from colo.protocol.lease import LEASE_MS
@@ -23,18 +22,15 @@ EXIT = {
 """0 only for what was asked for: a VM that runs on alone is unprotected against its user's will."""
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
     defaults = ColoSettings()
-    parser = subparsers.add_parser(
-        "protect", help="set a running QEMU up as primary and watch it",
-        description="Connects to a running QEMU's QMP socket, makes it the COLO primary of the secondary at --to, and "
-        "watches it: when the secondary is lost or hangs, and the arbiter says so, the VM runs on alone; when the "
-        "secondary took over, it is ended. Started on a QEMU that is a primary already, it goes on guarding it. SIGTERM ends "
-        "protection in order: the VM runs on alone. Exit code 0: ended as asked for; 4: the other side runs the VM; 9: "
-        "QEMU is "
-        "gone; 12: the secondary is lost, and the VM runs on unprotected.",
-    )
+    parser.description = (
+        "Connects to a running QEMU's QMP socket, makes it the COLO primary of the secondary at --to, and watches it: "
+        "when the secondary is lost or hangs, and the arbiter says so, the VM runs on alone; when the secondary took "
+        "over, it is ended. Started on a QEMU that is a primary already, it goes on guarding it. SIGTERM ends protection "
+        "in order: the VM runs on alone. Exit code 0: ended as asked for; 4: the other side runs the VM; 9: QEMU is gone;"
+        " 12: the secondary is lost, and the VM runs on unprotected.")
     parser.add_argument("--qmp", required=True, metavar="SOCKET", help="QMP unix socket of the running QEMU")
     parser.add_argument("--to", required=True, metavar="URI", help="the secondary: tcp:HOST:PORT or unix:PATH")
     parser.add_argument("--arbiter", required=True, metavar="ARBITER",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import re
 import resource
 import shlex
 from dataclasses import replace
-from typing import Any
 
+from colo.cli.arguments import add_allow_uid_argument, byte_size
 from colo.cli.report.conditions import link, qemu
+from colo.cli.report.option import add_report_argument, concluded, reported
 from colo.cli.terminal.outlet import outlive_terminal
 from colo.cli.terminal.output import SessionOutput
-from colo.cli.terminal.reporting import add_allow_uid_argument, add_report_argument, concluded, reported
 from colo.cli.terminal.signals import on_ending_signals
 from colo.protocol import Mode
 from colo.protocol.deadlines import Deadlines
@@ -24,25 +23,14 @@ from colo.stream import StreamLimits
 
 PR_SET_DUMPABLE = 4
 """linux/prctl.h"""
-SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def byte_size(text: str) -> int:
-    """``16G``, ``512M``, ``4096``."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    if not found or int(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: a number with K, M, G or T")
-    return int(found[1]) * SUFFIXES[found[2].upper()]
-
-
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "secondary", help="follow a primary and take over when it is lost",
-        description="Listens for a QEMU primary with x-colo (see `colo protect`), keeps its last committed checkpoint in "
-        "--ram-dir, and runs its VM in a stand-by QEMU when the primary is lost. The checkpoint stays there when the "
-        "session ends, however it does; started again with the same arguments, it goes on from it.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
+    parser.description = (
+        "Listens for a QEMU primary with x-colo (see `colo protect`), keeps its last committed checkpoint in --ram-dir, "
+        "and runs its VM in a stand-by QEMU when the primary is lost. The checkpoint stays there when the session ends, "
+        "however it does; started again with the same arguments, it goes on from it.")
     parser.add_argument("listen", metavar="LISTEN", help="tcp:HOST:PORT or unix:PATH")
     parser.add_argument("--ram-dir", required=True, metavar="DIR",
                         help="where the RAM image lives, on tmpfs for speed; made with mode 0700 if missing")

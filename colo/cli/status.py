@@ -36,16 +36,15 @@ OVER_STATES = ("running", "failed")
 """In these a secondary's session is over, whether or not it is closed."""
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "status", help="state, checkpoint, pauses, pages and rates of a running session",
-        description="Asks a running session: a secondary by its --dir, the `colo protect` of a VM on this machine by the "
-        "VM's name (--vm) or its QEMU's monitor (--qmp), any by its --socket. Without any of these, lists the VMs that you "
-        "have a `colo protect` for here. Where no secondary answers in --dir, shows the checkpoint that one left there; "
-        "where a VM's `colo protect` was killed, what its fence says. Watched, it ends with the session: exit code 0 when "
-        "the VM runs (taken over, or alone at the primary), 4 when the other side runs it, 7 when the session's process "
-        "died, 9 when the primary's QEMU is gone, 11 when the VM was ended on purpose, 1 otherwise; 0 on Ctrl-C.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
+    parser.description = (
+        "Asks a running session: a secondary by its --dir, the `colo protect` of a VM on this machine by the VM's name "
+        "(--vm) or its QEMU's monitor (--qmp), any by its --socket. Without any of these, lists the VMs that you have a "
+        "`colo protect` for here. Where no secondary answers in --dir, shows the checkpoint that one left there; where a "
+        "VM's `colo protect` was killed, what its fence says. Watched, it ends with the session: exit code 0 when the VM "
+        "runs (taken over, or alone at the primary), 4 when the other side runs it, 7 when the session's process died, 9 "
+        "when the primary's QEMU is gone, 11 when the VM was ended on purpose, 1 otherwise; 0 on Ctrl-C.")
     which = add_session_arguments(parser, required=False)
     which.add_argument("--vm", metavar="NAME", help="the VM's name: its guard on this machine, `colo protect`")
     which.add_argument("--qmp", metavar="SOCKET", help="the QMP socket that `colo protect` was given")

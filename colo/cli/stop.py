@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from colo.cli.guarded import add_guarded_arguments, command_guard
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "stop", help="end a protected VM on purpose, on both sides",
-        description="Asks the `colo protect` of a VM on this machine to end the VM itself: its QEMU quits, the secondary "
-                    "is told "
-        "that nobody is to run it, and the arbiter that it is closed. Exit code 0: it was ended; 4: the other side runs it.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
+    parser.description = (
+        "Asks the `colo protect` of a VM on this machine to end the VM itself: its QEMU quits, the secondary is told that"
+        " nobody is to run it, and the arbiter that it is closed. Exit code 0: it was ended; 4: the other side runs it.")
     add_guarded_arguments(parser)
     parser.set_defaults(run=run)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from colo.cli.guarded import add_guarded_arguments, command_guard
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "unprotect", help="end the protection of a VM: it runs on alone",
-        description="Asks the `colo protect` of a VM on this machine to end in order: the VM is claimed first, so that the "
-        "secondary does not take it over. Exit code 0: it runs on alone; 4: the other side runs it.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
+    parser.description = (
+        "Asks the `colo protect` of a VM on this machine to end in order: the VM is claimed first, so that the secondary "
+        "does not take it over. Exit code 0: it runs on alone; 4: the other side runs it.")
     add_guarded_arguments(parser)
     parser.set_defaults(run=run)
 

@@ -7,6 +7,7 @@ when it does not, and carries out what the protector has decided even when the f
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from colo.lease.clock import now_ns
 from colo.lease.connection import MEET_S, LeaseConnection
 from colo.lease.meeting import Meeting, Welcome
 from colo.protocol.fencing import FenceState
+from colo.protocol.lease import LEASE_SHARE
 from colo.qemu.process import Qemu
 from colo.transport import connect
 
@@ -141,7 +143,7 @@ class Guard:
     # -- while it lasts
 
     def tend(self) -> None:
-        """See to fence and connection; to be called many times a second. Raises Unsupported when no fence can be had."""
+        """See to the fence; to be called at :attr:`due` at the latest. Raises Unsupported when none can be had."""
         self._ask_silent_fence()
         if self._holds and self._lost.is_set():
             self._replace()
@@ -149,6 +151,20 @@ class Guard:
             self._ask_why()
         if self._holds and self.status is not None:
             self._heard(self.status.notice)
+
+    @property
+    def due(self) -> float:
+        """When :meth:`tend` is next to be called, by ``time.monotonic()``, if ``wake`` does not call before; and when
+        :attr:`silent_ms` is next to be looked at."""
+        now = time.monotonic()
+        if self._holds and self._lost.is_set():
+            return now
+        left_ms, lease_ms = self.left_ms, self.lease_ms
+        if left_ms is None or not self.state_is(FenceState.LEASED):
+            return math.inf
+        ask_ms = max(left_ms - lease_ms * SILENT_LEFT, lease_ms / ASK_SHARE)
+        lost_ms = left_ms - lease_ms / LEASE_SHARE
+        return now + min(ask_ms, lost_ms if lost_ms > 0 else ask_ms) / 1000 + 0.001
 
     def _ask_silent_fence(self) -> None:
         """A fence that is frozen renews nothing, and the VM would lose its secondary with it."""

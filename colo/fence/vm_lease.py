@@ -12,14 +12,10 @@ from colo.fence.witness import Witness
 from colo.lease.clock import now_ns
 from colo.lease.holding import Holding
 from colo.protocol.fencing import Actions, Fence, FenceAction, FenceState
-from colo.protocol.lease import lease_ns_of
+from colo.protocol.lease import LEASE_SHARE, lease_ns_of
 from colo.wake import Wake
 
 _log = logging.getLogger(__name__)
-
-LEASE_SHARE = 3
-"""With a third of a lease left, and no promise coming, the secondary counts as lost: there must be time to ask the
-arbiter."""
 
 
 class VmLease:

@@ -5,55 +5,33 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupted, ProtocolError, VmEnded
+from colo.errors import ArbitrationLost, ColoError, Interrupted, ProtocolError, VmEnded
 from colo.lease.clock import now_ns
-from colo.lease.frames import Frame, FrameReader, encode
+from colo.lease.frames import Frame
+from colo.lease.heard import heard_ms, probe_soon
 from colo.lease.meeting import TEXT_MAX, Meeting, Welcome
+from colo.lease.served import Served, ServedConnections
+from colo.lease.sight import Sight, Watched
 from colo.protocol.lease import LEASE_MS_LEAST, LEASE_MS_MOST, LeaseGrantor, lease_ns_of
-from colo.wake import Wake
 from colo.wire import LeaseMessage
 
-CONNECTIONS_MAX = 8
 MEETINGS_MAX = 8
 """So many may wait for the arbiter to be asked, also when who wanted to be met has gone."""
-MEET_S = 10.0
 DRAIN_S = 0.1
 """After a proof, so long for what the primary sent last to be read from its channel."""
 WATCH_MS = 50
 """How often it is looked whether the promise is over, while a primary is followed."""
+IDLE_MS = 500
+"""The same, while none is."""
 SAY_S = 0.1
 LOOK_S = 0.2
 """How often who waits to run looks whether the other side has won meanwhile."""
-READ_BYTES = 1 << 16
-
-
-class Watched(Protocol):
-    """The arbiter, as far as it is compared."""
-
-    identity: Any
-
-    def holder(self) -> Any: ...
-
-
-class _Connection:
-    """One lease connection. ``asked``: its other end wanted to be met, ``busy``: that is under way; ``met``: it belongs to
-    the session."""
-
-    __slots__ = ("asked", "busy", "met", "reader", "sock", "until")
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.reader = FrameReader()
-        self.asked = self.busy = self.met = False
-        self.until = time.monotonic() + MEET_S
 
 
 class Promises:
@@ -92,7 +70,7 @@ class Promises:
         self._proven_at = 0.0
         self._grantor = LeaseGrantor(
             lease_ns_of(lease_ms) if lease_ms else 1, now_ns(), forgotten=forgotten and required)
-        self._arbiter = arbiter
+        self._sight = Sight(arbiter)
         self._checkpoint = checkpoint
         self._tell = tell
         self._wake_session = wake
@@ -101,12 +79,9 @@ class Promises:
         self._standing: Frame | None = None
         """What is said again to whoever meets this side from now on: WANTS, STOP, END or RETURNED."""
         self._changed = threading.Condition()
-        self._connections: dict[int, _Connection] = {}
-        self._closed = False
         self._meetings = threading.BoundedSemaphore(MEETINGS_MAX)
-        self._poke = Wake()
-        self._thread = threading.Thread(target=self._serve, name="colo-lease", daemon=True)
-        self._thread.start()
+        self._served = ServedConnections(
+            self._changed, take_frame=self._take_frame, look=self._watch_lease, turn_ms=self._turn_ms, tell=tell)
 
     # -- what the session asks
 
@@ -140,9 +115,7 @@ class Promises:
         with self._changed:
             self._followed, self.lapsed = sock, ""
         if sock is not None and self.required:
-            with contextlib.suppress(OSError):
-                # Acknowledged probes are how a host without a fence is told from a dead one.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+            probe_soon(sock)
 
     def progress(self) -> None:
         """A checkpoint was committed: the other side's VM runs."""
@@ -159,7 +132,7 @@ class Promises:
         with self._changed:
             if text != self._notice:
                 self._notice = text
-                self._send_all(Frame(LeaseMessage.NOTICE, text={"notice": text}))
+                self._served.send_all(Frame(LeaseMessage.NOTICE, text={"notice": text}))
 
     def want(self) -> None:
         """Promise no more."""
@@ -234,52 +207,16 @@ class Promises:
 
     def close(self) -> None:
         """End all lease connections. Any number of times."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-        self._poke.set()
-        self._thread.join()
-        self._poke.close()
+        self._served.close()
 
     # -- connections
 
     def take(self, sock: socket.socket) -> None:
         """A connection that opens with a lease frame is this side's from now on."""
-        sock.setblocking(False)
-        with self._changed:
-            if len(self._connections) >= CONNECTIONS_MAX:
-                # Who has not met this side makes room; else whoever says nothing could keep the fence out.
-                strangers = [each for each in self._connections.values() if not each.met and not each.busy]
-                if strangers:
-                    self._drop(min(strangers, key=lambda each: each.until))
-            if self._closed or len(self._connections) >= CONNECTIONS_MAX:
-                sock.close()
-                return
-            self._connections[sock.fileno()] = _Connection(sock)
-        self._poke.set()
+        self._served.take(sock)
 
-    def _serve(self) -> None:
-        while not self._closed:
-            poller = select.poll()
-            poller.register(self._poke.fd, select.POLLIN)
-            with self._changed:
-                connections = list(self._connections.items())
-            for fd, _ in connections:
-                poller.register(fd, select.POLLIN)
-            ready = {fd for fd, _ in poller.poll(500 if self._followed is None else WATCH_MS)}
-            self._watch_lease()
-            if self._poke.fd in ready:
-                self._poke.clear()
-            now = time.monotonic()
-            for fd, connection in connections:
-                if fd in ready:
-                    self._read(connection)
-                elif not connection.met and now > connection.until:
-                    self._drop(connection)
-        with self._changed:
-            for connection in list(self._connections.values()):
-                self._drop(connection)
+    def _turn_ms(self) -> float:
+        return IDLE_MS if self._followed is None else WATCH_MS
 
     def _watch_lease(self) -> None:
         """A primary that is followed and asks for no promise: dead or cut off, or alive with nothing beside it that
@@ -292,7 +229,7 @@ class Promises:
                 return
             if sock is None or not self.required or now < grantor.promise_end_ns or grantor.wanting or self.lapsed:
                 return
-            if _heard_ms(sock) < grantor.lease_ns / 2e6:
+            if heard_ms(sock) < grantor.lease_ns / 2e6:
                 grantor.progress(now)
             tell = ""
             if grantor.unfenced and not self._told_unfenced:
@@ -308,28 +245,7 @@ class Promises:
         if self.lapsed:
             self._wake_session()
 
-    def _drop(self, connection: _Connection) -> None:
-        with self._changed:
-            if self._connections.get(connection.sock.fileno()) is connection:
-                del self._connections[connection.sock.fileno()]
-        connection.sock.close()
-
-    def _read(self, connection: _Connection) -> None:
-        try:
-            data = connection.sock.recv(READ_BYTES)
-            if not data:
-                self._drop(connection)
-                return
-            for frame in connection.reader.feed(data):
-                self._take_frame(connection, frame)
-        except BlockingIOError:
-            return
-        except (ColoError, OSError, ValueError) as error:
-            if isinstance(error, ColoError):
-                self._tell(f"a lease connection was closed: {error}")
-            self._drop(connection)
-
-    def _take_frame(self, connection: _Connection, frame: Frame) -> None:
+    def _take_frame(self, connection: Served, frame: Frame) -> None:
         if frame.kind is LeaseMessage.MEET:
             if connection.met and frame.text.get("token"):
                 self._meet_or_refuse(connection, frame)  # for its receipt: all before it was heard; nobody else is asked
@@ -366,63 +282,47 @@ class Promises:
         if self.ended or self.alone:
             self._wake_session()
 
-    def _answer(self, connection: _Connection, frame: Frame) -> None:
+    def _answer(self, connection: Served, frame: Frame) -> None:
         """A renewal: the promise counts from its sending."""
         if self.lease_ms and self._grantor.renewal(now_ns()):
             self._told_unfenced = False
-            self._send(connection, Frame(
+            self._served.send(connection, Frame(
                 LeaseMessage.PROMISE, frame.generation, frame.sequence, self._grantor.lease_ns))
         elif self._standing is not None:
-            self._send(connection, self._standing)
+            self._served.send(connection, self._standing)
 
     def _say(self, frame: Frame) -> None:
         self._standing = frame
-        self._send_all(frame)
-
-    def _send_all(self, frame: Frame) -> None:
-        for connection in list(self._connections.values()):
-            if connection.met:
-                self._send(connection, frame)
-
-    def _send(self, connection: _Connection, frame: Frame) -> None:
-        """Frames are small: whoever does not take one has not read for long, and will connect again."""
-        data = encode(frame)
-        try:
-            sent = connection.sock.send(data)
-        except OSError:
-            sent = 0
-        if sent != len(data):
-            with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+        self._served.send_all(frame)
 
     # -- meeting
 
-    def _meet(self, connection: _Connection, frame: Frame) -> None:
+    def _meet(self, connection: Served, frame: Frame) -> None:
         try:
             self._meet_or_refuse(connection, frame)
         finally:
             connection.busy = False
             self._meetings.release()
 
-    def _meet_or_refuse(self, connection: _Connection, frame: Frame) -> None:
+    def _meet_or_refuse(self, connection: Served, frame: Frame) -> None:
         try:
             meeting = Meeting.of(frame.text)
             welcome = self._welcome(meeting)
         except (ColoError, ValueError) as error:
-            self._send(connection, Frame(LeaseMessage.REFUSED, text={"reason": str(error)[:TEXT_MAX]}))
+            self._served.send(connection, Frame(LeaseMessage.REFUSED, text={"reason": str(error)[:TEXT_MAX]}))
             with contextlib.suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_WR)
             self._tell(f"a primary was refused: {error}")
             return
         with self._changed:
             connection.met = True
-            self._send(connection, Frame(LeaseMessage.WELCOME, welcome.generation, text=welcome.as_dict()))
+            self._served.send(connection, Frame(LeaseMessage.WELCOME, welcome.generation, text=welcome.as_dict()))
             if self._standing is not None:
-                self._send(connection, self._standing)
+                self._served.send(connection, self._standing)
 
     def _welcome(self, meeting: Meeting) -> Welcome:
         known = bool(meeting.token)
-        seen = meeting.generation if known else self._compare(meeting)
+        seen = meeting.generation if known else self._sight.compare(meeting)
         with self._changed:
             if known:
                 if not self._token or not secrets.compare_digest(meeting.token, self._token):
@@ -434,7 +334,7 @@ class Promises:
             checkpoint = self._checkpoint()
             return Welcome(
                 token=self._token, lease_ms=self.lease_ms, generation=seen,
-                arbiter_id=self._identity("id"), checkpoint=-1 if checkpoint is None else checkpoint,
+                arbiter_id=self._sight.identity("id"), checkpoint=-1 if checkpoint is None else checkpoint,
                 following=checkpoint is not None, notice=self._notice, who=f"{socket.gethostname()} (pid "
                                                                            f"{os.getpid()})"[:TEXT_MAX])
 
@@ -465,48 +365,11 @@ class Promises:
         self.lease_ms = lease_ns / 1e6 if self._most_ms else 0.0
         self.meeting, self.alone, self.ended, self._standing = meeting, 0, "", None
         self._token = secrets.token_hex(16)
-        for connection in self._connections.values():
-            connection.met = False
+        self._served.part()
         self._changed.notify_all()
 
-    def _identity(self, field: str) -> str:
-        identity = self._arbiter.identity if self._arbiter is not None else None
-        return str(getattr(identity, field)) if identity is not None else ""
-
-    def _compare(self, meeting: Meeting) -> int:
-        """What this side sees at the arbiter; raises ProtocolError where it differs from what the primary sees."""
-        here = self._identity("id")
-        if here != meeting.arbiter_id:
-            raise ProtocolError(
-                "the two sides do not see the same arbiter: the primary's is "
-                f"{meeting.arbiter_id or 'one without identity'} (VM {meeting.vm or '?'}), this one's "
-                f"{here or 'one without identity'} (VM {self._identity('vm') or '?'}): is the share mounted on both, and are "
-                "both given the same --arbiter?")
-        if self._arbiter is None or not here:
-            return meeting.generation
-        try:
-            holder = self._arbiter.holder()
-        except ArbitrationError as error:
-            raise ProtocolError(f"this side cannot read the arbiter, so nothing would be protected: {error}") from error
-        if holder.generation != meeting.generation or holder.token != meeting.claim_token:
-            raise ProtocolError(
-                f"the two sides do not see the same at the arbiter: here generation {holder.generation} holds "
-                f"({holder.describe()}), the primary says it holds {meeting.generation}")
-        return int(holder.generation)
 
 
 def _reason(frame: Frame) -> str:
     reason = frame.text.get("reason")
     return f" ({reason[:TEXT_MAX]})" if isinstance(reason, str) and reason else ""
-
-
-_TCP_INFO = struct.Struct("=8x13I")
-
-
-def _heard_ms(sock: socket.socket) -> float:
-    """How long ago the kernel at the other end was heard of last, in ms; infinite where that cannot be told."""
-    try:
-        info = _TCP_INFO.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-    except (OSError, struct.error):
-        return float("inf")
-    return float(min(info[11], info[12]))  # tcpi_last_data_recv, tcpi_last_ack_recv

@@ -21,6 +21,9 @@ DRIFT_PPM = 400
 """Two clocks, each within 200 ppm of the true rate."""
 RENEWALS = 4
 """Renewals a lease."""
+LEASE_SHARE = 3
+"""With a third of a lease left, and no promise coming, the secondary counts as lost: there must be time to ask the
+arbiter."""
 KEPT = 64
 """Renewals whose sending is remembered: an answer to an older one proves nothing any more."""
 

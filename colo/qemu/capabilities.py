@@ -66,7 +66,7 @@ def capability_list(capabilities: Mapping[str, bool]) -> list[dict[str, object]]
 
 
 def capabilities_of(qemu: Qemu) -> dict[str, bool]:
-    """Its capabilities, each with its state. :raises QmpError: it does not answer."""
+    """Its capabilities, each with its state. Raises QmpError when it does not answer."""
     entries = qemu.qmp.records("query-migrate-capabilities")
     return {entry.string("capability"): entry.flag("state") for entry in entries}
 
@@ -74,7 +74,7 @@ def capabilities_of(qemu: Qemu) -> dict[str, bool]:
 def require_migratable(qemu: Qemu) -> None:
     """Refuse a QEMU that says itself that it cannot migrate.
 
-    :raises QemuUnsupported: its devices or its processor forbid it, in its own words.
+    Raises QemuUnsupported when its devices or its processor forbid it, in its own words.
     """
     reasons = qemu.qmp.record("query-migrate").items("blocked-reasons")
     if reasons:
@@ -106,8 +106,8 @@ class MigrationSettings:
         A capability that this QEMU does not have may be given as False. ``refuse``: False for a QEMU of our own, whose
         settings nobody else wants.
 
-        :raises QemuUnsupported: a parameter is set that may not be ignored.
-        :raises QmpError: QEMU refuses, in its own words, or does not answer.
+        Raises QemuUnsupported when a parameter is set that may not be ignored.
+        Raises QmpError when QEMU refuses, in its own words, or does not answer.
         """
         present = capabilities_of(qemu)
         values = qemu.qmp.record("query-migrate-parameters").members

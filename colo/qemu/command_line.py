@@ -87,7 +87,7 @@ def derive_standby(
     the stream takes the place of an alias (``pc`` is another machine in another QEMU). QMP and ``-incoming``
     sockets are not part of it: :class:`colo.qemu.standby.Standby` adds them.
 
-    :raises QemuError: an option cannot be carried over; says which and why.
+    Raises QemuError when an option cannot be carried over: which, and why.
     """
     words = shlex.split(argv) if isinstance(argv, str) else list(argv)
     if not words:
@@ -337,7 +337,7 @@ class _Derivation:
 def default_ram_id(binary: str, machine: str = "") -> str | None:
     """The name of a machine's main RAM block, asked of QEMU itself (``query-machines``); None if it has none.
 
-    :raises QemuError: ``binary`` does not start.
+    Raises QemuError when ``binary`` does not start.
     """
     with tempfile.TemporaryDirectory(prefix="colo-") as work:
         os.chmod(work, 0o700)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -86,7 +85,7 @@ class Ending:
     def outcome(self, on_crash: str = "takeover") -> Follows:
         """:attr:`follows`, with a crash turned into MOVES (``takeover``) or ENDS (``end``).
 
-        :raises ValueError: ``on_crash`` is neither.
+        Raises ValueError when ``on_crash`` is neither.
         """
         if on_crash not in ("takeover", "end"):
             raise ValueError(f"on_crash is 'takeover' or 'end', not {on_crash!r}")
@@ -169,16 +168,12 @@ class EndingWatch:
         SHUTDOWN and let its VM run on for ever, and 7.2 hangs when commands wait on its monitor (quirks.py:
         ``runs_on_at_its_end``, ``hangs_at_its_end``). So send none once :attr:`ending` is known, and let it be killed.
 
-        :raises QemuError: it may not be signalled, or is not gone even so.
+        Raises QemuError when it may not be signalled, or is not gone even so.
         """
-        deadline = time.monotonic() + timeout_s
-        while self.qemu.alive():
-            if time.monotonic() >= deadline:
-                if not kill:
-                    return False
-                self.qemu.kill()
-                return True
-            time.sleep(0.002)
+        if not self.qemu.wait_ended(timeout_s):
+            if not kill:
+                return False
+            self.qemu.kill()
         return True
 
     def conclude(self, on_crash: str = "takeover") -> Ending | None:
@@ -187,7 +182,7 @@ class EndingWatch:
         One that has announced its end is killed when it is not gone after :data:`GRACE_S`. A crash whose VM ENDS or MOVES
         by ``on_crash`` has as long as those.
 
-        :raises QemuError: its process is not known here, or may not be killed, and it is not gone.
+        Raises QemuError when its process is not known here, or may not be killed, and it is not gone.
         """
         ending = self.verdict()
         if ending is not None:
@@ -221,7 +216,7 @@ class EndingActions:
     def hold(cls, qemu: Qemu) -> EndingActions:
         """Let a guest's power-off and panic end ``qemu``. What its command line said before is put back later.
 
-        :raises QmpError: it does not answer.
+        Raises QmpError when it does not answer.
         """
         before = actions_of(qemu.command_line() or [])
         held = {"shutdown": "poweroff"}

@@ -68,7 +68,7 @@ class Option(NamedTuple):
 
 
 def split_options(arguments: Sequence[str]) -> list[Option]:
-    """Take the words after the program's name apart. :raises QemuError: the last option lacks its value."""
+    """Take the words after the program's name apart. Raises QemuError when the last option lacks its value."""
     options = []
     words = iter(arguments)
     for word in words:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import signal
@@ -13,16 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from colo.errors import QemuError, QemuUnsupported
-from colo.figures.running_share import RunningShare
 from colo.qemu.capabilities import MigrationSettings, capabilities_of, capability_list, require_migratable
+from colo.qemu.outgoing import Outgoing, seconds_left
+from colo.qemu.pauses import PauseMeter
 from colo.qemu.process import Qemu
 from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
 from colo.text import printable
 
-PAUSES_KEPT = 100_000
 UNLIMITED_BANDWIDTH = (1 << 63) - 1
 """Bytes per second; QEMU's own default (128 MiB/s) would lengthen every pause."""
-MIGRATION_YANK = {"instances": [{"type": "migration"}]}
 ENDED = frozenset({"completed", "failed", "cancelled", "cancelling"})
 
 
@@ -42,63 +40,13 @@ class ColoSettings:
     max_bandwidth_bytes: int = UNLIMITED_BANDWIDTH
 
 
-class PauseMeter:
-    """Pauses of the VM from QEMU's STOP and RESUME events, in milliseconds of QEMU's own clock."""
+class QemuPrimary(Outgoing):
+    """A QEMU that is, or becomes, a COLO primary. ``on_exit`` is called on the monitor's thread when :attr:`colo_exited` is
+    set: be quick."""
 
-    def __init__(
-        self, on_pause: Callable[[float], None] | None = None, on_notice: Callable[[str], None] | None = None
-    ) -> None:
-        self.count = 0
-        self.pauses_ms: collections.deque[float] = collections.deque(maxlen=PAUSES_KEPT)
-        self.stopped_at_us: int | None = None
-        """When the VM stopped, if it stands still now."""
-        self._on_pause = on_pause
-        self._on_notice = on_notice
-        self._running = RunningShare("give it a longer checkpoint delay")
-        self._running.begin(time.time())
-        self._lock = threading.Lock()
-
-    @property
-    def running_share(self) -> float | None:
-        """Which part of the last 5 s the VM ran; None until it was looked at for a second."""
-        with self._lock:
-            stopped_at_us = self.stopped_at_us
-            return self._running.share(
-                time.time(), still_since_s=None if stopped_at_us is None else stopped_at_us / 1e6)
-
-    def summary(self) -> dict[str, float] | None:
-        """Of the last thousand pauses, in ms; None: there was none."""
-        recent = list(self.pauses_ms)[-1000:]
-        if not recent:
-            return None
-        ordered = sorted(recent)
-        p50, p99 = (ordered[len(ordered) * percent // 100] for percent in (50, 99))
-        figures = {"last": recent[-1], "p50": p50, "p99": p99, "max": ordered[-1]}
-        return {"count": self.count} | {name: round(value, 3) for name, value in figures.items()}
-
-    def event(self, event: QmpEvent) -> None:
-        """Take one event; others than STOP and RESUME are passed over."""
-        if event.name == "STOP":
-            self.stopped_at_us = event.timestamp_us
-        elif event.name == "RESUME" and self.stopped_at_us is not None:
-            pause_ms = (event.timestamp_us - self.stopped_at_us) / 1e3
-            with self._lock:
-                self._running.pause(self.stopped_at_us / 1e6, event.timestamp_us / 1e6)
-                self.stopped_at_us = None
-                warning = self._running.warning(event.timestamp_us / 1e6)
-            self.count += 1
-            self.pauses_ms.append(pause_ms)
-            if self._on_pause is not None:
-                self._on_pause(pause_ms)
-            if warning is not None and self._on_notice is not None:
-                self._on_notice(warning)
-
-
-class QemuPrimary:
-    """A QEMU that is, or becomes, a COLO primary."""
-
-    def __init__(self, qemu: Qemu) -> None:
-        self.qemu = qemu
+    def __init__(self, qemu: Qemu, on_exit: Callable[[], None] = lambda: None) -> None:
+        super().__init__(qemu)
+        self._on_exit = on_exit
         self.colo_exited = threading.Event()
         """Set when QEMU says COLO_EXIT: its VM goes on alone, or waits to be told."""
         self.exit_reason = ""
@@ -107,23 +55,26 @@ class QemuPrimary:
         self.notices: tuple[str, ...] = ()
         """What :meth:`set_up` changed of others' migration settings, for the user; put back when protection ends."""
         self._settings: MigrationSettings | None = None
-        self._end_exit = qemu.qmp.on_event(self._on_exit, "COLO_EXIT")
+        self._end_exit = qemu.qmp.on_event(self._exited, "COLO_EXIT")
 
     @classmethod
-    def attach(cls, path: str | os.PathLike[str], timeout_s: float = 5.0) -> Self:
-        """Connect to the QMP socket of a running QEMU. :raises QmpError: as :meth:`Qemu.attach`."""
-        return cls(Qemu.attach(path, timeout_s))
+    def attach(
+        cls, path: str | os.PathLike[str], timeout_s: float = 5.0, *, on_exit: Callable[[], None] = lambda: None
+    ) -> Self:
+        """Connect to the QMP socket of a running QEMU. Raises QmpError as :meth:`Qemu.attach`."""
+        return cls(Qemu.attach(path, timeout_s), on_exit)
 
-    def _on_exit(self, event: QmpEvent) -> None:
+    def _exited(self, event: QmpEvent) -> None:
         self.exit_reason = printable(str(event.data.get("reason", "")))
         self.colo_exited.set()
+        self._on_exit()
 
     # Setting up
 
     def require(self) -> None:
         """Refuse a QEMU that cannot be a COLO primary.
 
-        :raises QemuUnsupported: its version, its build, its accelerator or its devices, with what to do.
+        Raises QemuUnsupported for its version, its build, its accelerator or its devices, with what to do.
         """
         qemu = self.qemu
         qemu.quirks.require_colo(qemu.accelerator)
@@ -162,8 +113,8 @@ class QemuPrimary:
 
         Returns once QEMU's status is `colo`: the secondary has the whole VM.
 
-        :raises QemuUnsupported: as :meth:`require`, or a setting its version does not have.
-        :raises QemuError: QEMU refused, or the secondary did not come to the first checkpoint in
+        Raises QemuUnsupported as :meth:`require`, or a setting its version does not have.
+        Raises QemuError when QEMU refused, or the secondary did not come to the first checkpoint in
             ``timeout_s`` seconds (the attempt is cancelled then: the VM runs on, unprotected).
         """
         settings = settings or ColoSettings()
@@ -265,10 +216,6 @@ class QemuPrimary:
 
     # Watching
 
-    def migration_status(self, timeout_s: float = 10.0) -> str:
-        """``colo`` while it is a primary; else ``none``, ``active``, ``completed``, ``failed``, …"""
-        return self.qemu.qmp.record("query-migrate", timeout_s=timeout_s).string("status", "none")
-
     def measure_pauses(
         self, on_pause: Callable[[float], None] | None = None, on_notice: Callable[[str], None] | None = None
     ) -> PauseMeter:
@@ -280,62 +227,6 @@ class QemuPrimary:
 
     # After a loss
 
-    def yank(self, *, timeout_s: float = 2.0) -> bool:
-        """Shut the migration channel down from inside, out of band; False if there was none.
-
-        Works while QEMU waits for a hung peer, also in the middle of RAM, when no ordinary command is
-        answered.
-        """
-        try:
-            self.qemu.qmp.execute_oob("yank", MIGRATION_YANK, timeout_s=timeout_s)
-        except QmpCommandError as error:
-            if error.error_class == "DeviceNotFound":
-                return False
-            raise
-        return True
-
-    def responds(self, timeout_s: float = 0.5) -> bool:
-        """Whether QEMU's process runs at all: a hung peer blocks its main loop, but not out-of-band commands."""
-        try:
-            self.qemu.qmp.execute_oob("query-yank", timeout_s=timeout_s)
-        except QmpError:
-            return False
-        return True
-
-    def main_loop_responds(self, timeout_s: float = 0.5) -> bool:
-        """Whether QEMU's main loop runs: dead storage blocks it, and so does a peer that hangs amid a checkpoint.
-
-        A QEMU whose main loop is blocked can neither stop its VM nor let it run on alone.
-        """
-        try:
-            self.qemu.qmp.execute("query-status", timeout_s=timeout_s)
-        except QmpError:
-            return False
-        return True
-
-    def why_not_alone(self, timeout_s: float = 2.0) -> str | None:
-        """Why this QEMU could not run on alone if its side won, or None if it could. Ask before you claim.
-
-        A main loop that is blocked only by the peer answers once the channel is yanked, which is done here: call this
-        for a secondary that is given up. A reason is final: leave the VM to the other side, and end this QEMU
-        (:meth:`end_loser`). Takes at most ``timeout_s`` seconds.
-        """
-        deadline = time.monotonic() + timeout_s
-        if not self.qemu.alive():
-            return "QEMU's process is gone"
-        if self.main_loop_responds(timeout_s / 4):
-            return None
-        try:
-            self.yank(timeout_s=_left(deadline) / 2)
-        except QmpError as error:
-            return f"QEMU's process hangs, it does not even answer out of band: {error}"
-        if self.main_loop_responds(_left(deadline)):
-            return None
-        return (
-            f"QEMU's main loop has not answered for {timeout_s:g} s, also without its peer: it hangs in dead storage, "
-            "or the like, and could not run its VM"
-        )
-
     def lost_heartbeat(self, *, timeout_s: float = 2.0) -> None:
         """Tell QEMU that its secondary is lost: it leaves COLO and runs on. Win the arbitration first."""
         self.qemu.qmp.execute("x-colo-lost-heartbeat", timeout_s=timeout_s)
@@ -345,19 +236,19 @@ class QemuPrimary:
 
         For the winner of the arbitration only.
 
-        :raises QemuError: the VM was not running within ``timeout_s`` seconds.
+        Raises QemuError when the VM was not running within ``timeout_s`` seconds.
         """
         began = time.monotonic()
         deadline = began + timeout_s
-        self.yank(timeout_s=_left(deadline))
+        self.yank(timeout_s=seconds_left(deadline))
         try:
-            self.lost_heartbeat(timeout_s=_left(deadline))
+            self.lost_heartbeat(timeout_s=seconds_left(deadline))
         except QmpCommandError:
             # Not in COLO any more, or not yet: then what counts is whether it runs.
-            if self.migration_status(_left(deadline)) == "colo":
+            if self.migration_status(seconds_left(deadline)) == "colo":
                 raise
         while True:
-            status, migration = self.qemu.status(_left(deadline)), self.migration_status(_left(deadline))
+            status, migration = self.qemu.status(seconds_left(deadline)), self.migration_status(seconds_left(deadline))
             if status == "running" and migration not in ("colo", "active", "cancelling"):
                 freed_ms = (time.monotonic() - began) * 1e3
                 self.restore_settings()
@@ -378,7 +269,7 @@ class QemuPrimary:
         would make QEMU start its VM again: so the channel is yanked first and COLO's end is awaited. When
         QEMU does not answer in time, or ``kill`` is set, it is killed.
 
-        :raises QemuError: it neither answers nor can be killed from here.
+        Raises QemuError when it neither answers nor can be killed from here.
         """
         deadline = time.monotonic() + timeout_s
         if not kill:
@@ -391,10 +282,8 @@ class QemuPrimary:
             self.qemu.send_signal(signal.SIGKILL)
         except QemuError as error:
             raise QemuError(f"the losing QEMU does not stop: {error}") from error
-        while self.qemu.alive():
-            if time.monotonic() > deadline + 5.0:
-                raise QemuError(f"the losing QEMU (pid {self.qemu.pid}) is not gone after SIGKILL")
-            time.sleep(0.002)
+        if not self.qemu.wait_ended(deadline + 5.0 - time.monotonic()):
+            raise QemuError(f"the losing QEMU (pid {self.qemu.pid}) is not gone after SIGKILL")
         return "killed"
 
     def end_loser(self, timeout_s: float = 5.0) -> str:
@@ -404,7 +293,7 @@ class QemuPrimary:
         to quit: an orderly end writes what it still has in its caches to disks that the winner may be using already.
         Only one whose process is not known here (its monitor was made by another) is asked, by `stop` and `quit`.
 
-        :raises QemuError: it is not gone in ``timeout_s`` seconds, or may not be killed.
+        Raises QemuError when it is not gone in ``timeout_s`` seconds, or may not be killed.
         """
         if not self.qemu.alive():
             return "ended"
@@ -415,24 +304,22 @@ class QemuPrimary:
         try:
             self._stop_for_good(deadline)
             with contextlib.suppress(QmpLost):
-                self.qemu.qmp.execute("quit", timeout_s=_left(deadline))
+                self.qemu.qmp.execute("quit", timeout_s=seconds_left(deadline))
         except QmpError as error:
             if self.qemu.alive():
                 raise QemuError(f"the losing QEMU does not end, and its process is not known here: {error}") from error
-        while self.qemu.alive():
-            if time.monotonic() > deadline:
-                raise QemuError(f"the losing QEMU was told to quit, but is still there after {timeout_s:g} s")
-            time.sleep(0.002)
+        if not self.qemu.wait_ended(deadline - time.monotonic()):
+            raise QemuError(f"the losing QEMU was told to quit, but is still there after {timeout_s:g} s")
         return "ended"
 
     def _stop_for_good(self, deadline: float) -> None:
-        self.qemu.qmp.execute("stop", timeout_s=_left(deadline))
-        if self.migration_status(_left(deadline)) == "colo":
-            self.yank(timeout_s=_left(deadline))
-            if not self.colo_exited.wait(_left(deadline)):
+        self.qemu.qmp.execute("stop", timeout_s=seconds_left(deadline))
+        if self.migration_status(seconds_left(deadline)) == "colo":
+            self.yank(timeout_s=seconds_left(deadline))
+            if not self.colo_exited.wait(seconds_left(deadline)):
                 raise QmpTimeout("COLO did not end")
-            self.qemu.qmp.execute("stop", timeout_s=_left(deadline))
-        if self.qemu.status(_left(deadline)) == "running":
+            self.qemu.qmp.execute("stop", timeout_s=seconds_left(deadline))
+        if self.qemu.status(seconds_left(deadline)) == "running":
             raise QmpTimeout("the VM still runs")
 
     def quit_gently(self, timeout_s: float) -> None:
@@ -453,7 +340,3 @@ class QemuPrimary:
     def __exit__(self, *exc_info: object) -> None:
         self.detach()
 
-
-def _left(deadline: float) -> float:
-    """Seconds to ``deadline``, never so few that an answer had no chance."""
-    return max(0.05, deadline - time.monotonic())

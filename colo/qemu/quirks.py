@@ -26,7 +26,7 @@ class Version(NamedTuple):
     def parse(cls, text: str) -> Version:
         """From ``QEMU emulator version 10.0.13 (Debian …)`` or ``10.0.13``.
 
-        :raises ValueError: there is no version in it.
+        Raises ValueError when there is no version in it.
         """
         found = re.search(r"(?:version )?(\d+)\.(\d+)(?:\.(\d+))?", text)
         if found is None:
@@ -189,7 +189,7 @@ class Quirks:
     facts: tuple[Fact, ...]
 
     def has(self, name: str) -> bool:
-        """Whether the fact called ``name`` holds. :raises KeyError: there is no such fact."""
+        """Whether the fact called ``name`` holds. Raises KeyError when there is no such fact."""
         if name not in _NAMES:
             raise KeyError(name)
         return any(fact.name == name for fact in self.facts)
@@ -212,7 +212,7 @@ class Quirks:
     def require_colo(self, accelerator: str, role: str = "primary") -> None:
         """Refuse a version that cannot be a COLO ``role`` under ``accelerator`` (``kvm`` or ``tcg``).
 
-        :raises QemuUnsupported: with the reason and what to do.
+        Raises QemuUnsupported with the reason and what to do.
         """
         for fact in self.facts:
             if fact.name in ("no_colo", "broken_primary") and (role == "primary" or fact.name == "no_colo"):

@@ -8,35 +8,24 @@ composed stream, shut down the writing side, and see it run.
 from __future__ import annotations
 
 import os
-import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from colo.errors import QemuError, QemuUnsupported, StandbyError, StandbyRefused
 from colo.qemu.capabilities import MigrationSettings
 from colo.qemu.command_line import StandbyCommand
 from colo.qemu.process import QemuProcess, unix_path
 from colo.qemu.qmp import EventSubscription, QmpCommandError, QmpError, QmpEvent, QmpLost, QmpTimeout
+from colo.qemu.ram_blocks import RamBlock, block_differences, ram_blocks, shared_addresses, sharing_differences
 
 QMP_NAME, INCOMING_NAME = "qmp", "in"
 """The sockets in a stand-by's directory: short, as an address has room for 107 bytes of path."""
 LOCK_RETRY_S = 0.1
 """Between two tries to run a VM whose disks another QEMU still holds."""
-RESIZABLE_PREFIX = "/rom@"
-"""Blocks under this name (firmware tables) are grown or shrunk by the incoming stream, up to their total."""
-
-
-@dataclass(frozen=True)
-class RamBlock:
-    """One of the stand-by's RAM blocks, as ``info ramblock`` tells it."""
-
-    idstr: str
-    used_bytes: int
-    total_bytes: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,7 @@ class Standby:
 
     @property
     def process(self) -> QemuProcess:
-        """The QEMU. :raises StandbyError: it was not started."""
+        """The QEMU. Raises StandbyError when it was not started."""
         if self._process is None:
             raise StandbyError("the stand-by is not started: call start() first")
         return self._process
@@ -95,7 +84,7 @@ class Standby:
     def start(self, timeout_s: float = 20.0) -> Self:
         """Start QEMU with its sockets in ``work_dir`` (0700); ``-incoming defer`` is added if missing.
 
-        :raises StandbyError: QEMU did not start; its own words are in the message.
+        Raises StandbyError when QEMU did not start; its own words are in the message.
         """
         arguments = list(self.command.argv)
         if "-incoming" not in arguments and "--incoming" not in arguments:
@@ -125,17 +114,11 @@ class Standby:
     # Beforehand
 
     def ram_blocks(self) -> list[RamBlock]:
-        """Its RAM blocks. :raises StandbyError: it does not answer, or in a form not known."""
+        """Its RAM blocks. Raises StandbyError when it does not answer, or in a form that is not known."""
         try:
-            text = self.process.qmp.hmp("info ramblock")
+            return ram_blocks(self.process)
         except QmpError as error:
             raise self._explained(error) from error
-        blocks = parse_ramblocks(text)
-        if not blocks:
-            raise StandbyError(
-                f"QEMU {self.process.version} answers `info ramblock` in an unknown form: {text[:200]!r}"
-            )
-        return blocks
 
     def check(self, machine_type: str, blocks: Sequence[tuple[str, int]]) -> None:
         """Compare it with the primary's stream, before it is needed.
@@ -143,7 +126,7 @@ class Standby:
         ``blocks`` are the stream's RAM blocks (idstr, used_length in bytes). That the blocks which the
         command shares really are maps of their files is checked too.
 
-        :raises StandbyError: says everything that differs, and what to do about it.
+        Raises StandbyError, which says everything that differs, and what to do about it.
         """
         try:
             ours = self.process.machine_type
@@ -152,56 +135,13 @@ class Standby:
                 differences.append(
                     f"its machine is {ours}, the primary's is {machine_type}: give it -machine {machine_type}"
                 )
-            differences += _block_differences(blocks, {block.idstr: block for block in self.ram_blocks()})
+            differences += block_differences(blocks, {block.idstr: block for block in self.ram_blocks()})
             for idstr, path in self.command.shared.items():
-                differences += self._sharing_differences(idstr, path)
+                differences += sharing_differences(self.process, idstr, path)
         except QmpError as error:
             raise self._explained(error) from error
         if differences:
             raise StandbyError("the stand-by does not fit the primary: " + "; ".join(differences))
-
-    def _sharing_differences(self, idstr: str, path: Path) -> list[str]:
-        advice = (
-            f"give it -object memory-backend-file,id={idstr},share=on,size=…,mem-path={path} as its memory"
-        )
-        backend = self._backends().get(idstr)
-        if backend is None:
-            return [f"its RAM block {idstr} is not in a file: {advice}"]
-        if not backend.get("share"):
-            return [f"its memory backend {idstr} is not shared: {advice}"]
-        try:
-            wanted = path.stat()
-        except OSError as error:
-            return [f"the RAM file {path}: {error.strerror}"]
-        if not _maps_shared(self.process.pid, wanted.st_dev, wanted.st_ino):
-            return [f"it does not map {path}: {advice}"]
-        return []
-
-    def _backends(self) -> dict[str, dict[str, Any]]:
-        """Its memory backends by the name of their RAM block."""
-        entries = self.process.qmp.records("query-memdev")
-        backends = {entry.string("id", ""): dict(entry.members) for entry in entries}
-        return backends | {f"/objects/{name}": entry for name, entry in backends.items()}
-
-    def _addresses(self) -> dict[str, int]:
-        """The address that the MEM_SIZE entry of each shared block must carry under x-ignore-shared.
-
-        QEMU compares it with the memory region's offset in its container (migration/ram.c:parse_ramblock):
-        0 for a machine's main memory, the place in the hot-plug window for a DIMM. It does so for every block
-        of its own that is shared, whether or not it is in one of our files.
-        """
-        backends = self._backends()
-        shared = [block.idstr for block in self.ram_blocks() if backends.get(block.idstr, {}).get("share")]
-        tree = self.process.qmp.hmp("info mtree")
-        addresses = {}
-        for idstr in shared:
-            address = region_offset(tree, idstr)
-            if address is None:
-                raise StandbyError(
-                    f"`info mtree` of QEMU {self.process.version} does not show the RAM block {idstr}"
-                )
-            addresses[idstr] = address
-        return addresses
 
     def prepare(self, *, share_ram: bool = True, activate: bool = True) -> None:
         """Set capabilities and start listening, so that a takeover only has to connect and write.
@@ -210,8 +150,8 @@ class Standby:
         stream: see :attr:`shared_blocks`. Every other capability is off, whatever the command line says
         (``-global migration.…``). Without ``activate``, disks stay inactive, and unlocked, until `cont`.
 
-        :raises StandbyError: QEMU refused, or died.
-        :raises QemuUnsupported: its version cannot leave shared RAM out of the stream.
+        Raises StandbyError when QEMU refused, or died.
+        Raises QemuUnsupported when its version cannot leave shared RAM out of the stream.
         """
         qmp = self.process.qmp
         ignore_shared = share_ram and bool(self.command.shared)
@@ -225,7 +165,7 @@ class Standby:
             self._settings = MigrationSettings.take(self.process, capabilities, refuse=False)
             self._events = qmp.subscribe("MIGRATION", "RESUME", "STOP", "SHUTDOWN", "GUEST_PANICKED")
             if ignore_shared:
-                self.block_addresses = self._addresses()
+                self.block_addresses = shared_addresses(self.process, self.ram_blocks())
                 self.shared_blocks = tuple(self.command.shared)
             qmp.execute("migrate-incoming", {"uri": f"unix:{unix_path(self.incoming_path)}"})
         except QmpError as error:
@@ -236,7 +176,7 @@ class Standby:
     def connect(self) -> socket.socket:
         """The connected (blocking) socket to write the composed stream into; the caller closes it.
 
-        :raises StandbyError: it died, or :meth:`prepare` was not called.
+        Raises StandbyError when it died, or :meth:`prepare` was not called.
         """
         if self._events is None:
             raise StandbyError("the stand-by is not prepared: call prepare() first")
@@ -257,7 +197,7 @@ class Standby:
 
         With ``-S`` the VM does not run by then.
 
-        :raises StandbyError: QEMU refused the stream (its own words are in the message), died, or had not
+        Raises StandbyError when QEMU refused the stream (its own words are in the message), died, or had not
             loaded it within ``timeout_s`` seconds.
         """
         deadline = time.monotonic() + timeout_s
@@ -296,8 +236,8 @@ class Standby:
         ``cont``, ``telling(False)`` when QEMU refused it: it is tried again while there is time, since another QEMU that
         is about to end may still hold a disk of the VM's.
 
-        :raises StandbyRefused: QEMU would not run the VM. That is an answer: no processor of it has started.
-        :raises StandbyError: QEMU refused the stream (its own words are in the message), died, or was not
+        Raises StandbyRefused when QEMU would not run the VM. That is an answer: no processor of it has started.
+        Raises StandbyError when QEMU refused the stream (its own words are in the message), died, or was not
             running within ``timeout_s`` seconds.
         """
         deadline = time.monotonic() + timeout_s
@@ -405,73 +345,3 @@ class Standby:
         except QmpError:
             return "its monitor does not answer"
         return f"its migration is {status!r}" + (f" ({reason})" if reason else "")
-
-
-_RAMBLOCK = re.compile(
-    r"^\s*(\S.*?)\s+\d+\s+[KMG]iB\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)", re.MULTILINE
-)
-
-
-def parse_ramblocks(text: str) -> list[RamBlock]:
-    """The blocks in what ``info ramblock`` prints (system/physmem.c:ram_block_format and its successors)."""
-    return [RamBlock(found[1], int(found[2], 16), int(found[3], 16)) for found in _RAMBLOCK.finditer(text)]
-
-
-_REGION = re.compile(r"^(\s*)([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ([a-z/]+)\): (.*)$")
-
-
-def region_offset(tree: str, name: str) -> int | None:
-    """The offset of the memory region ``name`` in its container, or None, from ``info mtree``'s text."""
-    parents: list[tuple[int, int]] = []
-    for line in tree.splitlines():
-        found = _REGION.match(line)
-        if found is None:
-            parents.clear()
-            continue
-        depth, start, label = len(found[1]), int(found[2], 16), found[5]
-        while parents and parents[-1][0] >= depth:
-            parents.pop()
-        if label in {name, f"/objects/{name}"} or label.startswith(f"{name} ["):
-            return start - (parents[-1][1] if parents else 0)
-        parents.append((depth, start))
-    return None
-
-
-def _block_differences(blocks: Sequence[tuple[str, int]], ours: Mapping[str, RamBlock]) -> list[str]:
-    differences = []
-    for idstr, length in blocks:
-        block = ours.get(idstr)
-        if block is None:
-            differences.append(
-                f"it has no RAM block {idstr!r} (has: {', '.join(sorted(ours))}): give it the same devices"
-            )
-        elif length == block.used_bytes or (
-            idstr.startswith(RESIZABLE_PREFIX) and length <= block.total_bytes
-        ):
-            continue
-        else:
-            differences.append(
-                f"its RAM block {idstr!r} has {block.used_bytes} bytes, the primary's {length}: give "
-                "it the same -m, firmware and devices"
-            )
-    known = {idstr for idstr, _length in blocks}
-    extra = [name for name, block in ours.items() if name not in known and block.used_bytes]
-    if extra:
-        differences.append(
-            f"it has RAM blocks the primary has not: {', '.join(sorted(extra))}: give it the same devices"
-        )
-    return differences
-
-
-def _maps_shared(pid: int | None, device: int, inode: int) -> bool:
-    """Whether process ``pid`` maps that file shared and writable (/proc/PID/maps)."""
-    try:
-        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    except OSError:
-        return False
-    for line in lines:
-        fields = line.split(maxsplit=5)
-        major, minor = (int(number, 16) for number in fields[3].split(":"))
-        if int(fields[4]) == inode and os.makedev(major, minor) == device and fields[1].startswith("rw-s"):
-            return True
-    return False

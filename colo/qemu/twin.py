@@ -41,7 +41,7 @@ TAP_KEPT = frozenset(("type", "id", "model", "mac", "addr", "name", "vhost", "vh
 def twin_command(standby: StandbyCommand, directory: Path) -> StandbyCommand:
     """The twin's command line, from the stand-by's; makes the sparse files for its RAM in ``directory``.
 
-    :raises QemuUnsupported: it has something that a second QEMU cannot have beside it.
+    Raises QemuUnsupported when it has something that a second QEMU cannot have beside it.
     """
     argv = standby.argv
     files = {os.path.abspath(path): idstr for idstr, path in standby.shared.items()}

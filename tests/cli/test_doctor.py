@@ -24,8 +24,8 @@ from colo.qemu.survey import QemuFound, find_binaries, survey
 
 def parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    doctor.add_parser(parser.add_subparsers())
-    return parser.parse_args(["doctor", *words])
+    doctor.add_arguments(parser)
+    return parser.parse_args(words)
 
 
 @pytest.fixture

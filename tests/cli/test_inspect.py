@@ -33,8 +33,8 @@ def stream(tmp_path):
 
 def run(*arguments):
     parser = argparse.ArgumentParser()
-    inspect.add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(["inspect", *arguments])
+    inspect.add_arguments(parser)
+    parsed = parser.parse_args(arguments)
     return parsed.run(parsed)
 
 
@@ -153,7 +153,7 @@ def test_standard_input_is_read(stream):
     path = Path(stream("7.2-none"))
     code = (
         "import argparse, sys; from colo.cli.inspect import command as inspect; p = argparse.ArgumentParser(); "
-        "inspect.add_parser(p.add_subparsers()); a = p.parse_args(['inspect', '-']); sys.exit(a.run(a))"
+        "inspect.add_arguments(p); a = p.parse_args(['-']); sys.exit(a.run(a))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], input=path.read_bytes(), capture_output=True, check=True

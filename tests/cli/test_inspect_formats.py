@@ -45,8 +45,8 @@ def look(tmp_path, capsys):
 
 def run(*arguments):
     parser = argparse.ArgumentParser()
-    inspect.add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(["inspect", *arguments])
+    inspect.add_arguments(parser)
+    parsed = parser.parse_args(arguments)
     return parsed.run(parsed)
 
 

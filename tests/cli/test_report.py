@@ -22,16 +22,17 @@ import pytest
 from colo.abc import BlockMemory
 from colo.cli.report import page as report
 from colo.cli.report import words as report_words
+from colo.cli.report.option import reported
 from colo.cli.report.recording import P99_LEAST, SAMPLES, VALUES, Recording, Values
 from colo.cli.report.svg import NARROW, WIDE, Plot, escape, steps
 from colo.cli.report.words import ms, share
-from colo.cli.terminal.figure_text import BYTE_KINDS, PAGE_KINDS, report_bytes, report_pages, size
 from colo.cli.terminal.output import COLUMNS, SessionOutput, shown_columns
-from colo.cli.terminal.reporting import reported
 from colo.errors import ArbitrationLost, ColoError, NoCheckpoint, StorageError
+from colo.figures.kinds import BYTE_KINDS, PAGE_KINDS, report_bytes, report_pages
 from colo.figures.series import percentile
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
+from colo.text import size
 
 _spec = importlib.util.spec_from_file_location("watched", Path(__file__).with_name("watched.py"))
 assert _spec is not None and _spec.loader is not None

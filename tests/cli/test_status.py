@@ -21,12 +21,14 @@ from rich.console import Console
 from colo._fast.send.pageencoder import KINDS
 from colo.cli import main
 from colo.cli.status import seconds
-from colo.cli.terminal.figure_text import KIND_OF, block_line, heat_strip, pages_by_kind, printable, sparkline
+from colo.cli.terminal.figure_text import block_line, heat_strip, sparkline
 from colo.cli.terminal.live_view import Watch
 from colo.control.client import ask
 from colo.errors import ColoError, Interrupted
+from colo.figures.kinds import KIND_OF, pages_by_kind
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
+from colo.text import printable
 
 _spec = importlib.util.spec_from_file_location("watched", Path(__file__).with_name("watched.py"))
 assert _spec is not None and _spec.loader is not None

@@ -16,7 +16,8 @@ from colo.lease.connection import LeaseConnection, Refused
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.link import LeaseLink
 from colo.lease.meeting import Meeting, Welcome
-from colo.lease.promises import CONNECTIONS_MAX, Promises
+from colo.lease.promises import Promises
+from colo.lease.served import CONNECTIONS_MAX
 from colo.wire import LeaseMessage
 from tests.strangers import STRANGER, needs_root, user
 

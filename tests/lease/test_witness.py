@@ -24,7 +24,8 @@ from colo.fence.processes import start_ticks, thread_states
 from colo.lease.connection import LeaseConnection, Refused
 from colo.lease.frames import Frame, encode
 from colo.lease.meeting import Meeting
-from colo.lease.promises import CONNECTIONS_MAX, Promises
+from colo.lease.promises import Promises
+from colo.lease.served import CONNECTIONS_MAX
 from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
 from colo.transport import connect, listen, tune
 from colo.transport.door import Door

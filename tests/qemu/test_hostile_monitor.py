@@ -17,7 +17,7 @@ import pytest
 
 from colo.qemu.process import QemuProcess
 from colo.qemu.qmp import LINE_LIMIT_BYTES, QmpConnection, QmpError, QmpLost
-from colo.qemu.replies import QmpReplyError
+from colo.qemu.qmp.errors import QmpReplyError
 from tests.faults.processes import ROOT
 from tests.qemu.tiny_machine import Machine
 

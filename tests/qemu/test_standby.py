@@ -15,7 +15,8 @@ from colo.qemu.capabilities import capability_list
 from colo.qemu.command_line import StandbyCommand
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.process import Qemu, QemuProcess
-from colo.qemu.standby import Standby, parse_ramblocks, region_offset
+from colo.qemu.ram_blocks import parse_ramblocks, region_offset
+from colo.qemu.standby import Standby
 from tests.qemu.tiny_machine import GUEST, Machine, saved, saving_to, wait_for_lines
 
 pytestmark = pytest.mark.qemu

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from colo.qemu.unread import Unread
+from colo.qemu.qmp.unread import Unread
 
 
 def test_events_in_the_buffer_and_in_the_socket_come_in_order() -> None:

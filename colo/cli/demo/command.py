@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from typing import Any
 
-from colo.cli.terminal.reporting import add_report_argument
+from colo.cli.report.option import add_report_argument
 
 MEMORY_MIB = {"embedded": 64, "qemu": 256}
 INTERVAL_MS = {"embedded": 50.0, "qemu": 100.0}
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "demo", help="protect a running VM, kill its primary, take it over, and prove that nothing was lost")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
     parser.add_argument("--vm", choices=("embedded", "qemu"), default="embedded",
                         help="a machine in this package on the Unicorn CPU emulator, or a real QEMU (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=12.0,

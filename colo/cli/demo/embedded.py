@@ -26,9 +26,9 @@ from colo.arbiter import init_arbiter
 from colo.cli.demo.side import KillPoint, SideSettings, final_state
 from colo.cli.demo.verdict import Verdict, judge, print_summary, proof
 from colo.cli.report.conditions import link
+from colo.cli.report.option import concluded, reported
 from colo.cli.report.recording import Recording
 from colo.cli.terminal.output import SessionOutput
-from colo.cli.terminal.reporting import concluded, reported
 from colo.emulator import EmbeddedVm, Walk
 from colo.emulator.console_observer import ConsoleObserver
 from colo.emulator.engine import load_unicorn

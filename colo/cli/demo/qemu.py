@@ -19,10 +19,9 @@ from typing import Any
 
 from colo.arbiter import init_arbiter
 from colo.cli.report.conditions import link, qemu
+from colo.cli.report.option import concluded, reported
 from colo.cli.report.recording import Recording
-from colo.cli.terminal.figure_text import size
 from colo.cli.terminal.output import SessionOutput
-from colo.cli.terminal.reporting import concluded, reported
 from colo.errors import ColoError, QemuError, Unsupported
 from colo.figures.series import percentile
 from colo.figures.takeover_report import TakeoverReport
@@ -31,6 +30,7 @@ from colo.qemu.primary import ColoSettings
 from colo.qemu.process import QemuProcess
 from colo.session.protector import Protector, ProtectorConfig
 from colo.session.secondary import Secondary, SecondaryConfig
+from colo.text import size
 
 LINE = re.compile(r"colo guest (\d+)")
 PROOF_S = 10.0

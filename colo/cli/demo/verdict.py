@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from colo.cli.terminal.figure_text import size
 from colo.emulator import Walk
 from colo.emulator.console_observer import ConsoleObserver
 from colo.figures.series import percentile
+from colo.text import size
 
 
 class Reference(Protocol):

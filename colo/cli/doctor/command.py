@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,16 +38,12 @@ SHM_WANTED_BYTES = 1 << 30
 OPEN_FILES_WANTED = 256
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="what works on this machine, and why not",
-        description="Looks at QEMU, KVM, userfaultfd, dirty trackers, huge pages, shared memory, control groups, SIMD, "
-                    "what a "
-        "fence may do, permissions and Python packages. The last line follows from the others. Exit code 1 if a VM cannot be "
-        "protected, or not taken over, here.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
+    parser.description = (
+        "Looks at QEMU, KVM, userfaultfd, dirty trackers, huge pages, shared memory, control groups, SIMD, what a fence "
+        "may do, permissions and Python packages. The last line follows from the others. Exit code 1 if a VM cannot be "
+        "protected, or not taken over, here.")
     parser.add_argument(
         "--qemu", action="append", default=[], metavar="PATH", help="look at this QEMU too (may be repeated)"
     )

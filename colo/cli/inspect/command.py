@@ -18,15 +18,12 @@ from colo.cli.terminal.standard_output import say_error, whole_output
 from colo.text import printable
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "inspect",
-        help="what is in a migration stream: sections, RAM blocks, pages by kind, devices and their fields",
-        description="Shows a migration stream (a file, or - for standard input) as QEMU writes it with "
-        "`migrate exec:cat>FILE` or `migrate file:FILE`, mapped-ram too. What a COLO primary sent, checkpoints and all, is "
-        "understood, and so are files of `virsh save`, gzip, bzip2 and xz, and the internal snapshots of a qcow2 image.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's description and arguments."""
+    parser.description = (
+        "Shows a migration stream (a file, or - for standard input) as QEMU writes it with `migrate exec:cat>FILE` or "
+        "`migrate file:FILE`, mapped-ram too. What a COLO primary sent, checkpoints and all, is understood, and so are "
+        "files of `virsh save`, gzip, bzip2 and xz, and the internal snapshots of a qcow2 image.")
     parser.add_argument("file", metavar="FILE|-")
     parser.add_argument("--json", action="store_true", help="JSON, with all fields")
     parser.add_argument(

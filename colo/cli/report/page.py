@@ -13,10 +13,10 @@ from colo.cli.report import svg
 from colo.cli.report.recording import TAKEOVER_PARTS, Recording
 from colo.cli.report.style import STYLE, STYLE_OF
 from colo.cli.report.words import OUTLIER, fate, few, lead, ms, part_means, paused, share, summary, timed, told, top
-from colo.cli.terminal.figure_text import BYTE_KINDS, PAGE_KINDS, UNITS, size
 from colo.errors import StorageError
+from colo.figures.kinds import BYTE_KINDS, PAGE_KINDS
 from colo.private import PrivateDirectory
-from colo.text import printable
+from colo.text import UNITS, printable, size
 from colo.wire import TARGET_PAGE_BYTES
 
 SHADES = 6

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from colo.cli.report.conditions import machine
-from colo.cli.terminal.figure_text import BYTE_KINDS, PAGE_KINDS, compression_ratio, report_bytes, report_pages
+from colo.figures.kinds import BYTE_KINDS, PAGE_KINDS, compression_ratio, report_bytes, report_pages
 from colo.figures.series import percentile
 
 SAMPLES = 400

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from colo.cli.terminal.figure_text import size
+from colo.text import size
 from colo.wire import TARGET_PAGE_BYTES
 
 PART_ORDER = ("stop", "save", "harvest", "copy", "receive RAM", "receive devices", "validate", "rest")

@@ -13,16 +13,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from colo.cli.terminal.figure_text import (
-    block_line,
-    compression_ratio,
-    heat_strip,
-    pages_by_kind,
-    size,
-    sparkline,
-)
+from colo.cli.terminal.figure_text import block_line, heat_strip, sparkline
+from colo.figures.kinds import compression_ratio, pages_by_kind
 from colo.figures.running_share import TOO_LITTLE
-from colo.text import printable
+from colo.text import printable, size
 
 SAMPLES = 120
 SPARK_WIDTH = 30

@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from colo.cli.report.recording import Recording
-from colo.cli.terminal.figure_text import compression_ratio, report_pages, size, sparkline
+from colo.cli.terminal.figure_text import sparkline
 from colo.cli.terminal.outlet import Outlet
+from colo.figures.kinds import compression_ratio, report_pages
 from colo.figures.secondary_report import CheckpointReport, CheckpointStatistics
 from colo.figures.series import percentile
 from colo.figures.takeover_report import TakeoverReport
-from colo.text import printable
+from colo.text import printable, size
 
 LINE_EVERY_S = 1.0
 """In a pipe, one line a second stands for all checkpoints of that second."""

@@ -151,7 +151,7 @@ class GuestParams:
 
     @classmethod
     def unpack(cls, block: bytes) -> GuestParams:
-        """The parameters from a guest's own copy in memory. :raises ValueError: if they are none."""
+        """The parameters from a guest's own copy in memory. Raises ValueError if they are none."""
         steps, first, pages, stride, lines, words, _gap, divisor, beat_port = _PARAMETERS.unpack(block)
         return cls(
             pages=pages,
@@ -230,8 +230,8 @@ def check_guest_memory(
 
     Without ``params`` the guest's own copy of them in the image is used.
 
-    :raises TornState: no single instant has this memory; names the first page that does not fit.
-    :raises GuestNotStarted: the guest's code is not in the image, or its range is not.
+    Raises TornState when no single instant has this memory; names the first page that does not fit.
+    Raises GuestNotStarted when the guest's code is not in the image, or its range is not.
     """
     if isinstance(image, str | os.PathLike):
         with open(image, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
@@ -310,7 +310,7 @@ _LINE = re.compile(rb"colo guest (TORN )?([0-9]+)\r?\n")
 def serial_counters(output: bytes) -> list[int]:
     """The counters of all whole lines that the guest printed.
 
-    :raises TornState: it printed ``TORN``.
+    Raises TornState when it printed ``TORN``.
     """
     counters = []
     for torn, counter in _LINE.findall(output):

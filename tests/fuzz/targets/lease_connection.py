@@ -24,7 +24,8 @@ from colo.lease.connection import LeaseConnection
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.holding import Holding
 from colo.lease.meeting import Meeting, Welcome, refusal
-from colo.lease.promises import CONNECTIONS_MAX, Promises
+from colo.lease.promises import Promises
+from colo.lease.served import CONNECTIONS_MAX
 from colo.protocol.fencing import Fence, FenceAction
 from colo.wire import GENERATION_MAX, LEASE_FRAME_BYTES, LEASE_TEXT_BYTES_MAX, LeaseMessage
 

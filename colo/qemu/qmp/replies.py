@@ -5,19 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from colo.errors import QemuError
-
-
-class QmpError(QemuError):
-    """The monitor did not do what was asked. ``command`` is the QMP command, if one was being executed."""
-
-    def __init__(self, message: str, *, command: str = "") -> None:
-        self.command = command
-        super().__init__(message)
-
-
-class QmpReplyError(QmpError):
-    """An answer (or a greeting) that is not of the form that QMP's schema gives it."""
+from colo.qemu.qmp.errors import QmpReplyError
 
 
 class Record:

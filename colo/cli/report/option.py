@@ -59,15 +59,3 @@ def reported(
 def concluded(code: int, recording: Recording | None) -> int:
     """The exit code of a session that ended with ``code``: not 0 when the report that was asked for is missing."""
     return code or (UNWRITTEN if recording is not None and recording.unwritten else 0)
-
-
-def add_allow_uid_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """Register ``--allow-uid``."""
-    parser.add_argument("--allow-uid", type=_uid, action="append", default=[], metavar="UID",
-                        help=f"another user of this machine, besides root and your own, who may {what} (any number of times)")
-
-
-def _uid(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) < 0xFFFF_FFFF):
-        raise argparse.ArgumentTypeError(f"{text!r} is no user's number: `id -u NAME` tells it")
-    return int(text)

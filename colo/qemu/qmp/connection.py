@@ -10,21 +10,16 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import logging
 import os
-import queue
 import socket
 import struct
 import threading
-import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from qemu.qmp import QMPClient
 from qemu.qmp import QMPError as LibraryError
 from qemu.qmp.error import ProtocolError as LibraryProtocolError
 from qemu.qmp.message import Message
@@ -32,191 +27,18 @@ from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
 from colo.forked import keep_from_children
 from colo.private import UNIX_PATH_MAX_BYTES
-from colo.qemu.replies import QmpError, QmpReplyError, Record, event_whole, reply_records, reply_string
-from colo.qemu.unread import Unread
+from colo.qemu.qmp.client import THREAD_NAME, Client, LoopThread
+from colo.qemu.qmp.errors import QmpCommandError, QmpError, QmpLost, QmpReplyError, QmpTimeout
+from colo.qemu.qmp.events import EventSubscription, QmpEvent
+from colo.qemu.qmp.replies import Record, reply_records, reply_string
+from colo.qemu.qmp.unread import Unread
 from colo.text import printable
 
 T = TypeVar("T")
 
-THREAD_NAME = "colo-qmp"
-LINE_LIMIT_BYTES = 4 << 20
-"""Of an answer or an event. The longest that QEMU gives (`query-machines`, `info mtree`) have a tenth of it."""
-EVENT_LIMIT_BYTES = 1 << 16
-"""What a longer event says besides its name is not kept."""
-EVENTS_KEPT = 4096
-"""Events that wait to be taken from a subscription; of more, the oldest are dropped."""
-
-__all__ = [
-    "EventSubscription", "QmpCommandError", "QmpConnection", "QmpError", "QmpEvent", "QmpLost", "QmpReplyError", "QmpTimeout",
-]
-
 UNANSWERED_MAX = 6
 """QEMU's monitor takes 8 commands that its main loop has not got to; then it reads no more, out-of-band ones neither
 (seen on 7.2.22, 10.0.13 and 11.1.3). So with this many unanswered, the next one waits on our side."""
-
-
-class QmpCommandError(QmpError):
-    """QEMU answered with an error; ``error_class`` is its class, e.g. ``CommandNotFound``."""
-
-    def __init__(self, message: str, *, command: str, error_class: str) -> None:
-        self.error_class = error_class
-        super().__init__(message, command=command)
-
-
-class QmpTimeout(QmpError):
-    """No answer, or no event, in time. The command may still be carried out later."""
-
-
-class QmpLost(QmpError):
-    """The connection is gone: QEMU exited or was killed, or it was closed from our side."""
-
-
-@dataclass(frozen=True)
-class QmpEvent:
-    """One event. ``timestamp_us`` is QEMU's clock (since the epoch), ``arrived_ns`` our monotonic clock."""
-
-    name: str
-    data: Mapping[str, Any]
-    timestamp_us: int
-    arrived_ns: int = field(compare=False)
-
-    @property
-    def timestamp_ms(self) -> float:
-        """QEMU's own timestamp in milliseconds since the epoch."""
-        return self.timestamp_us / 1000
-
-
-class _Client(QMPClient):
-    """The library's client without what would cost: an ever growing event history, printed messages."""
-
-    logger = logging.getLogger("colo.qmp")
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False  # a killed QEMU is an error to the library; here it is ordinary, and raised
-
-    def __init__(self, on_event: Callable[[QmpEvent], None]) -> None:
-        super().__init__("colo")
-        self.readbuflen = LINE_LIMIT_BYTES
-        self._colo_on_event = on_event
-        self._line_bytes = 0
-        self.unanswered: set[str] = set()
-        """Ids of the in-band commands that QEMU has not answered, also of those that nobody waits for any more."""
-
-    _limit = LINE_LIMIT_BYTES
-    """What the library's first versions look at; later ones at ``readbuflen``."""
-
-    async def _readline(self) -> bytes:
-        try:
-            line = await super()._readline()
-        except ValueError as error:  # asyncio's way to say that no line ended within the limit
-            raise LibraryProtocolError(f"it sends a line of more than {LINE_LIMIT_BYTES} bytes") from error
-        self._line_bytes = len(line)
-        return line
-
-    async def _do_recv(self) -> Message:
-        try:
-            return await super()._do_recv()
-        except RecursionError as error:
-            raise LibraryProtocolError("it sends JSON that is nested too deep") from error
-
-    def _cb_outbound(self, msg: Message) -> Message:
-        if "execute" in msg and isinstance(number := msg.get("id"), str):
-            self.unanswered.add(number)
-        return msg
-
-    def _cb_inbound(self, msg: Message) -> Message:
-        if isinstance(number := msg.get("id"), str):
-            self.unanswered.discard(number)
-        return msg
-
-    async def _event_dispatch(self, msg: Message) -> None:
-        stamp, data = msg.get("timestamp"), msg.get("data")
-        stamp = stamp if isinstance(stamp, dict) else {}
-        self._colo_on_event(
-            QmpEvent(
-                str(msg["event"]),
-                data if isinstance(data, dict) else {},
-                event_whole(stamp, "seconds") * 1_000_000 + event_whole(stamp, "microseconds"),
-                time.monotonic_ns(),
-            )
-        )
-
-
-class _Loop:
-    """The one background thread with its asyncio loop; started by the first connection of this process."""
-
-    _lock = threading.Lock()
-    _loop: asyncio.AbstractEventLoop | None = None
-    _pid = 0
-
-    @classmethod
-    def get(cls) -> asyncio.AbstractEventLoop:
-        with cls._lock:
-            if cls._loop is None or cls._pid != os.getpid():  # a fork has no thread of its own
-                cls._loop, cls._pid = asyncio.new_event_loop(), os.getpid()
-                threading.Thread(target=cls._loop.run_forever, name=THREAD_NAME, daemon=True).start()
-            return cls._loop
-
-
-class EventSubscription:
-    """A queue of events from the moment it was made. Iterating ends when the connection does."""
-
-    def __init__(self, connection: QmpConnection, names: frozenset[str]) -> None:
-        self.names = names
-        self._connection = connection
-        self._queue: queue.SimpleQueue[QmpEvent | None] = queue.SimpleQueue()
-
-    def _put(self, event: QmpEvent | None) -> None:
-        if event is None or not self.names or event.name in self.names:
-            if self._queue.qsize() >= EVENTS_KEPT:
-                with contextlib.suppress(queue.Empty):
-                    self._queue.get_nowait()
-            self._queue.put(event)
-
-    def get(self, timeout_s: float | None = None) -> QmpEvent:
-        """The next event.
-
-        :raises QmpTimeout: none came in ``timeout_s`` seconds (None: waits for ever).
-        :raises QmpLost: the connection ended, and all events before that were taken.
-        """
-        try:
-            event = self._queue.get(timeout=None if timeout_s is None else max(0.0, timeout_s))
-        except queue.Empty:
-            wanted = ", ".join(sorted(self.names)) or "any"
-            raise QmpTimeout(f"no event ({wanted}) from QEMU within {timeout_s:.3f} s") from None
-        if event is None:
-            self._queue.put(None)
-            raise self._connection._lost_error("while waiting for an event")
-        return event
-
-    def drain(self) -> list[QmpEvent]:
-        """All events that have arrived and were not taken yet; never waits."""
-        events: list[QmpEvent] = []
-        while True:
-            try:
-                event = self._queue.get_nowait()
-            except queue.Empty:
-                return events
-            if event is None:
-                self._queue.put(None)
-                return events
-            events.append(event)
-
-    def __iter__(self) -> Iterator[QmpEvent]:
-        while True:
-            try:
-                yield self.get()
-            except QmpLost:
-                return
-
-    def close(self) -> None:
-        """Take no more events. Idempotent."""
-        self._connection._unsubscribe(self)
-
-    def __enter__(self) -> EventSubscription:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 class QmpConnection:
@@ -229,8 +51,8 @@ class QmpConnection:
         self.package = ""
         self.peer_pid: int | None = None
         """The process at the other end (SO_PEERCRED), if it made the socket itself."""
-        self._loop = _Loop.get()
-        self._client = _Client(self._dispatch)
+        self._loop = LoopThread.get()
+        self._client = Client(self._dispatch)
         self._lock = threading.Lock()
         self._subscriptions: list[EventSubscription] = []
         self._callbacks: list[tuple[frozenset[str], Callable[[QmpEvent], None]]] = []
@@ -246,8 +68,8 @@ class QmpConnection:
 
         A QEMU serves one client per monitor: a second one gets no greeting, and so runs into the timeout.
 
-        :raises QmpError: no such socket, nobody listens, no permission, or not a QMP monitor.
-        :raises QmpTimeout: no greeting within ``timeout_s`` seconds.
+        Raises QmpError when there is no such socket, nobody listens, it may not be opened, or it is no QMP monitor.
+        Raises QmpTimeout when there is no greeting within ``timeout_s`` seconds.
         """
         text = os.fspath(path)
         if len(os.fsencode(text)) > UNIX_PATH_MAX_BYTES:
@@ -323,9 +145,9 @@ class QmpConnection:
     ) -> Any:
         """Execute ``command`` and return QEMU's answer.
 
-        :raises QmpCommandError: QEMU refused; its words are in the message.
-        :raises QmpTimeout: no answer in time (its main loop may be blocked: see :meth:`execute_oob`).
-        :raises QmpLost: the connection ended before the answer.
+        Raises QmpCommandError when QEMU refused; its words are in the message.
+        Raises QmpTimeout when there is no answer in time (its main loop may be blocked: see :meth:`execute_oob`).
+        Raises QmpLost when the connection ended before the answer.
         """
         return self._run(self._execute(command, arguments, oob=False), timeout_s, command)
 
@@ -381,11 +203,11 @@ class QmpConnection:
 
     def subscribe(self, *names: str) -> EventSubscription:
         """Collect the events called ``names`` (none: all) from now on. Do it before you cause them."""
-        subscription = EventSubscription(self, frozenset(names))
+        subscription = EventSubscription(frozenset(names), lost_error=self._lost_error, end=self._unsubscribe)
         with self._lock:
             self._subscriptions.append(subscription)
             if self._lost.is_set():
-                subscription._put(None)
+                subscription.put(None)
         return subscription
 
     def on_event(self, callback: Callable[[QmpEvent], None], *names: str) -> Callable[[], None]:
@@ -421,13 +243,13 @@ class QmpConnection:
         with self._lock:
             subscriptions, callbacks = list(self._subscriptions), list(self._callbacks)
         for subscription in subscriptions:
-            subscription._put(event)
+            subscription.put(event)
         for names, callback in callbacks:
             if not names or event.name in names:
                 try:
                     callback(event)
                 except Exception:
-                    _Client.logger.exception("event callback failed")
+                    Client.logger.exception("event callback failed")
 
     def _unsubscribe(self, subscription: EventSubscription) -> None:
         with self._lock, contextlib.suppress(ValueError):
@@ -470,13 +292,13 @@ class QmpConnection:
             subscriptions, callbacks = list(self._subscriptions), self._on_lost
             self._on_lost = []
         for subscription in subscriptions:
-            subscription._put(None)
+            subscription.put(None)
         if not self._closed_by_us:
             for callback in callbacks:
                 try:
                     callback()
                 except Exception:
-                    _Client.logger.exception("loss callback failed")
+                    Client.logger.exception("loss callback failed")
 
     async def _last_words(self, read_already: bytes) -> None:
         """Hand on the events that the broken connection still held."""
