@@ -47,7 +47,6 @@ LONGER: dict[str, str] = {
     "qemu/qmp.py": "is to be split",
     "qemu/standby.py": "is to be split",
     "session/in_process.py": "is to be split",
-    "session/migration.py": "is to be split",
     "session/primary.py": "is to be split",
     "session/protector.py": "is to be split",
     "session/secondary.py": "is to be split",

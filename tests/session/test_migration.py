@@ -38,9 +38,14 @@ from colo.memory.trackers import open_tracker, probe
 from colo.protocol import decode_return_path, encode_return_path
 from colo.protocol.deadlines import Deadlines
 from colo.protocol.migration import MigrationStatus
-from colo.session.destination import Arrival, DestinationConfig, MigrationDestination
-from colo.session.migration import Migration
-from colo.session.migration_config import MigrationConfig, VmPlace
+from colo.session.migration import (
+    Arrival,
+    DestinationConfig,
+    Migration,
+    MigrationConfig,
+    MigrationDestination,
+    VmPlace,
+)
 from colo.session.primary import Primary, PrimaryConfig
 from colo.stream.writer import (
     command,
@@ -921,7 +926,7 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {root!r})
 from tests.session.primary_vm import PageVm
-from colo.session.destination import DestinationConfig, MigrationDestination
+from colo.session.migration import DestinationConfig, MigrationDestination
 class Vm(PageVm):
     def load_state(self, state):
         if {hang}:

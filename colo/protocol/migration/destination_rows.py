@@ -16,6 +16,7 @@ def destination_rows() -> Iterator[Row]:
     """In the order in which they are passed; how migrations end comes last. Postcopy's come beside RECEIVING."""
     a, c, e, s = Action, Condition, Event, State
     row = partial(row_of, DESTINATION)
+    yield row(s.NOT_STARTED, e.STARTED, s.WAITING, a.ACCEPT)
     yield row(s.WAITING, e.CONNECTED, s.STOPPING, a.STOP_VM)
     yield row(s.STOPPING, e.VM_STOPPED, s.AWAIT_STREAM, a.RECEIVE)
     yield row(s.AWAIT_STREAM, e.STREAM_OPENED, s.RECEIVING)
@@ -44,7 +45,7 @@ def destination_rows() -> Iterator[Row]:
 
     # Whoever has not run the VM says so: the source need not wonder. Who may run it says nothing.
     for state in states(DESTINATION):
-        if state in ENDS:
+        if state in ENDS or state is s.NOT_STARTED:
             continue
         for event in ENDINGS:
             if state is s.WAITING:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from colo.errors import ProtocolError
-from colo.protocol.migration.states import ENDS, STARTS, MigrationFacts, facts
+from colo.protocol.migration.states import ENDS, MigrationFacts, facts
 from colo.protocol.migration.table import Outcome, expected_events, lookup
-from colo.protocol.migration.words import FROM_PEER, Action, Condition, Event, Reads, Role
+from colo.protocol.migration.words import FROM_PEER, Action, Condition, Event, Reads, Role, State
 
 
 class MigrationMachine:
@@ -23,7 +23,7 @@ class MigrationMachine:
         self.return_path = return_path
         self.arbiter = arbiter
         self.held = held
-        self.state = STARTS[role]
+        self.state = State.NOT_STARTED
         self.colo_peer = False
         """A source's destination is a colo one. Learnt."""
         self.handed_out = False

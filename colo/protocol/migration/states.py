@@ -54,6 +54,7 @@ _SOURCE_FACTS = (
     (_S.UNDECIDED, _Q.FAILED, _P.OVER, _R.NOTHING, _UNDECIDED, False, "it may run there: somebody must look, and decide"),
 )
 _DESTINATION_FACTS = (
+    (_S.NOT_STARTED, _Q.NONE, _P.LOCAL, _R.NOTHING, _HERE, False, "nothing has begun"),
     (_S.WAITING, _Q.NONE, _P.LOCAL, _R.NOTHING, _HERE, False, "no source has come"),
     (_S.STOPPING, _Q.SETUP, _P.LOCAL, _R.NOTHING, _HERE, False, "the VM is to stand still"),
     (_S.AWAIT_STREAM, _Q.SETUP, _P.HANDSHAKE, _R.STREAM, _HERE, False, "the stream has not begun"),
@@ -79,7 +80,6 @@ FACTS: dict[tuple[Role, State], MigrationFacts] = {
 
 ENDS = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.UNDECIDED, State.MAY_RUN})
 """Nothing follows but what somebody decides."""
-STARTS = {SOURCE: State.NOT_STARTED, DESTINATION: State.WAITING}
 
 
 def states(role: Role) -> Iterator[State]:

@@ -46,8 +46,8 @@ class State(Enum):
     Postcopy's (advised, listening, running there while pages are still here, paused, recovering) go in beside the rounds.
     """
 
-    # The source.
     NOT_STARTED = "not-started"
+    # The source.
     CONNECTING = "connecting"
     AWAIT_HELLO = "await-hello"
     AWAIT_WORD = "await-word"
@@ -180,6 +180,7 @@ class Action(Enum):
     LET_GO = "stop tracking, let go of the VM"
     REPORT = "say how it ended"
     # The destination.
+    ACCEPT = "wait for a source, refuse strangers"
     STOP_VM = "have the VM stand still"
     RECEIVE = "receive the stream into the VM's memory"
     SEND_PONG = "send PONG with the value of the PING"
