@@ -167,7 +167,8 @@ class MigrationIn:
     def _send_shut_failed(self) -> None:
         self.say(ReturnPath.SHUT, 1)
 
-    def _hang_up(self) -> None:
+    def close(self) -> None:
+        """Any number of times."""
         self._sock.close()
 
     HANDLERS: ClassVar[dict[Action, Callable[[MigrationIn], Event | None]]] = {
@@ -180,5 +181,5 @@ class MigrationIn:
         Action.CHECK_PAGES: _check_pages,
         Action.SEND_SHUT: _send_shut,
         Action.SEND_SHUT_FAILED: _send_shut_failed,
-        Action.HANG_UP: _hang_up,
+        Action.HANG_UP: close,
     }

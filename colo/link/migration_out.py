@@ -171,7 +171,9 @@ class MigrationOut:
         """Whether it has loaded nobody tells; but a reset, or bytes that stay queued, tell that it has not read all."""
         poller = select.poll()
         poller.register(self.sock.fileno(), select.POLLIN)
-        if poller.poll(self._deadlines.message_s * 1000):
+        seconds = self._deadlines.of(self._migration.facts)
+        assert seconds is not None
+        if poller.poll(seconds * 1000):
             self._expect_end()
         if queued := self._queued_bytes():
             raise ChannelLost(f"the destination did not take the last {queued} bytes")

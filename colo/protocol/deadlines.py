@@ -15,8 +15,9 @@ _OF_PHASE = {
     Phase.DEVICE: "epoch_s",
     migration.Phase.HANDSHAKE: "handshake_s",
     migration.Phase.ROUND: "epoch_s",
-    migration.Phase.DEVICE: "epoch_s",
+    migration.Phase.DEVICES: "epoch_s",
     migration.Phase.SWITCHOVER: "epoch_s",
+    migration.Phase.TAKEN: "message_s",
     migration.Phase.STREAM: "epoch_s",
     migration.Phase.LAST_WORD: "epoch_s",
 }

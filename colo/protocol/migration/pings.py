@@ -6,6 +6,7 @@ A QEMU answers every PING with its own number, and its own PINGs ask for nothing
 from __future__ import annotations
 
 import secrets
+from typing import NamedTuple
 
 from colo.errors import ProtocolError
 from colo.protocol.messages import ReturnPathMessage
@@ -23,6 +24,35 @@ from colo.wire import (
 )
 
 
+class Ping(NamedTuple):
+    """A PING of a colo source, by its number: ``received`` is what it is to a colo destination, ``answered`` what its PONG is
+    to the source (that of HELLO says more, :func:`pong_event`)."""
+
+    name: str
+    first: int
+    last: int
+    received: Event
+    answered: Event
+    says: str
+
+
+PINGS = (
+    Ping("ROUND", ROUND_PING, HELLO - 1, Event.PING, Event.ROUND_ANSWERED,
+         "behind round n, as ROUND + n: has the destination read it? A colo one begins its digest anew"),
+    Ping("HELLO", HELLO, HELLO, Event.PING_HELLO, Event.QEMU_ANSWERED,
+         "who is there? A QEMU answers as any PING; a colo destination adds bit 0, and bit 1 when it asks an arbiter"),
+    Ping("DEVICES", DEVICES_PING, DEVICES_PING, Event.PING, Event.DEVICES_ANSWERED,
+         "to a QEMU, behind the device sections, which it loads one by one: it has refused none"),
+    Ping("word", LAST_WORD_MIN, 0xFFFFFFFF, Event.PING_WORD, Event.WORD_ANSWERED,
+         "to a colo destination, the next after HELLO: the random number that the last word begins with"),
+)
+"""Every PING that a colo source sends. A QEMU's may have any number, and ask for nothing but their PONG."""
+
+
+def _meaning(number: int) -> Ping | None:
+    return next((each for each in PINGS if each.first <= number <= each.last), None)
+
+
 def new_word() -> int:
     """A number for the last word, that no device's data can hold by chance or on purpose."""
     return LAST_WORD_MIN | secrets.randbits(31)
@@ -30,14 +60,13 @@ def new_word() -> int:
 
 def round_ping(number: int) -> int:
     """The number of the PING behind round ``number``, 1 being the first."""
-    return (ROUND_PING + number) % HELLO
+    return ROUND_PING + number % (HELLO - ROUND_PING)
 
 
 def ping_event(number: int) -> Event:
     """What a PING of ``number`` is to a destination."""
-    if number == HELLO:
-        return Event.PING_HELLO
-    return Event.PING_WORD if number >= LAST_WORD_MIN else Event.PING
+    meaning = _meaning(number)
+    return Event.PING if meaning is None else meaning.received
 
 
 def hello_answer(*, arbiter: bool) -> int:
@@ -56,9 +85,9 @@ def pong_event(number: int, asked: int | None) -> Event:
         return Event.COLO_WITH_ARBITER_ANSWERED if number & HELLO_ARBITER else Event.COLO_ANSWERED
     if asked is None or number != asked:
         raise ProtocolError(f"PONG {number:#x} answers no PING", got="PONG")
-    if number >= LAST_WORD_MIN:
-        return Event.WORD_ANSWERED
-    return Event.DEVICES_ANSWERED if number == DEVICES_PING else Event.ROUND_ANSWERED
+    meaning = _meaning(number)
+    assert meaning is not None
+    return meaning.answered
 
 
 def answer_event(message: ReturnPathMessage, asked: int | None) -> Event:

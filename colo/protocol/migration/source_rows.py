@@ -95,7 +95,7 @@ def _answer_rows() -> Iterator[Row]:
             yield row(state, event, s.ARBITRATING, a.ABORT_CHANNEL, a.ARBITRATE, when=[c.ARBITER])
             yield row(state, event, s.UNDECIDED, a.ABORT_CHANNEL, a.RELEASE_THROTTLE, *CLEAN_UP, when=[c.NO_ARBITER])
     here = s.ARBITRATING
-    yield row(here, e.CLAIM_WON, s.FAILED, a.TAKE_BACK_GENERATION, *GO_BACK, *CLEAN_UP)
+    yield row(here, e.CLAIM_WON, s.FAILED, *GO_BACK, *CLEAN_UP)
     yield row(here, e.CLAIM_LOST, s.COMPLETED, a.RELEASE_THROTTLE, *CLEAN_UP)
     for event in (e.CLAIM_UNDECIDED, *FAILURES):
         yield row(here, event, s.UNDECIDED, a.RELEASE_THROTTLE, *CLEAN_UP)

@@ -78,10 +78,11 @@ def expected_events(role: Role, state: State, holds: Set[Condition]) -> tuple[Ev
     return tuple(
         event for event in Event
         for row in matching(role, state, event, holds)
-        if event not in _ENDING and (row.next_state, row.actions) != (failed.next_state, failed.actions))
+        if event not in ENDING_EVENTS and (row.next_state, row.actions) != (failed.next_state, failed.actions))
 
 
-_ENDING = frozenset(list(Event)[list(Event).index(Event.CANCELLED) :])
+ENDING_EVENTS = frozenset(list(Event)[list(Event).index(Event.CANCELLED) :])
+"""What ends a migration in any state."""
 
 
 class StatusFacts(NamedTuple):

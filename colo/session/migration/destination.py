@@ -101,6 +101,8 @@ class MigrationDestination:
             self._exchange.run(Event.STARTED)
         finally:
             self._over_ns = time.monotonic_ns()
+            if self._link is not None:
+                self._link.close()
             hold.release()
         return self._arrival()
 
