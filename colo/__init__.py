@@ -8,10 +8,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from colo.epoch.outbox import Outbox
-    from colo.session.destination import DestinationConfig, MigrationDestination
     from colo.session.in_process import InProcessConfig, InProcessSecondary
-    from colo.session.migration import Migration
-    from colo.session.migration_config import MigrationConfig
+    from colo.session.migration import DestinationConfig, Migration, MigrationConfig, MigrationDestination
     from colo.session.primary import Primary, PrimaryConfig
     from colo.session.protector import Protector, ProtectorConfig
     from colo.session.secondary import Secondary, SecondaryConfig
@@ -22,10 +20,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "colo.session.destination": ("DestinationConfig", "MigrationDestination"),
     "colo.session.in_process": ("InProcessConfig", "InProcessSecondary"),
-    "colo.session.migration": ("Migration",),
-    "colo.session.migration_config": ("MigrationConfig",),
+    "colo.session.migration": ("DestinationConfig", "Migration", "MigrationConfig", "MigrationDestination"),
     "colo.epoch.outbox": ("Outbox",),
     "colo.session.primary": ("Primary", "PrimaryConfig"),
     "colo.session.protector": ("Protector", "ProtectorConfig"),

@@ -42,7 +42,6 @@ LONGER: dict[str, str] = {
     "memory/image.py": "is to be split",
     "private.py": "is to be split",
     "session/in_process.py": "is to be split",
-    "session/migration.py": "is to be split",
     "session/primary.py": "is to be split",
     "session/secondary.py": "is to be split",
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from colo._fast.send.pageencoder import PageEncoder
-from colo._fast.send.recordarena import RecordArena
 from colo.epoch.primary_pages import PrimaryPages
+from colo.epoch.stable_copy import StableCopy
 
 
 class MigrationPages(PrimaryPages):
@@ -50,26 +50,20 @@ class MigrationPages(PrimaryPages):
                 yield
 
 
-class RoundCopy:
+class RoundCopy(StableCopy):
     """The stream of a whole round, kept apart from memory so that the VM may run on while it is sent."""
-
-    def __init__(self) -> None:
-        self._arena = RecordArena()
-        self._encoder = PageEncoder(arena=self._arena)
-
-    def __len__(self) -> int:
-        return len(self._arena)
 
     def fill_by(self, write: Callable[[PageEncoder], None]) -> None:
         """Let ``write`` put it there."""
-        write(self._encoder)
-        self._encoder.flush()
-        self._encoder.close()
+        encoder = self.encoder()
+        write(encoder)
+        encoder.flush()
+        encoder.close()
 
     @property
     def pages(self) -> dict[str, int]:
         """How many there are, by kind of record."""
-        return self._encoder.stats.pages
+        return self.encoder().stats.pages
 
     def view(self) -> memoryview:
         """Its bytes."""

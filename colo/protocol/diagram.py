@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from colo.protocol import migration
 from colo.protocol.failover import FAILOVER_ROWS, FailoverStatus
+from colo.protocol.migration.pings import PINGS
+from colo.protocol.migration.table import ENDING_EVENTS
 from colo.protocol.rows import Row
 from colo.protocol.states import FACTS, OVER, PRIMARY, SECONDARY, states
 from colo.protocol.table import LATE, ROWS, unexpected
@@ -24,7 +27,7 @@ _ENDINGS = frozenset(
 )
 
 
-def _node(state: State | FailoverStatus) -> str:
+def _node(state: State | FailoverStatus | migration.State) -> str:
     name: str = state.value
     return name.replace("-", "_")
 
@@ -184,6 +187,108 @@ def draw_failover_rows() -> Iterator[str]:
         yield f"| {status.value} | {event.value} | {target.value} | {done} |"
 
 
+def draw_migration_states(role: migration.Role) -> Iterator[str]:
+    """One role's way from the start to a completed migration; how one ends otherwise is in a table of its own."""
+
+    def edges() -> Iterator[tuple[str, str, str]]:
+        yield "[*]", _node(migration.State.NOT_STARTED), "a migration"
+        for row in migration.ROWS:
+            if row.role is not role or _ends(row):
+                continue
+            when = ", ".join(_migration_conditions(row))
+            yield _node(row.state), _node(row.next_state), row.event.value + (f" [{when}]" if when else "")
+
+    yield from _diagram(edges())
+
+
+def _migration_conditions(row: migration.Row) -> list[str]:
+    return [condition.value for condition in migration.Condition if condition in row.when]
+
+
+def draw_migration_facts(role: migration.Role) -> Iterator[str]:
+    yield "| state | what it is | status | read from the peer | deadline | the VM is | runs at this side |"
+    yield "|---|---|---|---|---|---|---|"
+    for (owner, state), fact in migration.FACTS.items():
+        if owner is role:
+            runs = "yes" if fact.runs_here else "no"
+            yield (f"| {state.value} | {fact.says} | {fact.status.value} | {fact.reads.value} | {fact.phase.name.lower()} "
+                   f"| {_PLACES[role][fact.place]} | {runs} |")
+
+
+_PLACES = {
+    migration.Role.SOURCE: {place: place.value for place in migration.VmPlace},
+    migration.Role.DESTINATION: {
+        migration.VmPlace.HERE: "there", migration.VmPlace.THERE: "here", migration.VmPlace.UNDECIDED: "undecided"},
+}
+"""Who has the VM, as this side says it."""
+
+
+def draw_migration_rows(role: migration.Role) -> Iterator[str]:
+    """The rows that carry a migration on. Those that hand out what makes the destination run are marked."""
+    yield "| state | event | when | next state | actions |"
+    yield "|---|---|---|---|---|"
+    for row in migration.ROWS:
+        if row.role is role and not _ends(row):
+            done = _actions(row.actions, "**handed out**" if row.hands_out else "")
+            when = ", ".join(_migration_conditions(row)) or "–"
+            yield f"| {row.state.value} | {row.event.value} | {when} | {_moved(row)} | {done} |"
+
+
+def draw_migration_endings(role: migration.Role) -> Iterator[str]:
+    """What ends a migration before it is through; states and events of the same outcome in one line."""
+    yield "| state | event | when | next state | actions |"
+    yield "|---|---|---|---|---|"
+    where: dict[tuple[str, str, str, str], list[str]] = {}
+    for state in migration.states(role):
+        merged: dict[tuple[str, str, str], list[str]] = {}
+        for row in migration.ROWS:
+            if row.role is role and row.state is state and _ends(row):
+                when = ", ".join(_migration_conditions(row) if row.event in ENDING_EVENTS else ()) or "–"
+                merged.setdefault((when, _moved(row), _actions(row.actions)), []).append(row.event.value)
+        for (when, moved, done), events in merged.items():
+            rest = ["*anything else*"] if migration.Event.FAILED.value in events else []
+            where.setdefault((", ".join([*events, *rest]), when, moved, done), []).append(state.value)
+    for (what, when, moved, done), names in where.items():
+        yield f"| {', '.join(names)} | {what} | {when} | {moved} | {done} |"
+
+
+def _ends(row: migration.Row) -> bool:
+    """It ends the migration; a destination's refusal too, but for its answer at the end."""
+    refused = row.event is migration.Event.SHUT_FAILED and row.state is not migration.State.AWAIT_ANSWER
+    return refused or row.event in ENDING_EVENTS
+
+
+def _moved(row: migration.Row) -> str:
+    return row.next_state.value if row.next_state is not row.state else "(stays)"
+
+
+def _actions(actions: tuple[migration.Action, ...], mark: str = "") -> str:
+    return "; ".join([*([mark] if mark else []), *(action.value for action in actions)]) or "–"
+
+
+def draw_migration_phases() -> Iterator[str]:
+    yield "| deadline | what is timed |"
+    yield "|---|---|"
+    for phase in migration.Phase:
+        yield f"| {phase.name.lower()} | {phase.value} |"
+
+
+def draw_migration_statuses() -> Iterator[str]:
+    yield "| status | the VM runs at the source | what may follow |"
+    yield "|---|---|---|"
+    for status, fact in migration.STATUSES.items():
+        follow = ", ".join(each.value for each in fact.next) or "–"
+        yield f"| {status.value} | {'yes' if fact.runs_here else 'no'} | {follow} |"
+
+
+def draw_pings() -> Iterator[str]:
+    yield "| PING | number | what it says |"
+    yield "|---|---|---|"
+    for each in PINGS:
+        number = f"{each.first:#x}" if each.first == each.last else f"{each.first:#x} to {each.last:#x}"
+        yield f"| {each.name} | {number} | {each.says} |"
+
+
 DRAWINGS: dict[str, Callable[[], Iterator[str]]] = {
     "phases": draw_phases,
     "modes": draw_modes,
@@ -200,6 +305,19 @@ DRAWINGS: dict[str, Callable[[], Iterator[str]]] = {
     },
     "failover states": draw_failover,
     "failover rows": draw_failover_rows,
+    "pings": draw_pings,
+    "migration phases": draw_migration_phases,
+    "migration statuses": draw_migration_statuses,
+    **{
+        f"{migration_role.value} {name}": partial(draw_migration, migration_role)
+        for migration_role in migration.Role
+        for name, draw_migration in (
+            ("states", draw_migration_states),
+            ("facts", draw_migration_facts),
+            ("rows", draw_migration_rows),
+            ("endings", draw_migration_endings),
+        )
+    },
 }
 """What can stand between markers, by the marker's name."""
 
@@ -211,7 +329,7 @@ _BLOCK = re.compile(
 def redraw(document: str) -> str:
     """``document`` with every drawing made anew from the tables.
 
-    :raises ValueError: a marker names no drawing, or a drawing has no place in the document.
+    Raises ValueError when a marker names no drawing, or a drawing has no place in the document.
     """
     seen: list[str] = []
 

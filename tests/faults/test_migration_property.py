@@ -24,9 +24,7 @@ from colo.arbiter import init_arbiter
 from colo.errors import ArbitrationError, ColoError
 from colo.memory.trackers import probe
 from colo.protocol.deadlines import Deadlines
-from colo.session.destination import DestinationConfig, MigrationDestination
-from colo.session.migration import Migration
-from colo.session.migration_config import MigrationConfig, VmPlace
+from colo.session.migration import DestinationConfig, Migration, MigrationConfig, MigrationDestination, VmPlace
 from colo.stream import StreamLimits
 from tests.faults.test_primary_property import relay
 from tests.session.primary_vm import PAGE, expected, write

@@ -18,9 +18,7 @@ from colo.abc import BlockMemory, SteppedMachine
 from colo.errors import ChannelError, ColoError
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.process import QemuProcess
-from colo.session.destination import DestinationConfig, MigrationDestination
-from colo.session.migration import Migration
-from colo.session.migration_config import MigrationConfig, VmPlace
+from colo.session.migration import DestinationConfig, Migration, MigrationConfig, MigrationDestination, VmPlace
 from tests.interop.binaries import binary
 from tests.interop.test_versions import Versioned
 from tests.qemu.tiny_machine import GUEST, RAM_MIB, wait_for_lines

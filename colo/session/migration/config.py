@@ -1,13 +1,12 @@
-"""What a migration needs to know, and what it comes to."""
+"""What a migration needs to know, and what it comes to, on either side."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 from colo.abc import DirtyTracker
 from colo.protocol.deadlines import Deadlines
-from colo.protocol.migration import MigrationStatus
+from colo.protocol.migration import MigrationStatus, VmPlace
 from colo.stream import StreamLimits
 
 
@@ -17,7 +16,7 @@ class MigrationConfig:
 
     to: str
     """Where the destination listens: ``tcp:HOST:PORT`` or ``unix:PATH``; a QEMU's ``-incoming``, or a
-    :class:`~colo.session.destination.MigrationDestination`."""
+    :class:`~colo.session.migration.MigrationDestination`."""
     downtime_limit_ms: float = 300.0
     """Switch over once what is left takes at most this long at the measured bandwidth."""
     max_bandwidth_bytes_per_s: int | None = None
@@ -53,15 +52,6 @@ class MigrationConfig:
     """Users of this machine, besides root and this process's own, who may listen there."""
 
 
-class VmPlace(Enum):
-    """Which side has the VM."""
-
-    HERE = "here"
-    THERE = "there"
-    UNDECIDED = "undecided"
-    """The destination may run it: here it stands still."""
-
-
 @dataclass(frozen=True, slots=True)
 class MigrationOutcome:
     """How a migration ended: COMPLETED or CANCELLED (one that failed ends with its error)."""
@@ -70,4 +60,40 @@ class MigrationOutcome:
     vm: VmPlace
     reason: str
     downtime_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationConfig:
+    """Only ``listen`` has no default."""
+
+    listen: str
+    """``tcp:HOST:PORT`` or ``unix:PATH``."""
+    resume: bool = True
+    """Let the VM run when it has arrived."""
+    machine: str | None = None
+    """Take only a stream of this machine type; None: any."""
+    arbiter: str = "none"
+    """``file:DIR``, ``etcd:URL/PREFIX`` or ``exec:COMMAND``, the source's too: asked before the VM runs, so that a source
+    that lost this side's answer can find out."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    """``idle_s`` is how long the source may be silent between two sections, as one that waits for leave to switch over."""
+    limits: StreamLimits = field(default_factory=StreamLimits)
+    insecure: bool = False
+    """Allow plaintext TCP beyond loopback."""
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A migration that arrived. Times in milliseconds, sizes in bytes."""
+
+    machine: str
+    confirmed: bool
+    """Whether the source was told, which it must have asked for."""
+    stream_bytes: int
+    device_bytes: int
+    load_ms: float
+    """From the stream's last byte to the VM running."""
     total_ms: float

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import secrets
 import select
 import socket
 import struct
 import termios
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 from colo._fast.kernels.digest import StreamDigest
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.send.pageencoder import PageEncoder
 from colo.epoch.migration_pages import MigrationPages, RoundCopy
-from colo.errors import ChannelError, ChannelLost, ColoError, DeadlineExceeded, Interrupted, ProtocolError
+from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, ProtocolError
 from colo.link.migration_progress import MigrationProgress
 from colo.link.pacer import Pacer
-from colo.protocol import ReturnPathMessage, decode_return_path, return_path_missing_bytes
+from colo.link.reading import read_return_path
 from colo.protocol.deadlines import Deadlines
+from colo.protocol.migration import Action, Event, Heard, MigrationMachine, Phase, Reads
+from colo.protocol.migration.pings import answer_event, new_word, round_ping
 from colo.stream.writer import (
     command,
     configuration,
@@ -32,74 +34,68 @@ from colo.stream.writer import (
     section_part,
 )
 from colo.transport import abort
-from colo.wire import (
-    DEVICES_PING,
-    DIGEST_BYTES,
-    HELLO,
-    HELLO_COLO,
-    HELLO_MASK,
-    LAST_WORD_MIN,
-    RAM_SECTION_ID,
-    ROUND_PING,
-    Command,
-    ReturnPath,
-)
+from colo.wire import DEVICES_PING, DIGEST_BYTES, HELLO, RAM_SECTION_ID, Command
 
 SLICE_S = 0.1
 """Longest sleep of a paced round: what was changed meanwhile then counts."""
 DRAIN_LOOK_S = 0.002
 
 
-class MigrationLink:
+class MigrationOut:
     """Writes the stream to ``sock``, a connected socket that is the link's from now on. One thread.
 
-    ``wake_fd`` becoming readable ends any wait with Interrupted. All methods raise ChannelError when the destination is
-    lost or too slow, and ProtocolError or StreamError for what it says and may not.
+    What is written when, and what may be heard, is in the table (:mod:`colo.protocol.migration`): ``migration`` is this
+    source's place in it, :attr:`HANDLERS` carries out what it asks of a connection. ``wake_fd`` becoming readable ends any
+    wait with Interrupted. All methods raise ChannelError when the destination is lost or too slow, StreamError or
+    ProtocolError for what it says and may not, and Heard for what it says and the table has to answer.
     """
 
     def __init__(
-        self, sock: socket.socket, pages: MigrationPages, pacer: Pacer, progress: MigrationProgress, *,
-        deadlines: Deadlines, return_path: bool, wake_fd: int,
+        self, sock: socket.socket, pages: MigrationPages, pacer: Pacer, progress: MigrationProgress,
+        migration: MigrationMachine, *, machine: str, deadlines: Deadlines, wake_fd: int,
     ) -> None:
         self.sock = sock
-        self.peer_bits = 0
-        """HELLO_ bits of the destination."""
+        self.shut: int | None = None
+        """The number in SHUT."""
+        self.devices = b""
+        """The device sections, to be sent behind the last pages."""
+        self.end = b""
+        """EOF and the VM description."""
         self._pages = pages
         self._pacer = pacer
         self._progress = progress
+        self._migration = migration
+        self._machine = machine
         self._deadlines = deadlines
-        self._return_path = return_path
         self._wake_fd = wake_fd
         sock.setblocking(False)
         self._buffer = ReadBuffer(sock.fileno(), wake_fd=wake_fd, capacity_bytes=4096)
         self._encoder = PageEncoder(sock.fileno(), wake_fd=wake_fd)
-        self._asked: set[int] = set()
-        """Numbers of PINGs that were not answered yet."""
-        self._shut: int | None = None
-        self._ended = False
-        self._last_word = b""
+        self._asked: int | None = None
+        """Number of the PING that is not answered yet."""
+        self._word = 0
         self._digest: StreamDigest | None = None
         """Of what a colo destination is sent while the VM stands still."""
         self._copied_pages: dict[str, int] = {}
 
     # -- the stream, in its order
 
-    def open(self, machine: str) -> None:
-        """Header, CONFIGURATION, the return path, the RAM block list. Returns when the destination has answered, if it is
-        to answer."""
-        head = file_header() + configuration(machine)
-        if self._return_path:
-            self._asked.add(HELLO)
-            head += command(Command.OPEN_RETURN_PATH) + ping(HELLO)
-        self._write(head + ram_start_section(RAM_SECTION_ID, self._pages.infos))
-        if self._return_path:
-            self._await(lambda: not self._asked, "handshake", self._deadlines.handshake_s)
-        if self.peer_bits & HELLO_COLO:
-            number = LAST_WORD_MIN | secrets.randbits(31)
-            self._asked.add(number)
-            self._write(ping(number))
-            self._last_word = number.to_bytes(4, "big")
-            self._digest = StreamDigest()
+    def _send_header(self) -> None:
+        self._write(file_header() + configuration(self._machine), flush=False)
+
+    def _send_open_return_path(self) -> None:
+        self._write(command(Command.OPEN_RETURN_PATH), flush=False)
+
+    def _send_hello(self) -> None:
+        self._ask(HELLO, flush=False)
+
+    def _send_blocks(self) -> None:
+        self._write(ram_start_section(RAM_SECTION_ID, self._pages.infos))
+
+    def _announce_last_word(self) -> None:
+        self._word = new_word()
+        self._ask(self._word)
+        self._digest = StreamDigest()
 
     def send_round(self, number: int, *, paced: bool, copy: RoundCopy | None = None) -> None:
         """The owned pages, from memory as it is now, or from ``copy``; returns when the kernel has taken them."""
@@ -134,73 +130,75 @@ class MigrationLink:
                 after_batch()
         encoder.close()
 
-    def settle_round(self, number: int) -> None:
-        """Return when the destination has read the round: only then is the time it took a measure of bandwidth.
+    def _send_round_ping(self) -> None:
+        """What the kernel has taken may still lie in its buffers: only when the destination answers has it read the round,
+        and is the time that took a measure of bandwidth."""
+        self._ask(round_ping(self._progress.rounds))
 
-        What the kernel has taken may still lie in its buffers. With a return path the destination's answer to a PING
-        tells; else an empty send queue does, as far as it can.
-        """
-        if self._return_path:
-            self._asked.add(ROUND_PING + number)
-            self._write(ping(ROUND_PING + number))
-            self._drain()
-            self._await(lambda: not self._asked, "round", self._deadlines.epoch_s)
-        else:
-            self._drain()
+    def _drain_queue(self) -> Event:
+        """Without a return path an empty send queue tells the same, as far as it can."""
+        self._drain()
+        return Event.DRAINED
 
-    def keep_alive(self) -> None:
+    def _keep_alive(self) -> None:
         """A PART without pages: the destination sees that this side is there."""
         self._write(section_part(RAM_SECTION_ID), eos=True)
 
-    def send_rest(self, number: int, devices: bytes, end: bytes) -> None:
-        """The last pages, the end of the ``ram`` section, the device sections, and ``end``, EOF and vmdesc: all but what
-        makes it loadable.
-
-        A colo destination loads nothing before it has the last word: a number that no device's data can hold by chance or
-        on purpose, and a digest. A QEMU runs the VM when it has EOF, so that is held back. It loads each device as it
-        comes: its answer to a PING behind them says that it refused none.
-        """
+    def _send_rest(self) -> Event:
         self._encoder.set_digest(self._digest)
-        self.send_round(number, paced=False)
+        self.send_round(self._progress.rounds, paced=False)
         self._write(section_end(RAM_SECTION_ID), eos=True)
-        self._write(devices)
-        if self._digest is not None:
-            self._write(end)
-            self._digest.update(devices + end[:1])
-            self._last_word += self._digest.value.to_bytes(DIGEST_BYTES, "big")
-        else:
-            self._last_word = end
-            if self._return_path:
-                self._asked.add(DEVICES_PING)
-                self._write(ping(DEVICES_PING))
-                self._await(lambda: not self._asked, "device state", self._deadlines.epoch_s)
+        return Event.REST_SENT
+
+    def _send_devices(self) -> None:
+        self._write(self.devices)
         self._count(0)
 
-    def send_last_word(self) -> None:
-        """From here on the destination may load and run."""
-        self._ended = True
-        self._write(self._last_word)
+    def _send_devices_ping(self) -> None:
+        self._ask(DEVICES_PING)
+
+    def _send_end(self) -> None:
+        self._write(self.end)
         self._count(0)
 
-    def await_answer(self) -> int | None:
-        """The number in SHUT, 0: it has loaded. Without a return path, None when the destination has taken everything.
+    def _send_last_word(self) -> None:
+        assert self._digest is not None
+        self._digest.update(self.devices + self.end[:1])
+        self._write(self._word.to_bytes(4, "big") + self._digest.value.to_bytes(DIGEST_BYTES, "big"))
+        self._count(0)
 
-        Raises ChannelError, ProtocolError or StreamError: whether it runs is then not known.
-        """
-        if self._return_path:
-            self._await(lambda: self._shut is not None, "switchover", self._deadlines.epoch_s)
-            return self._shut
-        # Whether it has loaded nobody tells; but a reset, or bytes that stay queued, tell that it has not read everything.
+    def _await_taken(self) -> Event:
+        """Whether it has loaded nobody tells; but a reset, or bytes that stay queued, tell that it has not read all."""
         poller = select.poll()
         poller.register(self.sock.fileno(), select.POLLIN)
-        if poller.poll(self._deadlines.message_s * 1000):
+        seconds = self._deadlines.of(self._migration.facts)
+        assert seconds is not None
+        if poller.poll(seconds * 1000):
             self._expect_end()
         if queued := self._queued_bytes():
             raise ChannelLost(f"the destination did not take the last {queued} bytes")
-        return None
+        return Event.ALL_TAKEN
+
+    HANDLERS: ClassVar[dict[Action, Callable[[MigrationOut], Event | None]]] = {
+        Action.SEND_HEADER: _send_header,
+        Action.SEND_OPEN_RETURN_PATH: _send_open_return_path,
+        Action.SEND_HELLO: _send_hello,
+        Action.SEND_BLOCKS: _send_blocks,
+        Action.ANNOUNCE_LAST_WORD: _announce_last_word,
+        Action.SEND_ROUND_PING: _send_round_ping,
+        Action.DRAIN: _drain_queue,
+        Action.SEND_KEEP_ALIVE: _keep_alive,
+        Action.SEND_REST: _send_rest,
+        Action.SEND_DEVICES: _send_devices,
+        Action.SEND_DEVICES_PING: _send_devices_ping,
+        Action.SEND_END: _send_end,
+        Action.SEND_LAST_WORD: _send_last_word,
+        Action.AWAIT_TAKEN: _await_taken,
+    }
 
     def wait(self, seconds: float) -> None:
         """Wait so long, hearing what comes meanwhile."""
+        self._hear()
         poller = select.poll()
         poller.register(self.sock.fileno(), select.POLLIN)
         if self._wake_fd >= 0:
@@ -233,11 +231,15 @@ class MigrationLink:
         """For one batch: a long round is no fault, one that trickles is."""
         return time.monotonic_ns() + int(self._deadlines.epoch_s * 1e9)
 
-    def _write(self, data: bytes, *, eos: bool = False) -> None:
-        self._encoder.write(data, self._deadline_ns(), not eos)
+    def _write(self, data: bytes, *, eos: bool = False, flush: bool = True) -> None:
+        self._encoder.write(data, self._deadline_ns(), flush and not eos)
         if eos:
             self._encoder.end_section(self._deadline_ns(), flush=False)
             self._encoder.write(section_footer(RAM_SECTION_ID), self._deadline_ns(), True)
+
+    def _ask(self, number: int, *, flush: bool = True) -> None:
+        self._asked = number
+        self._write(ping(number), flush=flush)
 
     def _send_copy(self, copy: RoundCopy) -> None:
         at, whole, pages = 0, len(copy), self._progress.left_pages
@@ -289,51 +291,36 @@ class MigrationLink:
 
     # -- the return path
 
-    def _await(self, done: Callable[[], bool], phase: str, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not done():
-            left = until - time.monotonic()
-            if left <= 0:
-                raise DeadlineExceeded(f"the destination did not answer within {seconds:g} s ({phase})", phase=phase)
-            self.wait(left)
+    def await_event(self) -> Event:
+        """What the destination says next, in a state in which it is to say something, before that state's deadline."""
+        fact = self._migration.facts
+        try:
+            if fact.phase is Phase.ROUND:
+                self._drain()  # a long round is no fault: its deadline begins when all has left
+            seconds = self._deadlines.of(fact)
+            assert seconds is not None
+            until = time.monotonic() + seconds
+            while (left := until - time.monotonic()) > 0:
+                self.wait(left)
+        except Heard as heard:
+            return heard.event
+        phase = fact.phase.name.lower()
+        raise DeadlineExceeded(f"the destination did not answer within {seconds:g} s ({phase})", phase=phase)
 
     def _hear(self) -> None:
         """Take in what has come. Raises what it says of the destination."""
-        while self._shut is None and self._buffer.poll(0):  # SHUT is the last word, the connection may be closed behind it
-            if not self._return_path:
+        while self.shut is None and self._buffer.poll(0):  # SHUT is the last word, the connection may be closed behind it
+            if self._migration.reads is Reads.END:
                 self._expect_end()
                 raise ChannelLost("the destination closed the connection before it had everything")
-            self._hear_one()
-        if self._shut is not None and not self._ended:
-            if self._shut == 0:
-                raise ProtocolError("the destination says that it has loaded (SHUT 0) what was not sent yet", got="SHUT")
-            raise ChannelError(f"the destination gave up (SHUT {self._shut}); its own log says why")
-
-    def _hear_one(self) -> None:
-        position = self._buffer.position
-        self._buffer.set_deadline("return path", self._deadlines.message_s)
-        raw = b""
-        while missing := return_path_missing_bytes(raw):
-            raw += self._buffer.read_exact(missing)
-        message = decode_return_path(raw, offset=position)
-        self._take(message)
-
-    def _take(self, message: ReturnPathMessage) -> None:
-        if message.kind is ReturnPath.PONG:
-            number = message.value or 0
-            if number & ~HELLO_MASK == HELLO and HELLO in self._asked:
-                self.peer_bits = number & HELLO_MASK
-                number = HELLO
-            if number not in self._asked:
-                raise ProtocolError(f"PONG {number:#x} answers no PING", got="PONG")
-            self._asked.discard(number)
-        elif message.kind is ReturnPath.SHUT:
-            self._shut = message.value or 0
-        else:
-            raise ProtocolError(
-                f"{message.kind.name} on the return path: there is no postcopy here", got=message.kind.name,
-                expected=("PONG", "SHUT"),
-            )
+            self._buffer.set_deadline("return path", self._deadlines.message_s)
+            message = read_return_path(self._buffer)
+            event = answer_event(message, self._asked)
+            if event in (Event.SHUT, Event.SHUT_FAILED):
+                self.shut = message.value or 0
+            else:
+                self._asked = None
+            raise Heard(event)
 
     def _expect_end(self) -> None:
         """What is readable without a return path is the end, or a mistake."""

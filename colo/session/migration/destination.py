@@ -14,70 +14,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 from colo.abc import VirtualMachine
 from colo.arbiter import Arbiter, arbiter_from_uri, claim
-from colo.errors import (
-    ColoError,
-    Interrupted,
-    StreamError,
-    VmError,
-)
+from colo.errors import ArbitrationLost, Interrupted, StreamError, VmError
 from colo.link.migration_in import MigrationIn
 from colo.memory.guest_image import GuestImage
-from colo.protocol.deadlines import Deadlines
-from colo.protocol.migration import MigrationStatus
-from colo.stream import Configuration, StreamLimits
+from colo.protocol.migration import Action, Event, Exchange, MigrationMachine, MigrationStatus, Role, State
+from colo.session.migration.config import Arrival, DestinationConfig
+from colo.stream import Configuration
 from colo.trace import listening
 from colo.transport import listen, tune
 from colo.transport.admission import PENDING_LIMIT, admit
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import decode_state
 from colo.wake import Wake
-from colo.wire import TARGET_PAGE_BYTES, ReturnPath
-
-_S = MigrationStatus
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationConfig:
-    """Only ``listen`` has no default."""
-
-    listen: str
-    """``tcp:HOST:PORT`` or ``unix:PATH``."""
-    resume: bool = True
-    """Let the VM run when it has arrived."""
-    machine: str | None = None
-    """Take only a stream of this machine type; None: any."""
-    arbiter: str = "none"
-    """``file:DIR``, ``etcd:URL/PREFIX`` or ``exec:COMMAND``, the source's too: asked before the VM runs, so that a source
-    that lost this side's answer can find out."""
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    """``idle_s`` is how long the source may be silent between two sections, as one that waits for leave to switch over."""
-    limits: StreamLimits = field(default_factory=StreamLimits)
-    insecure: bool = False
-    """Allow plaintext TCP beyond loopback."""
-    allow_uids: tuple[int, ...] = ()
-    """Users of this machine, besides root and this process's own, who may connect."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A migration that arrived. Times in milliseconds, sizes in bytes."""
-
-    machine: str
-    confirmed: bool
-    """Whether the source was told, which it must have asked for."""
-    stream_bytes: int
-    device_bytes: int
-    load_ms: float
-    """From the stream's last byte to the VM running."""
-    total_ms: float
+from colo.wire import TARGET_PAGE_BYTES
 
 
 class MigrationDestination:
@@ -95,11 +51,12 @@ class MigrationDestination:
         self.config = config
         self._pid = os.getpid()
         self._on_event = listening(on_event)
-        self._status = _S.NONE
+        self._status = MigrationStatus.NONE
         self._error: BaseException | None = None
         self._stopping = False
-        self._began_ns = self._over_ns = 0
+        self._began_ns = self._runs_ns = self._over_ns = 0
         self._link: MigrationIn | None = None
+        self._machine = MigrationMachine(Role.DESTINATION)
         self._arbiter: Arbiter | None = None
         self._generation = 0
         self._cleanup = contextlib.ExitStack()
@@ -132,15 +89,22 @@ class MigrationDestination:
         """
         hold = VmHold(self.vm)
         hold.take()
+        self._error = None
+        self._over_ns = self._began_ns = 0
+        self._link = None
+        self._status = MigrationStatus.NONE
+        self._machine = MigrationMachine(Role.DESTINATION, arbiter=self._arbiter is not None)
+        self._handlers = {action: partial(method, self) for action, method in self.HANDLERS.items()}
+        self._exchange = Exchange(
+            self._machine, self._handlers, self._await_event, on_error=self._went_wrong, on_state=self._publish)
         try:
-            return self._run()
-        except BaseException as error:
-            self._error = error
-            self._set_status(_S.FAILED)
-            raise
+            self._exchange.run(Event.STARTED)
         finally:
             self._over_ns = time.monotonic_ns()
+            if self._link is not None:
+                self._link.close()
             hold.release()
+        return self._arrival()
 
     def stop(self) -> None:
         """End :meth:`run` with Interrupted, unless the VM was taken over already."""
@@ -179,12 +143,43 @@ class MigrationDestination:
             }
         return info
 
-    # -- one migration
+    # -- the table
 
-    def _run(self) -> Arrival:
-        self._error = None
-        self._over_ns = self._began_ns = 0
-        self._link = None
+    def _await_event(self) -> Event:
+        """A stream is read by actions: what they do not report is not awaited."""
+        raise StreamError("the stream ended before it was whole", where="stream")
+
+    def _went_wrong(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+        elif error is not self._error:
+            self._tell("notice", f"at the end: {error}")
+
+    def _publish(self) -> None:
+        if not self._machine.ended:  # an end is told when all is done
+            self._set_status(self._machine.facts.status)
+
+    def _arrival(self) -> Arrival:
+        """What :meth:`run` returns, or raises."""
+        state, link = self._machine.state, self._link
+        if state is State.MAY_RUN:
+            self._error = VmError(f"{self._error}; nor could it be paused: the source was told nothing")
+        elif state is not State.COMPLETED and self._error is None:
+            self._error = StreamError("the migration failed", where="stream")
+        self._set_status(self._machine.facts.status)
+        if self._error is not None:
+            raise self._error
+        assert link is not None and link.received is not None
+        if self._machine.return_path and not link.confirmed:
+            self._tell("notice", "the VM runs here, and the source could not be told")
+        received = link.received
+        return Arrival(
+            received.configuration.machine, link.confirmed, link.received_bytes, len(received.device_state),
+            (self._runs_ns - received.whole_ns) / 1e6, (self._runs_ns - self._began_ns) / 1e6)
+
+    # -- what it asks for
+
+    def _accept(self) -> Event:
         self._tell("listening", self.address)
         deadlines = self.config.deadlines
         sock = admit(
@@ -192,55 +187,50 @@ class MigrationDestination:
             prepare=lambda s: tune(s, deadlines.message_s), refused=lambda text: self._tell("notice", text),
             allow_uids=self.config.allow_uids,
         )
+        sock.settimeout(deadlines.message_s)
         self._began_ns = time.monotonic_ns()
-        self._status = _S.NONE
-        self._set_status(_S.SETUP)
+        self._link = link = MigrationIn(
+            sock, GuestImage(self.vm.memory.blocks), self._machine, self._exchange.hear, deadlines=deadlines,
+            limits=self.config.limits, wake_fd=self._wake.fd, check=self._check)
+        self._handlers.update((action, partial(method, link)) for action, method in MigrationIn.HANDLERS.items())
         self._tell("connected")
-        try:
-            sock.settimeout(deadlines.message_s)
-            return self._take(sock)
-        except ColoError as error:
-            # Whoever has not run the VM says so: the source need not wonder.
-            if not isinstance(error, _MayRun) and self._link is not None:
-                self._link.say(ReturnPath.SHUT, 1)
-            raise
-        finally:
-            sock.close()
+        return Event.CONNECTED
 
-    def _take(self, sock: socket.socket) -> Arrival:
+    def _stop_vm(self) -> Event:
         self._call("pause", self.vm.pause)
-        link = self._link = MigrationIn(
-            sock, GuestImage(self.vm.memory.blocks), deadlines=self.config.deadlines, limits=self.config.limits,
-            wake_fd=self._wake.fd, arbiter=self._arbiter is not None, on_opened=self._opened)
-        received = link.receive()
+        return Event.VM_STOPPED
+
+    def _load(self) -> Event:
         if self._stopping:
             raise Interrupted("the destination was asked to stop")
-        self._set_status(_S.DEVICE)
-        state = decode_state(received.device_state, self.config.limits)
+        assert self._link is not None and self._link.received is not None
+        state = decode_state(self._link.received.device_state, self.config.limits)
         self._call("load_state", lambda: self.vm.load_state(state))
-        if self._arbiter is not None:
-            self._claim(self._arbiter)
-        self._start()
-        confirmed = link.say(ReturnPath.SHUT, 0)
-        if link.return_path and not confirmed:
-            self._tell("notice", "the VM runs here, and the source could not be told")
-        self._set_status(_S.COMPLETED)
-        now_ns = time.monotonic_ns()
-        return Arrival(
-            received.configuration.machine, confirmed, link.received_bytes, len(received.device_state),
-            (now_ns - received.whole_ns) / 1e6, (now_ns - self._began_ns) / 1e6)
+        return Event.STATE_LOADED
 
-    def _start(self) -> None:
-        if not self.config.resume:
-            return
+    def _win(self) -> Event:
+        assert self._arbiter is not None
         try:
+            self._claim(self._arbiter)
+        except ArbitrationLost as error:
+            self._went_wrong(error)
+            return Event.CLAIM_LOST
+        return Event.CLAIM_WON
+
+    def _start_vm(self) -> Event:
+        if self.config.resume:
             self._call("resume", self.vm.resume)
-        except VmError as error:
-            try:
-                self.vm.pause()
-            except Exception:
-                raise _MayRun(f"{error}; nor could it be paused: the source was told nothing") from error
-            raise
+        self._runs_ns = time.monotonic_ns()
+        return Event.VM_RUNS
+
+    HANDLERS: ClassVar[dict[Action, Callable[[MigrationDestination], Event | None]]] = {
+        Action.ACCEPT: _accept,
+        Action.STOP_VM: _stop_vm,
+        Action.LOAD: _load,
+        Action.CLAIM: _win,
+        Action.START_VM: _start_vm,
+    }
+    """What the session does, beside what its connection does."""
 
     def _claim(self, arbiter: Arbiter) -> None:
         """Win the generation, or raise ArbitrationLost. While it cannot be decided, the VM waits."""
@@ -254,15 +244,12 @@ class MigrationDestination:
         except Exception as error:
             raise VmError(f"the VM's {name}() raised {type(error).__name__}: {error}") from error
 
-    # -- what the stream asks
-
-    def _opened(self, configuration: Configuration) -> None:
+    def _check(self, configuration: Configuration) -> None:
         wanted = self.config.machine
         if wanted is not None and configuration.machine != wanted:
             raise StreamError(
                 f"the stream is of machine type '{configuration.machine}', the VM here is '{wanted}'",
                 where="CONFIGURATION", offset=configuration.offset, value=configuration.machine)
-        self._set_status(_S.ACTIVE)
 
     def _set_status(self, status: MigrationStatus) -> None:
         if self._status is not status:
@@ -272,7 +259,3 @@ class MigrationDestination:
     def _tell(self, kind: str, data: Any = None) -> None:
         with contextlib.suppress(Exception):
             self._on_event(kind, data)
-
-
-class _MayRun(VmError):
-    """The VM may run although its methods say that it failed."""
