@@ -24,8 +24,9 @@ def may_protect(holder: Holder, runner: Runner, *, uri: str = "", vm: str = "") 
     another host's (or it cannot be told from here)         no: be its secondary
     ======================================================  ========================
 
-    :param uri: the arbiter's, and ``vm`` its VM's name, for the commands that the refusal names.
-    :raises ArbitrationLost: it may not; the message says who runs the VM and what to do.
+    ``uri`` is the arbiter's, and ``vm`` its VM's name, for the commands that the refusal names.
+
+    Raises ArbitrationLost when it may not; the message says who runs the VM and what to do.
     """
     release = release_command(uri, vm)
     if holder.closed:

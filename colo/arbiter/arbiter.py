@@ -107,12 +107,12 @@ class Arbiter(ABC):
     def claim(self, generation: int, *, reason: str = "", runner: Runner | None = None) -> Claim:
         """Take the VM over from ``generation``: the claim that is returned holds ``generation + 1``.
 
-        :param reason: for humans and the fencing script: "reset", "silence", "requested", …
-        :param runner: the process that runs the VM, or will; this one if not given.
-        :raises ArbitrationLost: ``generation`` is over: somebody (also this side, earlier) has claimed from it; or the VM
-            was ended on purpose.
-        :raises ArbitrationError: it could not be decided. The VM must not be started; trying again is
-            allowed.
+        ``reason`` is for humans and the fencing script: "reset", "silence", "requested", … ``runner``: the process that runs
+        the VM, or will; this one if not given.
+
+        Raises ArbitrationLost when ``generation`` is over: somebody (also this side, earlier) has claimed from it, or the VM
+        was ended on purpose; ArbitrationError when it could not be decided. The VM must not be started then; trying again is
+        allowed.
         """
 
     @abstractmethod

@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 class Bounded:
     """Runs one piece of work after the other, each on a thread of its own, and waits ``timeout_s`` for it at most.
 
-    :param error: makes the exception for a text; OSError of the work is told by it as well.
+    ``error`` makes the exception for a text; OSError of the work is told by it as well.
     """
 
     def __init__(self, timeout_s: float, error: Callable[[str], Exception]) -> None:

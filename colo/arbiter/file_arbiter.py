@@ -40,9 +40,10 @@ class FileArbiter(Arbiter):
     another one in its place, decides nothing. On network file systems names are cached; a claim is decided by the server, and
     the other calls make the client look again.
 
-    :param vm: whose arbiter it must be; "" takes anybody's.
-    :param timeout_s: after which a call gives up with ArbitrationError (a hung file server blocks for ever).
-    :raises ArbitrationError: no such directory, wrong owner or mode, no arbiter in it, a copy of one, another VM's.
+    ``vm``: whose arbiter it must be; "" takes anybody's. After ``timeout_s`` a call gives up with ArbitrationError (a hung
+    file server blocks for ever).
+
+    Raises ArbitrationError for no such directory, a wrong owner or mode, no arbiter in it, a copy of one, another VM's.
     """
 
     def __init__(

@@ -10,11 +10,11 @@ def arbiter_from_uri(uri: str, *, role: str = "", vm: str = "", uuid: str = "") 
     """The arbiter that ``uri`` names: ``file:DIR``, ``etcd:http(s)://HOST:PORT,…/PREFIX``, ``exec:COMMAND`` or
     ``none``. Never makes one.
 
-    :param role: "primary" or "secondary", for humans and the fencing script.
-    :param vm: the VM's name: an arbiter of another VM is refused, and ``exec:``'s script is told. "" takes any.
-    :param uuid: the VM's UUID, likewise.
-    :raises ArbitrationError: the URI names no arbiter, it is another VM's, or it cannot work (not made yet, no directory,
-        wrong modes, …); the message says what to do.
+    ``role``: "primary" or "secondary", for humans and the fencing script. ``vm``: the VM's name: an arbiter of another VM is
+    refused, and ``exec:``'s script is told; "" takes any. ``uuid``: the VM's UUID, likewise.
+
+    Raises ArbitrationError when the URI names no arbiter, it is another VM's, or it cannot work (not made yet, no directory,
+    wrong modes, …); the message says what to do.
     """
     kind, colon, rest = uri.partition(":")
     if kind == "file" and rest:

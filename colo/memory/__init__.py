@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from colo.memory.block_image import BlockImage
 from colo.memory.decision import DecisionRecord, Phase
 from colo.memory.description import Description, SessionFacts
-from colo.memory.image import BlockImage, RamImage
+from colo.memory.image import RamImage
 from colo.memory.kept_copy import KeptCopy
 
 __all__ = ["BlockImage", "DecisionRecord", "Description", "KeptCopy", "Phase", "RamImage", "SessionFacts"]

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from colo._fast.kernels.ramblock import RamBlock
 from colo.abc import GuestBlock
 from colo.errors import StreamError
+from colo.memory.block_image import BlockImage
 from colo.memory.description import block_differences
-from colo.memory.image import BlockImage
 
 
 class GuestImage(BlockImage):

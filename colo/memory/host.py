@@ -6,6 +6,7 @@ in each directory; version 1 has a tree for memory, ``memory.limit_in_bytes``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,3 +93,24 @@ def _limits_above(path: str, mount: tuple[str, str] | None, name: str) -> list[M
         if text.isdigit() and int(text) < UNLIMITED:
             found.append(MemoryLimit(int(text), str(file)))
     return found
+
+
+def available_memory_bytes() -> int:
+    """What can be had without swapping, by the kernel's own estimate; all there is, where it makes none."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return host_memory_bytes()
+
+
+def on_tmpfs(path: Path) -> bool:
+    """Whether the files there are memory."""
+    device = os.stat(path).st_dev
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            fields = line.split()
+            major, minor = (int(number) for number in fields[2].split(":"))
+            if os.makedev(major, minor) == device:
+                return fields[fields.index("-") + 1] in ("tmpfs", "ramfs")
+    return False

@@ -11,103 +11,22 @@ import contextlib
 import fcntl
 import mmap
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
 from colo._fast.kernels.ramblock import RamBlock
 from colo._fast.receive.staging import Staging
-from colo.errors import LimitExceeded, StorageError, StreamError
+from colo.errors import StorageError
+from colo.memory.block_image import BlockImage
 from colo.memory.decision import Phase
-from colo.memory.host import host_memory_bytes
+from colo.memory.host import available_memory_bytes, host_memory_bytes, on_tmpfs
 from colo.memory.kept_copy import KeptCopy, delete_copy
 from colo.private import PrivateDirectory
 
 LOCK_NAME = "session.lock"
 BLOCKS_NAMES = ("blocks", "blocks-2")
 """Two sets of files: a first copy goes into the one that holds no committed checkpoint."""
-WHERE = "ram MEM_SIZE"
 SPARE_BYTES = 64 << 20
-
-
-def _list_difference(before: list[str], now: list[str]) -> str:
-    """Which names are new, gone, or elsewhere."""
-    words = [f"'{name}' is new" for name in now if name not in before]
-    words += [f"'{name}' is gone" for name in before if name not in now]
-    moved = next((f"'{b}' comes where '{a}' was" for a, b in zip(before, now, strict=False) if a != b), "")
-    return "; ".join((words or [moved])[:8])
-
-
-class BlockImage:
-    """RAM blocks, made when a primary announces them. What they are made of is the subclass's."""
-
-    max_ram_bytes: int
-    blocks: list[RamBlock]
-    """The committed blocks, in the stream's order."""
-
-    def log_files(self) -> tuple[int, int, int] | None:
-        """Files for the redo log of a checkpoint, or None: it lives and dies with this process."""
-        return None
-
-    def begin(self) -> None:
-        """A first copy is about to come: the next :meth:`announce` is its."""
-
-    def announce(self, announced: Iterable[tuple[str, int]]) -> list[RamBlock]:
-        """RAM blocks for the (idstr, used_length) pairs of a MEM_SIZE record, in its order.
-
-        The first call makes them. Later calls take the same names in the same order, maybe with other lengths
-        (QEMU grows ROM blocks), and leave :attr:`blocks` as it is: :meth:`commit` puts the result in its place.
-        """
-        wanted = list(announced)
-        total = sum(length for _, length in wanted)
-        if total > self.max_ram_bytes:
-            raise LimitExceeded(
-                f"{total} bytes of RAM announced, at most {self.max_ram_bytes} are allowed (--max-ram)",
-                where=WHERE, value=total,
-            )
-        known = self._known()
-        if not known:
-            self._make_room(total)
-            return [self._make(idstr, length) for idstr, length in wanted]
-        before, now = [b.idstr for b in known], [idstr for idstr, _ in wanted]
-        if before != now:
-            raise StreamError(
-                f"the list of RAM blocks changed: {_list_difference(before, now)}", where=WHERE, value=now,
-            )
-        return [
-            block if block.used_length == length else self._resize(block, length)
-            for block, (_, length) in zip(known, wanted, strict=True)
-        ]
-
-    def _known(self) -> list[RamBlock]:
-        """The blocks that the next announcement must fit; empty: it makes them."""
-        return self.blocks
-
-    def _make_room(self, total_bytes: int) -> None:
-        """Refuse, with StorageError, what there is no place for."""
-
-    def _make(self, idstr: str, length: int) -> RamBlock:
-        raise NotImplementedError
-
-    def _resize(self, block: RamBlock, length: int) -> RamBlock:
-        raise NotImplementedError
-
-    def prepare(
-        self, checkpoint: int, machine: str, ram_section_id: int, device_state: bytes, blocks: list[RamBlock]
-    ) -> None:
-        """All that :meth:`commit` needs is put down; what cannot be is refused now."""
-
-    def commit(self, blocks: list[RamBlock], extent: tuple[int, int, int] = (0, 0, 0)) -> None:
-        """Take ``blocks`` (of :meth:`announce`), and the staged log of ``extent``, for the committed ones."""
-        self.blocks = blocks
-
-    def replayed(self) -> None:
-        """The committed log is wholly in the blocks."""
-
-    @property
-    def total_bytes(self) -> int:
-        """Sum of the committed blocks' lengths."""
-        return sum(block.used_length for block in self.blocks)
 
 
 class RamImage(BlockImage):
@@ -383,24 +302,3 @@ class RamImage(BlockImage):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def available_memory_bytes() -> int:
-    """What can be had without swapping, by the kernel's own estimate; all there is, where it makes none."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return host_memory_bytes()
-
-
-def on_tmpfs(path: Path) -> bool:
-    """Whether the files there are memory."""
-    device = os.stat(path).st_dev
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            fields = line.split()
-            major, minor = (int(number) for number in fields[2].split(":"))
-            if os.makedev(major, minor) == device:
-                return fields[fields.index("-") + 1] in ("tmpfs", "ramfs")
-    return False

@@ -17,7 +17,8 @@ from colo.stream.sections import (
     LiveSection,
     Packaged,
 )
-from colo.vmdesc.document import Vmdesc, parse_vmdesc
+from colo.vmdesc.document import parse_vmdesc
+from colo.vmdesc.records import Vmdesc
 
 __all__ = [
     "DEFAULT_LIMITS",

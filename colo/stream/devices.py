@@ -15,7 +15,8 @@ from colo.stream.names import encode_name
 from colo.stream.resync import START_HEADER_MAX, header_ends
 from colo.stream.sections import DeviceSection, DeviceState
 from colo.stream.writer import end_of_stream, section_footer, section_full
-from colo.vmdesc.document import Vmdesc, VmdescDevice, read_vmdesc
+from colo.vmdesc.document import read_vmdesc
+from colo.vmdesc.records import Vmdesc, VmdescDevice
 from colo.wire import RAM_IDSTR, ColoMessage, Command, SectionType
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from colo.wire import Command, SectionType
 
 if TYPE_CHECKING:
-    from colo.vmdesc.document import Vmdesc
+    from colo.vmdesc.records import Vmdesc
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from colo.limits import StreamLimits
 from colo.stream.names import encode_name
 from colo.stream.resync import FOOTER_BYTES, header_ends
 from colo.stream.sections import DeviceSection
-from colo.vmdesc.document import Vmdesc, parse_vmdesc
+from colo.vmdesc.document import parse_vmdesc
+from colo.vmdesc.records import Vmdesc
 from colo.wire import SectionType
 
 _VMDESC = re.compile(rb"\x06(.{4})\{", re.DOTALL)

@@ -15,7 +15,7 @@ from colo.stream.reader import StreamReader
 from colo.stream.resync import pass_over_body, pass_to_item
 from colo.stream.sections import CommandItem, DeviceSection, DeviceState, EndOfStream, Item, LiveSection
 from colo.survey.salvage import salvage
-from colo.vmdesc.document import Vmdesc
+from colo.vmdesc.records import Vmdesc
 from colo.wire import RAM_IDSTR, Command, SectionType
 
 _PROBLEMS_MAX = 256

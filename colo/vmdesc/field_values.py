@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from colo.errors import StreamError
-from colo.vmdesc.document import VmdescField, VmdescStruct
-from colo.wire import SectionType
+from colo.vmdesc.decode import DecodedStruct, Shown, Value, decode_shown
+from colo.vmdesc.encoding import CODES, NO_TIMER, SUBSECTION_HEAD_BYTES
+from colo.vmdesc.records import VmdescField, VmdescStruct
 
 ELEMENTS_SHOWN = 64
 """Of an array of structs, that many elements are walked into."""
 VALUES_SHOWN = 16
 """Of an array of numbers, that many values are decoded; of data without a type, that many bytes shown."""
-
-_INTEGER = re.compile(r"(u?)int(8|16|32|64)\b")
+SHOWN = Shown(ELEMENTS_SHOWN, VALUES_SHOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,62 +36,43 @@ class FieldValue:
 def walk_fields(state: VmdescStruct, body: bytes) -> Iterator[FieldValue]:
     """The fields of ``body`` in order, structs before their own fields; subsections as type ``subsection``.
 
-    Raises :class:`StreamError`, with the offset in ``body``, where a subsection's header is not in its place.
+    Raises :class:`StreamError`, with the offset in ``body``, where they do not fit it: behind the last field that does.
     """
-    return _walk_struct(state, body, 0, "")
+    tree, wrong = decode_shown(body, state, SHOWN)
+    yield from _walk_struct(state, tree, body, "")
+    if wrong is not None:
+        raise wrong
 
 
-def _walk_struct(state: VmdescStruct, body: bytes, offset: int, prefix: str) -> Iterator[FieldValue]:
-    for field in state.fields:
+def _walk_struct(state: VmdescStruct, tree: DecodedStruct, body: bytes, prefix: str) -> Iterator[FieldValue]:
+    # The tree may end early.
+    for field, found in zip(state.fields, tree.fields, strict=False):
         path = f"{prefix}{field.name}" + ("" if field.index is None else f"[{field.index}]")
-        yield from _walk_field(field, body, offset, path)
-        offset += field.size_bytes * field.count
-    for sub in state.subsections:
-        name = sub.vmsd_name.encode()
-        header = bytes((SectionType.SUBSECTION, len(name) & 0xFF)) + name + sub.version.to_bytes(4, "big")
-        found = body[offset : offset + len(header)]
-        if found != header:
-            raise StreamError(
-                f"the header of subsection '{sub.vmsd_name}' version {sub.version} is not where the vmdesc "
-                "has it",
-                where=f"vmstate '{state.vmsd_name}'",
-                offset=offset,
-                value=found,
-            )
-        size = len(header) + sub.size_bytes
+        value = None if field.struct is not None else _shown(field, found.value, body, found.offset)
+        yield FieldValue(path, field.type, found.offset, field.size_bytes, field.count, value)
+        if field.struct is not None:
+            elements = found.value if isinstance(found.value, list) else [found.value]
+            for i, element in enumerate(elements):
+                if isinstance(element, DecodedStruct):
+                    inner = f"{path}[{i}]." if field.count > 1 else f"{path}."
+                    yield from _walk_struct(field.struct, element, body, inner)
+    for sub, part in zip(state.subsections, tree.subsections, strict=False):
         path = f"{prefix}<{sub.vmsd_name}>"
-        yield FieldValue(path, "subsection", offset, size, 1, None)
-        yield from _walk_struct(sub, body, offset + len(header), f"{path}.")
-        offset += size
+        head = SUBSECTION_HEAD_BYTES + len(sub.vmsd_name.encode())
+        yield FieldValue(path, "subsection", part.offset - head, head + sub.size_bytes, 1, None)
+        yield from _walk_struct(sub, part, body, f"{path}.")
 
 
-def _walk_field(field: VmdescField, body: bytes, offset: int, path: str) -> Iterator[FieldValue]:
-    kind = field.type
-    value = None if field.struct is not None else _decode(field, body, offset)
-    yield FieldValue(path, kind, offset, field.size_bytes, field.count, value)
-    if field.struct is None:
-        return
-    # Only where all elements have one layout can those behind the first be walked into.
-    walked = min(field.count, ELEMENTS_SHOWN) if field.struct.uniform else min(field.count, 1)
-    for i in range(walked):
-        start = offset + i * field.size_bytes
-        if start + field.size_bytes > len(body):
-            return
-        element = f"{path}[{i}]." if field.count > 1 else f"{path}."
-        yield from _walk_struct(field.struct, body, start, element)
-
-
-def _decode(field: VmdescField, body: bytes, offset: int) -> int | list[int] | str | None:
-    size = field.size_bytes
-    if size == 0 or offset + size > len(body):
+def _shown(field: VmdescField, value: Value, body: bytes, offset: int) -> int | list[int] | str | None:
+    size = field.size_bytes * field.count
+    if size == 0:
         return None
-    integer = _INTEGER.match(field.type)
-    known = integer is not None and size * 8 == int(integer[2])
-    if not known and not (field.type in ("bool", "timer") and size in (1, 8)):
-        shown = body[offset : offset + min(size * field.count, VALUES_SHOWN)].hex()
-        return shown + ("…" if size * field.count > VALUES_SHOWN else "")
-    signed = field.type == "timer" or (integer is not None and not integer[1])
-    count = min(field.count, VALUES_SHOWN, (len(body) - offset) // size)
-    starts = range(offset, offset + count * size, size)
-    values = [int.from_bytes(body[start : start + size], "big", signed=signed) for start in starts]
-    return values[0] if field.count == 1 else values
+    if CODES.get(field.type, "d") == "d":  # no integer: as its bytes
+        return body[offset : offset + min(size, VALUES_SHOWN)].hex() + ("…" if size > VALUES_SHOWN else "")
+    if isinstance(value, list):
+        return [_number(each) for each in value] if field.count != 1 else _number(value[0])
+    return _number(value)
+
+
+def _number(value: Value) -> int:
+    return NO_TIMER if value is None else int(value)

@@ -16,10 +16,10 @@
 
 from __future__ import annotations
 
-from .decode import DecodedField, DecodedStruct, decode_section
-from .description import Description
-from .fields import (
-    DEPTH_MAX,
+from colo.vmdesc.decode import DecodedField, DecodedStruct, decode_section
+from colo.vmdesc.encoding import DEPTH_MAX
+from colo.vmstate.description import Description
+from colo.vmstate.fields import (
     F64,
     I8,
     I16,
@@ -43,7 +43,8 @@ from .fields import (
     Unused,
     Validate,
 )
-from .registry import (
+from colo.vmstate.plain_vmdesc import VmDesc, device_state_bytes, make_vmdesc, parse_vmdesc, render_vmdesc
+from colo.vmstate.registry import (
     Registration,
     Registry,
     Section,
@@ -51,7 +52,6 @@ from .registry import (
     pack_section_head,
     split_sections,
 )
-from .vmdesc import VmDesc, device_state_bytes, make_vmdesc, parse_vmdesc, render_vmdesc
 
 __all__ = [
     "DEPTH_MAX",

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic
 
 from colo.errors import StreamError, Truncated
+from colo.vmdesc.cursor import Cursor, Fault, as_bytes_view
+from colo.vmdesc.encoding import DEPTH_MAX, subsection_head
+from colo.vmstate.fields import Field, Nested, Struct, Unused
+from colo.vmstate.plan import compile_fields, least_bytes
+from colo.vmstate.promises import Entry, Step
 from colo.wire import IDSTR_MAX_BYTES, SectionType
-
-from .cursor import Cursor, Fault, as_bytes_view
-from .fields import DEPTH_MAX, Field, Nested, Struct, Unused
-from .plan import compile_fields, least_bytes
-from .steps import Entry, Step
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -86,11 +86,7 @@ class Description(Generic[T]):
         self._plans: dict[int, list[Step]] = {}
         self._described: dict[int, list[tuple[str, Step]]] = {}
         self._by_name = {sub.name: sub for sub in self.subsections}
-        self._heads = [
-            (sub, _SUBSECTION_HEAD.pack(SectionType.SUBSECTION, len(sub.name.encode())) + sub.name.encode()
-             + _VERSION.pack(sub.version))
-            for sub in self.subsections
-        ]  # fmt: skip
+        self._heads = [(sub, subsection_head(sub.name, sub.version)) for sub in self.subsections]
         self.least_bytes = sum(least_bytes(f) for f in self.fields if not f.exists and not f.since)
         """No object takes fewer bytes, subsections aside."""
 
@@ -306,6 +302,11 @@ class Description(Generic[T]):
         return Fault(message, kind=kind, offset=cursor.at, value=ahead[:16].hex())
 
     # Compiling.
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether an array of such objects may be told by its first (QEMU migration/vmstate.c:vmsd_can_compress)."""
+        return not self.subsections and all(field.compressible for field in self.fields)
 
     def plan(self, version: int) -> list[Step]:
         """The steps of ``version``, compiled on first use."""

@@ -16,22 +16,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from colo.errors import LimitExceeded
-
-from .cursor import Fault
-
-if TYPE_CHECKING:
-    from .description import Description
+from colo.vmdesc.cursor import Fault
+from colo.vmstate.promises import Described
 
 Exists = Callable[[Any, int], bool]
-
-DEPTH_MAX = 32
-"""Descriptions inside descriptions, and the same in a peer's vmdesc."""
-
-NULL_MARKER = 0x30
-"""Stands for a null pointer in an array of pointers (QEMU: VMS_NULLPTR_MARKER)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +282,7 @@ class Validate(Field):
 class Nested(Field):
     """What fields that carry another description share. Not used by itself."""
 
-    of: Description[Any] | None = None
+    of: Described | None = None
     _: KW_ONLY
     factory: Callable[[], Any] | None = None
     type_name: ClassVar[str] = "struct"
@@ -302,14 +293,13 @@ class Nested(Field):
             raise ValueError(f"field {self.name!r}: the description of its elements is missing")
 
     @property
-    def description(self) -> Description[Any]:
+    def description(self) -> Described:
         assert self.of is not None
         return self.of
 
     @property
     def compressible(self) -> bool:
-        inner = self.description
-        return self.exists is None and not inner.subsections and all(f.compressible for f in inner.fields)
+        return self.exists is None and self.description.is_uniform
 
     def make(self) -> Any:
         """A new element for what the peer has and this side lacks."""

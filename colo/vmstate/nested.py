@@ -6,10 +6,11 @@ from operator import attrgetter
 from typing import Any
 
 from colo.errors import LimitExceeded
-
-from .cursor import Cursor, Fault
-from .fields import NULL_MARKER, Nested, Pointers, Queue, Struct, Structs, counter
-from .steps import Entry, read, setter, write
+from colo.vmdesc.cursor import Cursor, Fault
+from colo.vmdesc.encoding import NULL_MARKER
+from colo.vmstate.fields import Nested, Pointers, Queue, Struct, Structs, counter
+from colo.vmstate.promises import Entry
+from colo.vmstate.steps import read, setter, write
 
 _MORE, _LAST = 1, 0
 """The byte before each element of a queue, and the one after the last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from .fields import (
+from colo.vmstate.fields import (
     Bitmap,
     Buffer,
     Field,
@@ -18,9 +18,10 @@ from .fields import (
     Unused,
     Validate,
 )
-from .nested import compile_nested
-from .spans import Bits, Bytes, Check, Guarded, Timers
-from .steps import CheckedScalar, Run, ScalarArray, Step
+from colo.vmstate.nested import compile_nested
+from colo.vmstate.promises import Step
+from colo.vmstate.spans import Bits, Bytes, Check, Guarded, Timers
+from colo.vmstate.steps import CheckedScalar, Run, ScalarArray
 
 
 def compile_fields(fields: list[Field]) -> list[Step]:

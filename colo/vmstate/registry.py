@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from colo.errors import StreamError
+from colo.vmdesc.cursor import Cursor, Fault, as_bytes_view
+from colo.vmdesc.schema import Schema
+from colo.vmstate.description import Description
+from colo.vmstate.plain_vmdesc import VmDesc, make_vmdesc
 from colo.wire import IDSTR_MAX_BYTES, SectionType
-
-from .cursor import Cursor, Fault, as_bytes_view
-from .description import Description
-from .vmdesc import VmDesc, body_bytes, list_of, make_vmdesc, size_of, text_of
 
 T = TypeVar("T")
 
@@ -262,8 +262,8 @@ def split_sections(blob: object, vmdesc: VmDesc) -> tuple[Section, ...]:
     """
     cursor = Cursor(as_bytes_view(blob))
     sections: list[Section] = []
-    for device in list_of(vmdesc, "devices", "vmdesc"):
-        name, instance = text_of(device, "name", "vmdesc"), size_of(device, "instance_id", "vmdesc")
+    for device in Schema("vmdesc").devices(vmdesc):
+        name, instance, told = device.idstr, device.instance_id, device.state
         where = f"section {name!r} instance {instance}"
         start = cursor.at
         if _at_end(cursor):
@@ -273,16 +273,16 @@ def split_sections(blob: object, vmdesc: VmDesc) -> tuple[Section, ...]:
             raise StreamError(
                 f"here is {idstr!r} instance {instance_id} instead", where=where, offset=start, value=idstr
             )
-        if "vmsd_name" in device and version != size_of(device, "version", where):
+        if device.declared and version != told.version:
             raise StreamError(
-                f"version {version} here, {device['version']} in the vmdesc",
+                f"version {version} here, {told.version} in the vmdesc",
                 where=where,
                 offset=start,
                 value=version,
             )
         body_offset = cursor.at
         try:
-            body = cursor.take(body_bytes(device, where))
+            body = cursor.take(told.size_bytes)
         except Fault as fault:
             raise fault.error(where) from None
         _read_footer(cursor, section_id, where, None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from array import array
 from operator import attrgetter
 from typing import Any
 
-from .cursor import Cursor, Fault, as_bytes_view
-from .fields import Bitmap, Buffer, Field, Timer, Validate, counter
-from .steps import Entry, Step, elements, one, read, setter, write
+from colo.vmdesc.cursor import Cursor, Fault, as_bytes_view
+from colo.vmdesc.encoding import reversed_words
+from colo.vmstate.fields import Bitmap, Buffer, Field, Timer, Validate, counter
+from colo.vmstate.promises import Entry, Step
+from colo.vmstate.steps import elements, one, read, setter, write
 
 
 class Bytes:
@@ -172,13 +173,6 @@ class Bits:
         before = len(out)
         self.save(obj, out, version)
         return one(out, before, self.field.type_name)
-
-
-def reversed_words(raw: bytes | memoryview) -> bytes:
-    words = array("Q")
-    words.frombytes(raw)
-    words.byteswap()
-    return words.tobytes()
 
 
 class Check:

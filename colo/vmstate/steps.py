@@ -12,13 +12,11 @@ import sys
 from array import array
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any
 
-from .cursor import Cursor, Fault
-from .fields import Field, I32AtMost, Scalar, Unused, counter
-
-Entry = dict[str, Any]
-"""A field of a vmdesc, still without its name."""
+from colo.vmdesc.cursor import Cursor, Fault
+from colo.vmstate.fields import Field, I32AtMost, Scalar, Unused, counter
+from colo.vmstate.promises import Entry
 
 _SWAP = sys.byteorder == "little"
 _TRUE_IS_ONE = bytes([0]) + bytes([1]) * 255
@@ -28,18 +26,6 @@ _FORMATS = {
     "?": "?B", "d": "d",
 }  # fmt: skip
 """Buffer formats that hold a scalar's values, given the item size is the same."""
-
-
-class Step(Protocol):
-    """Saves to the end of ``out``, loads from a cursor; ``version`` is the one of the stream."""
-
-    def save(self, obj: Any, out: bytearray, version: int) -> None: ...
-
-    def load(self, obj: Any, cursor: Cursor, version: int) -> None: ...
-
-    def describe(self, obj: Any, out: bytearray, version: int) -> list[Entry]:
-        """Saves too: the sizes in the entries are those of what was written."""
-        ...
 
 
 def setter(attribute: str) -> Callable[[Any, Any], None]:

@@ -2,9 +2,9 @@
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy
 
-import hashlib
-
 from colo._fast.kernels.kernels cimport for_level
+
+import hashlib
 
 cdef bytes KEY = hashlib.shake_256(b"colo: digest of a checkpoint, version 1").digest(COLO_DIGEST_KEY_BYTES)
 

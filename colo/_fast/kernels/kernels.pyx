@@ -1,8 +1,8 @@
 """Chooses the table of SIMD kernels once, at import, by what the CPU has and what ``COLO_SIMD`` asks for."""
+from libc.stdint cimport uintptr_t
+
 import os
 import warnings
-
-from libc.stdint cimport uintptr_t
 
 
 cdef extern from "simd/dispatch.h" nogil:

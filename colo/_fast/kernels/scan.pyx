@@ -1,6 +1,4 @@
 """Which pages changed: against a shadow copy, or against keyed hashes. See scan.pyi."""
-import os
-
 from libc.stdint cimport uint8_t, uint64_t
 
 from colo._fast.kernels.kernels cimport (
@@ -13,6 +11,8 @@ from colo._fast.kernels.kernels cimport (
     whole_pages,
 )
 from colo._fast.kernels.views cimport Views, release, take
+
+import os
 
 
 cdef Py_ssize_t _range(Py_ssize_t pages, Py_ssize_t first, object count, Py_ssize_t words) except -1:

@@ -18,7 +18,6 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-
 from libc.stdint cimport uintptr_t
 
 cdef enum:

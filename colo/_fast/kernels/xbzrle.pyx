@@ -12,7 +12,6 @@ from colo._fast.kernels.kernels cimport (
     for_level,
     whole_pages,
 )
-
 from colo._fast.kernels.views cimport Views, release, take
 
 from colo.errors import StreamError

@@ -7,12 +7,12 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from colo._fast.kernels.codec_libraries cimport PAGE_BYTES_MAX, ZSTD_MAGIC_BYTES, lz4, zstd
+from colo._fast.kernels.kernels cimport active
+
 from colo import wire
 from colo._fast.kernels.codec_libraries import probe, usable_methods
 from colo.errors import StreamError, Truncated, Unsupported
-
-from colo._fast.kernels.codec_libraries cimport PAGE_BYTES_MAX, ZSTD_MAGIC_BYTES, lz4, zstd
-from colo._fast.kernels.kernels cimport active
 
 
 cdef extern from "maskdelta.h" nogil:

@@ -8,9 +8,9 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from colo._fast.kernels.ramblock cimport RamBlock, ram_block, test_bit
 from colo._fast.receive.adaptive_decoder cimport DECODE_MISSING, DECODED, AdaptiveDecoder
 from colo._fast.receive.ram_refusals cimport BAD_COMPRESSED, BAD_ENCODED, BAD_METHOD, BAD_TWICE, BAD_XBZRLE_BASE
-from colo._fast.kernels.ramblock cimport RamBlock, ram_block, test_bit
 from colo._fast.receive.staging cimport Staging
 
 cdef extern from "wire_numbers.h":

@@ -6,18 +6,19 @@ applied. Every flag, name, offset and length is checked here, before anything is
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
+from colo._fast.kernels.digest cimport StreamDigest, colo_digest_update
+from colo._fast.kernels.kernels cimport active
+from colo._fast.kernels.ramblock cimport RamBlock, ram_block, set_bit, test_bit
 from colo._fast.receive.adaptive_decoder cimport AdaptiveDecoder
 from colo._fast.receive.buffers cimport ReadBuffer
 from colo._fast.receive.compressed_pages cimport CompressedPages
-from colo._fast.kernels.digest cimport StreamDigest, colo_digest_update
-from colo._fast.kernels.kernels cimport active
 from colo._fast.receive.ram_refusals cimport (
     BAD_COMPRESSED, BAD_COMPRESSED_LENGTH, BAD_EMPTY_NAME, BAD_FILL, BAD_FLAGS, BAD_MARK, BAD_METHOD, BAD_NO_BLOCK,
     BAD_OFFSET, BAD_UNKNOWN_BLOCK, BAD_XBZRLE, BAD_XBZRLE_BASE, BAD_XBZRLE_HEADER, BAD_XBZRLE_LENGTH,
     COMPRESSED_MAX, OUT_OF_MEMORY, OUT_OF_RECORDS, OUT_OF_STORAGE, refusal,
 )
-from colo._fast.kernels.ramblock cimport RamBlock, ram_block, set_bit, test_bit
-from colo._fast.receive.staging cimport NO_MEMORY, NO_ROOM, STAGED_PAGE, STAGED_XBZRLE, STAGED_ZERO, Staging
+from colo._fast.receive.redolog cimport NO_MEMORY, NO_ROOM, STAGED_PAGE, STAGED_XBZRLE, STAGED_ZERO
+from colo._fast.receive.staging cimport Staging
 
 import os
 

@@ -1,4 +1,4 @@
-# Why a record of a ram section is refused. What ended the decoding without a fault, and Staging's NO_ROOM
+# Why a record of a ram section is refused. What ended the decoding without a fault, and RedoLog's NO_ROOM
 # and NO_MEMORY, have lower numbers.
 from libc.stdint cimport uint64_t
 

@@ -17,17 +17,17 @@ every method is tried again, since the guest's work changes. The link's rate is 
 The libraries' functions are called without the GIL, page after page (``codec_libraries``). What is missing on
 this machine is not used. The receiver's part is :class:`~colo._fast.receive.adaptive_decoder.AdaptiveDecoder`.
 """
-from typing import NamedTuple
-
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
-from colo._fast.kernels.codec_libraries import METHODS, probe, usable_methods
-from colo.errors import Unsupported
-
 from colo._fast.kernels.codec_libraries cimport PAGE_BYTES_MAX, ZSTD_MAGIC_BYTES, lz4, zstd
 from colo._fast.send.ramrecords cimport colo_page_codec
+
+from typing import NamedTuple
+
+from colo._fast.kernels.codec_libraries import METHODS, probe, usable_methods
+from colo.errors import Unsupported
 
 
 cdef extern from "<time.h>" nogil:

@@ -11,13 +11,13 @@ from libc.errno cimport (
 )
 from libc.stdint cimport uint8_t
 
+from colo._fast.send.ramrecords cimport colo_records_reset
+
 import fcntl
 import os
 import stat
 
 from colo.errors import ChannelError, ChannelLost, DeadlineExceeded, Interrupted, StorageError
-
-from colo._fast.send.ramrecords cimport colo_records_reset
 
 
 cdef extern from "collect.h" nogil:

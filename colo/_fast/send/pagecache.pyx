@@ -7,8 +7,6 @@ where memory for a second copy of the RAM is at hand.
 Both must hold exactly what the receiver holds. After a checkpoint that was not committed, nobody knows what
 the receiver holds of the pages in it: :meth:`invalidate` them before the next one is encoded.
 """
-from typing import NamedTuple
-
 cimport cython
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_ND, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
@@ -21,6 +19,8 @@ from colo._fast.kernels.bitmap cimport (
     DirtyBitmap, colo_bitmap_count, colo_bitmap_fill, colo_bitmap_next_set,
 )
 from colo._fast.kernels.kernels cimport COLO_PAGE_BYTES_MAX, COLO_PAGE_BYTES_MIN
+
+from typing import NamedTuple
 
 
 cdef extern from "<sys/mman.h>" nogil:

@@ -3,8 +3,8 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from colo._fast.kernels.digest cimport StreamDigest
 from colo._fast.send.outlet cimport Outlet
-from colo._fast.send.pagecache cimport RememberedPages
 from colo._fast.send.ramrecords cimport colo_page_codec, colo_ram_block, colo_records
+from colo._fast.send.sentblock cimport SentBlock
 
 
 cdef extern from "crew.h" nogil:
@@ -23,13 +23,9 @@ cdef extern from "crew.h" nogil:
 
 cdef class PageEncoder:
     cdef Outlet outlet
-    cdef colo_ram_block block
+    cdef SentBlock block
     cdef colo_records records
-    cdef Py_buffer memory
-    cdef bint memory_held
-    cdef object bitmap
     cdef object codec
-    cdef RememberedPages remembered
     cdef readonly Py_ssize_t page_bytes
     cdef size_t next_page
     cdef uint64_t seen

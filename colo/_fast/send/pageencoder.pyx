@@ -14,28 +14,27 @@ What is remembered and what is sent must be the same bytes even while the guest 
 Memory that goes away (a file mapping whose file is cut short) ends the process by SIGBUS, as for any program;
 a buffer whose owner can resize it refuses to while a block is open.
 """
-from typing import NamedTuple
-
-cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
-from colo.errors import ChannelError
-
-from colo._fast.send.adaptive cimport AdaptiveCodec
 from colo._fast.kernels.bitmap cimport DirtyBitmap, colo_bitmap_count_range
 from colo._fast.kernels.digest cimport StreamDigest, colo_digest_update
 from colo._fast.kernels.kernels cimport for_level
+from colo._fast.send.adaptive cimport AdaptiveCodec
 from colo._fast.send.outlet cimport COLO_GATHER_MAX, COLO_NO_DEADLINE, COLO_OUTLET_MEMORY, COLO_SENT_ALL, Outlet
-from colo._fast.send.pagecache cimport PageCache, ShadowCache, check_page_bytes, colo_cache_counts_move
+from colo._fast.send.pagecache cimport RememberedPages, check_page_bytes, colo_cache_counts_move
 from colo._fast.send.ramrecords cimport (
     WIRE_RAM_EOS, colo_encode_pages, colo_put_u64, colo_record_counts, colo_record_worst_bytes, colo_records,
     colo_records_point, colo_records_reset, colo_records_wrote, iovec,
 )
 from colo._fast.send.recordarena cimport RecordArena
+from colo._fast.send.sentblock cimport SentBlock
+
+from typing import NamedTuple
+
+from colo.errors import ChannelError
 
 cdef size_t ARENA_BYTES = 256 << 10
 cdef uint64_t NO_BUDGET = ~(<uint64_t>0)
@@ -65,7 +64,6 @@ cdef int send_batch(void *encoder, colo_records *r) noexcept nogil:
     return (<PageEncoder>encoder).outlet.send(r)
 
 
-@cython.no_gc_clear  # clearing would drop the buffer's owner without releasing the buffer
 cdef class PageEncoder:
     """Encodes and sends pages. One user at a time; it belongs to one connection and ends with it.
 
@@ -86,6 +84,7 @@ cdef class PageEncoder:
 
     def __cinit__(self, *args, **kwargs):
         self.outlet = Outlet()
+        self.block = SentBlock()
 
     def __init__(self, fd=None, *, Py_ssize_t page_bytes=4096, int wake_fd=-1, simd=None,
                  AdaptiveCodec codec=None, int threads=1, RecordArena arena=None):
@@ -95,7 +94,8 @@ cdef class PageEncoder:
         check_page_bytes(page_bytes)
         if not 1 <= threads <= COLO_CREW_MAX:
             raise ValueError(f"a page encoder works with 1 to {COLO_CREW_MAX} threads, not {threads}")
-        self.block.kernels = for_level(simd)
+        self.block.c.kernels = for_level(simd)
+        self.block.c.page_bytes = page_bytes
         self.page_bytes = page_bytes
         self.outlet.to.wake_fd = wake_fd
         self.outlet.open(fd, arena)
@@ -118,8 +118,6 @@ cdef class PageEncoder:
                 self.crew.codecs[i] = codec.for_thread(i)
 
     def __dealloc__(self):
-        if self.memory_held:
-            PyBuffer_Release(&self.memory)
         free(self.records.arena)
         free(self.records.snapshot)
         free(self.records.iov)
@@ -142,7 +140,7 @@ cdef class PageEncoder:
             # What was written before may grow at its end: sent bytes are contiguous there.
             last = r.count - 1 if r.count > r.first else r.count
             skip = r.iov[last].iov_len if last < r.count else 0
-        self.next_page = colo_encode_pages(r, &self.block, self.next_page, self.block.pages, budget_bytes, &self.seen)
+        self.next_page = colo_encode_pages(r, &self.block.c, self.next_page, self.block.c.pages, budget_bytes, &self.seen)
         if digested:
             self.digest_records(r, last, skip)
 
@@ -150,15 +148,15 @@ cdef class PageEncoder:
         cdef size_t left
         # Raw pages cost the kernel's copy and little else, and the slots of a PageCache are shared by pages:
         # one thread.
-        if self.crew == NULL or self.block.cache != NULL:
+        if self.crew == NULL or self.block.c.cache != NULL:
             return False
-        if self.block.shadow == NULL and self.records.codec.compress == NULL:
+        if self.block.c.shadow == NULL and self.records.codec.compress == NULL:
             return False
-        if self.next_page >= self.block.pages or budget_bytes < 2 * self.crew.worst_batch_bytes:
+        if self.next_page >= self.block.c.pages or budget_bytes < 2 * self.crew.worst_batch_bytes:
             return False
-        if self.block.dirty == NULL:
-            return self.block.pages - self.next_page >= 2 * COLO_BATCH_PAGES
-        left = colo_bitmap_count_range(self.block.dirty, self.next_page, self.block.pages - self.next_page)
+        if self.block.c.dirty == NULL:
+            return self.block.c.pages - self.next_page >= 2 * COLO_BATCH_PAGES
+        left = colo_bitmap_count_range(self.block.c.dirty, self.next_page, self.block.c.pages - self.next_page)
         return left >= 2 * COLO_BATCH_PAGES
 
     cdef int drive(self, uint64_t budget_bytes, bint flush) noexcept nogil:
@@ -171,14 +169,14 @@ cdef class PageEncoder:
                 status = self.outlet.send(r)
                 if status != COLO_SENT_ALL:
                     return status
-            status = colo_crew_run(self.crew, r, &self.block, &self.next_page, budget_bytes, &self.seen,
+            status = colo_crew_run(self.crew, r, &self.block.c, &self.next_page, budget_bytes, &self.seen,
                                    send_batch, <void *>self)
             if status != COLO_SENT_ALL:
                 return status
         while True:
-            if self.next_page < self.block.pages and r.bytes < budget_bytes:
+            if self.next_page < self.block.c.pages and r.bytes < budget_bytes:
                 self.encode_more(r, budget_bytes)
-            more = self.next_page < self.block.pages and r.bytes < budget_bytes
+            more = self.next_page < self.block.c.pages and r.bytes < budget_bytes
             if r.count > 0 and (more or flush or r.outside):
                 status = self.outlet.send(r)
                 if status != COLO_SENT_ALL:
@@ -226,59 +224,9 @@ cdef class PageEncoder:
 
         Raises ValueError or BufferError, with nothing changed, when something does not fit.
         """
-        cdef bytes name = idstr.encode()
-        cdef Py_buffer view
-        cdef size_t pages
-        cdef uint8_t *copy
-        cdef uint8_t *live
         if self.busy:
             raise RuntimeError("this PageEncoder is in use by another thread")
-        if not 0 < len(name) <= 255:
-            raise ValueError(f"a RAM block's name has 1 to 255 bytes, not {len(name)}: {idstr!r}")
-        PyObject_GetBuffer(memory, &view, PyBUF_ND | PyBUF_FORMAT)
-        try:
-            if view.itemsize != 1:
-                raise ValueError(f"RAM block {idstr!r}: a buffer of single bytes is needed, not items of "
-                                 f"{view.itemsize}")
-            if view.len % self.page_bytes:
-                raise ValueError(f"RAM block {idstr!r}: {view.len} bytes are no whole number of pages of "
-                                 f"{self.page_bytes}")
-            pages = view.len // self.page_bytes
-            if bitmap is not None and <size_t>bitmap.pages != pages:
-                raise ValueError(f"RAM block {idstr!r} has {pages} pages, its dirty bitmap {bitmap.pages}")
-            if cache is not None and cache.page_bytes != self.page_bytes:
-                raise ValueError(f"RAM block {idstr!r}: the cache's pages have {cache.page_bytes} bytes, not "
-                                 f"{self.page_bytes}")
-            if isinstance(cache, ShadowCache):
-                if (<ShadowCache>cache).shadow.pages != pages:
-                    raise ValueError(f"RAM block {idstr!r} has {pages} pages, its shadow copy {cache.pages}")
-                copy = (<ShadowCache>cache).shadow.data
-                live = <uint8_t *>view.buf
-                if copy < live + view.len and live < copy + view.len:
-                    raise ValueError(f"RAM block {idstr!r} and its shadow copy overlap")
-            elif cache is not None and not isinstance(cache, PageCache):
-                raise ValueError(f"RAM block {idstr!r}: not a PageCache or ShadowCache: {cache!r}")
-        except ValueError:
-            PyBuffer_Release(&view)
-            raise
-        if self.memory_held:
-            PyBuffer_Release(&self.memory)
-        self.memory = view
-        self.memory_held = True
-        self.bitmap = bitmap
-        self.remembered = cache
-        self.block.memory = <const uint8_t *>view.buf
-        self.block.pages = pages
-        self.block.page_bytes = self.page_bytes
-        self.block.dirty = NULL if bitmap is None else bitmap.words
-        self.block.shadow = &(<ShadowCache>cache).shadow if isinstance(cache, ShadowCache) else NULL
-        self.block.cache = &(<PageCache>cache).cache if isinstance(cache, PageCache) else NULL
-        self.block.address = address
-        self.block.age = age
-        self.block.detect_zero = detect_zero
-        self.block.name[0] = <uint8_t>len(name)
-        memcpy(&self.block.name[1], PyBytes_AS_STRING(name), len(name))
-        self.block.name_bytes = 1 + len(name)
+        self.block.open(idstr, memory, bitmap, cache, address, age, detect_zero)
         self.records.named = 0
         self.next_page = 0
 
@@ -295,13 +243,14 @@ cdef class PageEncoder:
         invalidated in the cache.
         """
         cdef uint64_t budget = NO_BUDGET if budget_bytes is None else <uint64_t>budget_bytes
+        cdef RememberedPages remembered = self.block.remembered
         cdef int status
-        if not self.memory_held:
+        if not self.block.held:
             raise RuntimeError("begin_block() first")
         self.enter(deadline_ns)
-        if self.remembered is not None:
+        if remembered is not None:
             try:
-                self.remembered.hold()
+                remembered.hold()
             except BaseException:
                 self.busy = False
                 raise
@@ -309,12 +258,12 @@ cdef class PageEncoder:
         self.records.bytes = 0
         with nogil:
             status = self.drive(budget, flush)
-        if self.remembered is not None:
-            colo_cache_counts_move(self.remembered.counts(), &self.records.remembered)
-            self.remembered.release()
+        if remembered is not None:
+            colo_cache_counts_move(remembered.counts(), &self.records.remembered)
+            remembered.release()
         self.sent_bytes += self.records.bytes
         self.leave(status)
-        return self.seen, self.records.bytes, self.next_page < self.block.pages
+        return self.seen, self.records.bytes, self.next_page < self.block.c.pages
 
     def write(self, const uint8_t[::1] data not None, deadline_ns=None, bint flush=False):
         """Put other bytes of the stream (section headers, footers) between the records; they leave with the
@@ -368,12 +317,7 @@ cdef class PageEncoder:
         """Let go of the block's memory. What is pending and was not flushed is dropped."""
         if self.busy:
             raise RuntimeError("this PageEncoder is in use by another thread")
-        if self.memory_held:
-            PyBuffer_Release(&self.memory)
-            self.memory_held = False
-        self.block.pages = 0
-        self.bitmap = None
-        self.remembered = None
+        self.block.close()
         self.next_page = 0
         colo_records_reset(&self.records)
 

@@ -74,9 +74,9 @@ class EtcdArbiter(Arbiter):
     Once a claim of this object has won, ``/PREFIX/runners/TOKEN`` is kept there under an etcd lease: as long as it is seen,
     the session that won is alive (:meth:`seen`). That it is not seen proves nothing.
 
-    :param vm: whose arbiter it must be; "" takes anybody's.
-    :param timeout_s: after which a call gives up with ArbitrationError.
-    :raises ArbitrationError: no member answers, no arbiter under that prefix, another VM's, another cluster.
+    ``vm``: whose arbiter it must be; "" takes anybody's. After ``timeout_s`` a call gives up with ArbitrationError.
+
+    Raises ArbitrationError when no member answers, or there is no arbiter under that prefix, another VM's, another cluster.
     """
 
     def __init__(self, uri: str, *, role: str = "", vm: str = "", timeout_s: float = TIMEOUT_S) -> None:

@@ -32,8 +32,8 @@ from colo.stream.commands import meaning_of
 from colo.stream.mapped_ram import CAPABILITY as MAPPED_RAM
 from colo.stream.mapped_ram import MappedBlock, read_mapped_block
 from colo.survey.survey import SurveyReader
-from colo.vmdesc.document import VmdescStruct
 from colo.vmdesc.field_values import walk_fields
+from colo.vmdesc.records import VmdescStruct
 from colo.wire import RAM_IDSTR, ColoMessage, Command, SectionType
 
 ADVISE_BYTES = 16

@@ -28,6 +28,8 @@ class Fault(Exception):
         self.offset = offset
         self.value = value
         self.path: list[str] = [field] if field else []
+        self.reached: object = None
+        """What had been read before it, where somebody asks for that."""
 
     def inside(self, name: str) -> None:
         """Put a structure's name in front; a part that opens with ``[`` joins on without a dot."""

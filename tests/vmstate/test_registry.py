@@ -211,10 +211,11 @@ def test_its_vmdesc_cuts_and_decodes_its_blob() -> None:
         (lambda d: d.reverse(), "here is 'irq' instance 0 instead"),
         (lambda d: d[1].update(version=7), "version 2 here, 7 in the vmdesc"),
         (lambda d: d[0]["fields"][0].update(size=2), "no footer after its body"),
-        (lambda d: d[0]["fields"][0].update(size=1 << 62), "bytes are needed"),
-        (lambda d: d[0]["fields"][0].update(size=-1), "'size' is no count"),
-        (lambda d: d[0].update(fields=7), "'fields' is no list"),
-        (lambda d: d[0].update(name=None), "'name' is no text"),
+        (lambda d: d[0]["fields"][0].update(size=1 << 40), "bytes are needed"),
+        (lambda d: d[0]["fields"][0].update(size=1 << 62), r"devices\[0\]\.fields\[0\]\.size is not an integer"),
+        (lambda d: d[0]["fields"][0].update(size=-1), "size is not an integer"),
+        (lambda d: d[0].update(fields=7), "fields is not an array"),
+        (lambda d: d[0].update(name=None), "name is not a name"),
     ],
 )
 def test_a_vmdesc_that_does_not_fit_is_told(change: Any, message: str) -> None:

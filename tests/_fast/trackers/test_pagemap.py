@@ -271,7 +271,7 @@ def as_nobody(code: str) -> str:
         [sys.executable, "-c", prelude + code],
         # A sanitized core needs its runtime in this process too.
         env={name: value for name, value in os.environ.items() if name == "LD_PRELOAD" or name.endswith("SAN_OPTIONS")}
-        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
+        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from colo.errors import LimitExceeded, StreamError
 from colo.stream import StreamLimits, parse_vmdesc
-from colo.vmstate import vmdesc as vmstate_vmdesc
+from colo.vmstate import parse_vmdesc as plain_vmdesc
 
 
 def device(**more):
@@ -148,7 +148,7 @@ def test_only_utf_8_is_read(encoding):
         with pytest.raises(StreamError):
             parse_vmdesc(text.encode(encoding), limits=limits)
         with pytest.raises(StreamError):
-            vmstate_vmdesc.parse_vmdesc(text.encode(encoding))
+            plain_vmdesc(text.encode(encoding))
 
 
 FOUND_BY_FUZZING = b'"\x00: "runstate", "ty "buffer", ]}] \x00\x00\x00\x00\x00\x00\x00}'
