@@ -157,6 +157,8 @@ def test_a_destination_says_what_is_true_and_nothing_when_it_does_not_know() -> 
 
 
 def test_a_hung_vm_is_run_on_from_beside_only_where_it_is_here() -> None:
+    for state, holds in product(states(Role.SOURCE), SETTINGS):
+        assert lookup(Role.SOURCE, state, E.VM_HUNG, holds).expected
     for row in ROWS:
         if row.event is E.VM_HUNG:
             assert (A.RUN_ON in row.actions) == (row.actions != () and facts(row.role, row.next_state).place is VmPlace.HERE)
