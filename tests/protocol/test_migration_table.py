@@ -168,7 +168,7 @@ def test_a_hung_vm_is_run_on_from_beside_only_where_it_is_here() -> None:
 def test_deadlines_run_where_the_peer_is_awaited() -> None:
     for (role, state), fact in FACTS.items():
         assert facts(role, state) is fact
-        seconds = Deadlines().of(fact)
+        seconds = fact.seconds(Deadlines())
         assert (seconds is None) == (fact.phase in {Phase.LOCAL, Phase.OVER, Phase.CONNECT}), state
         if fact.over:
             assert fact.reads is Reads.NOTHING
