@@ -65,6 +65,6 @@ class RoundCopy(StableCopy):
         """How many there are, by kind of record."""
         return self.encoder().stats.pages
 
-    def view(self) -> memoryview:
+    def records(self) -> memoryview:
         """Its bytes."""
         return memoryview(self._arena)

@@ -139,7 +139,7 @@ class MigrationIn:
         self._digest.update(self._device_state)
         digest = self._digest.value
         offset = self._buffer.position
-        self._buffer.set_deadline("last word", self._deadlines.of(self._migration.facts))
+        self._buffer.set_deadline("last word", self._migration.facts.seconds(self._deadlines))
         word = self._buffer.read_u32()
         if word != self._word:
             raise StreamError(

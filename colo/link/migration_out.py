@@ -171,7 +171,7 @@ class MigrationOut:
         """Whether it has loaded nobody tells; but a reset, or bytes that stay queued, tell that it has not read all."""
         poller = select.poll()
         poller.register(self.sock.fileno(), select.POLLIN)
-        seconds = self._deadlines.of(self._migration.facts)
+        seconds = self._migration.facts.seconds(self._deadlines)
         assert seconds is not None
         if poller.poll(seconds * 1000):
             self._expect_end()
@@ -244,7 +244,7 @@ class MigrationOut:
     def _send_copy(self, copy: RoundCopy) -> None:
         at, whole, pages = 0, len(copy), self._progress.left_pages
         before = dict(self._copied_pages)
-        with copy.view() as stream:
+        with copy.records() as stream:
             while at < whole:
                 self._pacer.begin()
                 batch = stream[at : at + self._pacer.batch_bytes]
@@ -297,7 +297,7 @@ class MigrationOut:
         try:
             if fact.phase is Phase.ROUND:
                 self._drain()  # a long round is no fault: its deadline begins when all has left
-            seconds = self._deadlines.of(fact)
+            seconds = fact.seconds(self._deadlines)
             assert seconds is not None
             until = time.monotonic() + seconds
             while (left := until - time.monotonic()) > 0:

@@ -24,7 +24,7 @@ from colo.epoch.primary_pages import PrimaryPages
 from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, StreamError
 from colo.figures.primary_report import PrimaryReport
 from colo.link.link_rate import LinkRate
-from colo.link.reading import read_message, read_return_path
+from colo.link.reading import read_message
 from colo.protocol import (
     Action,
     Dialect,
@@ -34,9 +34,11 @@ from colo.protocol import (
     Reads,
     Role,
     State,
+    decode_return_path,
     encode_message,
     message_event,
     return_path_event,
+    return_path_missing_bytes,
 )
 from colo.protocol.deadlines import Deadlines
 from colo.protocol.states import NOTHING_SENT_WHOLE
@@ -259,7 +261,11 @@ class PrimaryLink:
 
     def _read(self) -> None:
         if self.machine.reads is Reads.RETURN_PATH:
-            self._feed(return_path_event(read_return_path(self._buffer)))
+            position = self._buffer.position
+            raw = b""
+            while missing := return_path_missing_bytes(raw):
+                raw += self._buffer.read_exact(missing)
+            self._feed(return_path_event(decode_return_path(raw, offset=position)))
             return
         message = read_message(self._buffer)
         if message.kind is ColoMessage.EXTENSIONS and self.machine.dialect.extended:

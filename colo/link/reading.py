@@ -1,4 +1,4 @@
-"""One message from a connection, COLO's or the return path's, without a byte of what follows it."""
+"""One message from a connection, without a byte of what follows it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from colo.protocol.messages import DEVICE_LIMIT_BYTES
 
 
 def read_message(buffer: ReadBuffer, *, device_limit_bytes: int = DEVICE_LIMIT_BYTES) -> Message:
-    """Read one. Raises what the buffer raises, StreamError for what is no message, LimitExceeded for a VMSTATE_SIZE over
-    its limit."""
+    """Read one of COLO's. Raises what the buffer raises, StreamError for what is no message, LimitExceeded for a VMSTATE_SIZE
+    over its limit."""
     position = buffer.position
     raw = b""
     while missing := message_missing_bytes(raw):
@@ -25,7 +25,7 @@ def read_message(buffer: ReadBuffer, *, device_limit_bytes: int = DEVICE_LIMIT_B
 
 
 def read_return_path(buffer: ReadBuffer) -> ReturnPathMessage:
-    """Read one message of the return path. Raises what the buffer raises, StreamError for what is no message."""
+    """Read one message of the return path. Raises what the buffer raises, StreamError for what is none."""
     position = buffer.position
     raw = b""
     while missing := return_path_missing_bytes(raw):

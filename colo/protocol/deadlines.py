@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from colo.protocol import Phase, StateFacts, migration
+from colo.protocol import Phase, StateFacts
 
 _OF_PHASE = {
     Phase.HANDSHAKE: "handshake_s",
@@ -13,13 +13,6 @@ _OF_PHASE = {
     Phase.MESSAGE: "message_s",
     Phase.RAM: "epoch_s",
     Phase.DEVICE: "epoch_s",
-    migration.Phase.HANDSHAKE: "handshake_s",
-    migration.Phase.ROUND: "epoch_s",
-    migration.Phase.DEVICES: "epoch_s",
-    migration.Phase.SWITCHOVER: "epoch_s",
-    migration.Phase.TAKEN: "message_s",
-    migration.Phase.STREAM: "epoch_s",
-    migration.Phase.LAST_WORD: "epoch_s",
 }
 
 
@@ -47,7 +40,7 @@ class Deadlines:
             self, message_s=min(self.message_s, seconds), progress_s=min(self.progress_s, seconds), idle_s=seconds
         )
 
-    def of(self, facts: StateFacts | migration.MigrationFacts) -> float | None:
+    def of(self, facts: StateFacts) -> float | None:
         """Seconds the state described by ``facts`` may last, None without limit."""
         name = _OF_PHASE.get(facts.phase)
         return None if name is None else getattr(self, name)

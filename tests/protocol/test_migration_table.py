@@ -157,6 +157,8 @@ def test_a_destination_says_what_is_true_and_nothing_when_it_does_not_know() -> 
 
 
 def test_a_hung_vm_is_run_on_from_beside_only_where_it_is_here() -> None:
+    for state, holds in product(states(Role.SOURCE), SETTINGS):
+        assert lookup(Role.SOURCE, state, E.VM_HUNG, holds).expected
     for row in ROWS:
         if row.event is E.VM_HUNG:
             assert (A.RUN_ON in row.actions) == (row.actions != () and facts(row.role, row.next_state).place is VmPlace.HERE)
@@ -166,7 +168,7 @@ def test_a_hung_vm_is_run_on_from_beside_only_where_it_is_here() -> None:
 def test_deadlines_run_where_the_peer_is_awaited() -> None:
     for (role, state), fact in FACTS.items():
         assert facts(role, state) is fact
-        seconds = Deadlines().of(fact)
+        seconds = fact.seconds(Deadlines())
         assert (seconds is None) == (fact.phase in {Phase.LOCAL, Phase.OVER, Phase.CONNECT}), state
         if fact.over:
             assert fact.reads is Reads.NOTHING

@@ -86,9 +86,11 @@ class Exchange:
     def _step(self, event: Event) -> Event | None:
         try:
             actions = self.feed(event)
-        except ProtocolError as error:
+        except BaseException as error:
             self._on_error(error)
             actions = self.machine.actions
+            if not isinstance(error, ProtocolError) and not self.machine.facts.over:
+                return event_of(error)  # a listener of this thread's, or Ctrl-C
         following = self._carry_out(actions)
         if self.machine.ended:
             return None

@@ -49,7 +49,7 @@ def _setup_rows() -> Iterator[Row]:
 
 
 def _round_rows() -> Iterator[Row]:
-    """Here postcopy's advice, listening and recovery will branch off."""
+    """Postcopy's advice, listening and recovery have their place here; further channels are opened before the first round."""
     a, c, e, s = Action, Condition, Event, State
     row = partial(row_of, SOURCE)
     yield row(s.SENDING_ROUND, e.ROUND_SENT, s.AWAIT_ROUND, a.SEND_ROUND_PING, when=[c.RETURN_PATH])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from colo.protocol.migration.words import MigrationStatus, Phase, Reads, Role, State, VmPlace
+
+if TYPE_CHECKING:
+    from colo.protocol.deadlines import Deadlines
 
 SOURCE, DESTINATION = Role.SOURCE, Role.DESTINATION
 
@@ -26,6 +29,21 @@ class MigrationFacts(NamedTuple):
         """No connection: each of its actions is carried out, whatever another one raises."""
         return self.phase is Phase.OVER
 
+    def seconds(self, deadlines: Deadlines) -> float | None:
+        """How long this state may last, None without limit."""
+        name = _DEADLINES.get(self.phase)
+        return None if name is None else getattr(deadlines, name)
+
+
+_DEADLINES = {
+    Phase.HANDSHAKE: "handshake_s",
+    Phase.ROUND: "epoch_s",
+    Phase.DEVICES: "epoch_s",
+    Phase.SWITCHOVER: "epoch_s",
+    Phase.TAKEN: "message_s",
+    Phase.STREAM: "epoch_s",
+    Phase.LAST_WORD: "epoch_s",
+}
 
 _S, _Q, _P, _R = State, MigrationStatus, Phase, Reads
 _HERE, _THERE, _UNDECIDED = VmPlace.HERE, VmPlace.THERE, VmPlace.UNDECIDED

@@ -99,6 +99,10 @@ class MigrationDestination:
             self._machine, self._handlers, self._await_event, on_error=self._went_wrong, on_state=self._publish)
         try:
             self._exchange.run(Event.STARTED)
+        except BaseException as error:  # Ctrl-C between two steps
+            self._error = error
+            self._set_status(MigrationStatus.FAILED)
+            raise
         finally:
             self._over_ns = time.monotonic_ns()
             if self._link is not None:

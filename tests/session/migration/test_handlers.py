@@ -48,7 +48,7 @@ def test_what_a_hung_vm_asks_for_is_done_from_beside() -> None:
 
 def exchange(
     machine: MigrationMachine, done: list[Action], failing: dict[Action, BaseException], errors: list[BaseException],
-    reports: dict[Action, Event] | None = None,
+    reports: dict[Action, Event] | None = None, on_state: Callable[[], None] = lambda: None,
 ) -> Exchange:
     def handler(action: Action) -> Callable[[], Event | None]:
         def act() -> Event | None:
@@ -62,7 +62,7 @@ def exchange(
     def silence() -> Event:
         raise ChannelLost("nobody there")
 
-    return Exchange(machine, {action: handler(action) for action in Action}, silence, on_error=errors.append)
+    return Exchange(machine, {action: handler(action) for action in Action}, silence, on_error=errors.append, on_state=on_state)
 
 
 ENDINGS = [
@@ -154,3 +154,22 @@ def test_an_interruption_once_all_is_handed_out_is_no_way_back() -> None:
         it = exchange(machine, done, {}, [], {Action.ARBITRATE: Event.CLAIM_UNDECIDED})
         it.run(Event.CANCELLED)
         assert machine.state is State.UNDECIDED and Action.RUN_ON not in done
+
+
+@pytest.mark.parametrize(("state", "event", "then"), [
+    (State.AWAIT_LAST_WORD, Event.LAST_WORD, State.FAILED), (State.STARTING, Event.FAILED, State.MAY_RUN)])
+def test_a_step_that_cannot_be_told_is_a_failure_and_its_ending_is_whole(state: State, event: Event, then: State) -> None:
+    machine = MigrationMachine(Role.DESTINATION)
+    machine.state = state
+    done: list[Action] = []
+    errors: list[BaseException] = []
+
+    def interrupt() -> None:
+        if len(errors) < 2:
+            raise KeyboardInterrupt
+
+    it = exchange(machine, done, {}, errors, on_state=interrupt)
+    it.run(event)
+    assert machine.state is then and done[-1] is Action.HANG_UP
+    assert Action.LOAD not in done and Action.START_VM not in done
+    assert {type(error) for error in errors} == {KeyboardInterrupt}
