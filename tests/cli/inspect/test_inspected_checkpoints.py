@@ -16,7 +16,7 @@ from colo.protocol import Event, Reads, State, encode_message
 from colo.protocol.words import FROM_PEER
 from colo.wire import ColoMessage
 
-VECTOR = Path(__file__).resolve().parents[1] / "vectors" / "7.2-colo.stream.xz"
+VECTOR = Path(__file__).resolve().parents[2] / "vectors" / "7.2-colo.stream.xz"
 
 
 @pytest.fixture(scope="module")
