@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +16,9 @@ from typing import Any
 import pytest
 
 from colo.control.client import ask
+from tests.cli.watched import COLO, ROOT, PageVm, leading
 from tests.faults.rig import wait_until
 from tests.strangers import needs_root
-
-_spec = importlib.util.spec_from_file_location("watched", Path(__file__).with_name("watched.py"))
-assert _spec is not None and _spec.loader is not None
-watched = sys.modules.setdefault("watched", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(watched)
-ROOT, COLO, PageVm, leading = watched.ROOT, watched.COLO, watched.PageVm, watched.leading
 
 
 @pytest.fixture

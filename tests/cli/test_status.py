@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -29,13 +28,7 @@ from colo.figures.kinds import KIND_OF, pages_by_kind
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
 from colo.text import printable
-
-_spec = importlib.util.spec_from_file_location("watched", Path(__file__).with_name("watched.py"))
-assert _spec is not None and _spec.loader is not None
-watched = sys.modules.setdefault("watched", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(watched)
-Command, Terminal, PageVm, leading, secondary_process = (
-    watched.Command, watched.Terminal, watched.PageVm, watched.leading, watched.secondary_process)
+from tests.cli.watched import COLO, ROOT, Command, PageVm, Terminal, leading, secondary_process
 
 
 @pytest.fixture
@@ -165,7 +158,7 @@ def test_a_takeover_ends_the_watch_well(tmp_path: Path, vm: Any) -> None:
             try:
                 watching.wait_for(lambda lines: any("protecting" in line for line in lines))
                 done = subprocess.run(
-                    [*watched.COLO, "failover", "--socket", socket_path, "--json"], cwd=watched.ROOT, capture_output=True,
+                    [*COLO, "failover", "--socket", socket_path, "--json"], cwd=ROOT, capture_output=True,
                     text=True, timeout=60, check=True)
                 assert json.loads(done.stdout)["reason"] == "request"
                 assert watching.end() == 0

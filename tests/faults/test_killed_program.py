@@ -22,8 +22,8 @@ from colo.qemu.process import QemuProcess
 from colo.session.secondary import Secondary, SecondaryConfig
 from colo.stream import StreamLimits
 from tests.faults.rig import wait_until
-from tests.lease.protected import save
-from tests.lease.test_witness import LONG_MS, SOON_S, Program
+from tests.fence.protected import save
+from tests.fence.test_witness import LONG_MS, SOON_S, Program
 from tests.qemu.tiny_machine import Machine, wait_for_lines
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]

@@ -7,13 +7,13 @@ from typing import Any
 
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.receive.ramsurvey import PAGE_BYTES_MIN
+from colo.cli.inspect.checkpoints import Checkpoints
 from colo.cli.inspect.section_pages import COUNTS, EOS, SectionPages
 from colo.errors import ColoError, LimitExceeded, StreamError
 from colo.stream import (
     DEFAULT_LIMITS,
     CommandItem,
     Configuration,
-    DeviceCheck,
     DeviceSection,
     DeviceState,
     EndOfStream,
@@ -23,9 +23,7 @@ from colo.stream import (
     Packaged,
     RamBlockInfo,
     StreamLimits,
-    StreamReader,
     Vmdesc,
-    check_device_blob,
     parse_mem_size,
 )
 from colo.stream.commands import meaning_of
@@ -279,68 +277,15 @@ class Inspection:
     # -- a COLO channel
 
     def _read_checkpoints(self) -> None:
-        reader = self._reader
-        check = DeviceCheck(self._first, self._limits) if self._first else None
-        while not self._buf.at_end():
-            self._pages.clear_counts()
-            row: dict[str, Any] = {
-                "number": len(self.found["checkpoints"]) + 1,
-                "offset": self._buf.position,
-                "commands": [],
-                "sections": [],
-                "ram_blocks": [],
-            }
-            self._expect(ColoMessage.CHECKPOINT_REQUEST)
-            self.found["checkpoints"].append(row)
-            if self._buf.at_end():
-                return  # asked for when the channel ended
-            self._expect(ColoMessage.VMSTATE_SEND)
-            self._pages.begin()
-            for item in StreamReader.live_state(self._buf, self._limits, started=reader.live_sections):
-                if isinstance(item, DeviceState):
-                    raise StreamError(
-                        "device sections among a checkpoint's live state",
-                        where="checkpoint",
-                        offset=item.offset,
-                    )
-                self._keep(item, row)
-                if len(reader.problems):
-                    raise reader.problems[0]
-            row |= self._pages.totals()
-            self._expect(ColoMessage.VMSTATE_SIZE)
-            offset = self._buf.position
-            size = self._buf.read_u64()
-            if size > self._limits.device_state_bytes:
-                raise LimitExceeded(
-                    f"{size} bytes of device state, at most {self._limits.device_state_bytes}",
-                    where="VMSTATE_SIZE",
-                    offset=offset,
-                    value=size,
-                )
-            blob = self._buf.read_exact(size)
-            row["device_state_bytes"] = size
-            try:
-                sections = check.check(blob) if check else check_device_blob(blob, limits=self._limits)
-            except StreamError as error:
-                raise type(error)(
-                    error.detail,
-                    where=f"checkpoint {row['number']}, {error.where}",
-                    offset=None if error.offset is None else offset + 8 + error.offset,
-                    value=error.value,
-                ) from None
-            row["devices"] = len(sections)
-            row["length_bytes"] = self._buf.position - row["offset"]
+        Checkpoints(
+            self._buf, self._limits, self._pages, started=self._reader.live_sections, first=self._first,
+            keep=self._keep_of_checkpoint).read(self.found["checkpoints"])
 
-    def _expect(self, message: ColoMessage) -> None:
-        offset = self._buf.position
-        number = self._buf.read_u32()
-        if number != message:
-            raise StreamError(
-                f"message {number}, expected {message.name} ({int(message)})",
-                where="COLO channel",
-                offset=offset,
-                value=number,
-            )
+    def _keep_of_checkpoint(self, item: Item, row: dict[str, Any]) -> None:
+        """Nothing is passed over in a checkpoint: behind what is wrong its end cannot be found."""
+        self._keep(item, row)
+        if self._reader.problems:
+            raise self._reader.problems[0]
 
 
 def problem_row(problem: ColoError) -> dict[str, Any]:

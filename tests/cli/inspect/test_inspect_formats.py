@@ -20,7 +20,7 @@ from colo.cli.inspect import command as inspect
 from colo.errors import StorageError, StreamError
 from colo.stream import LiveSection, StreamReader
 
-VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+VECTORS = Path(__file__).resolve().parents[2] / "vectors"
 OTHERS = sorted(path.name.removesuffix(".stream.xz") for path in (VECTORS / "inspect").glob("*.stream.xz"))
 
 

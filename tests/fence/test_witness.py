@@ -83,11 +83,11 @@ class Standby:
 
 
 class Program:
-    """A process with a protected VM (:mod:`tests.lease.protected`), in a group of its own."""
+    """A process with a protected VM (:mod:`tests.fence.protected`), in a group of its own."""
 
     def __init__(self, address: str, arbiter: str, **options: Any) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.lease.protected", address, arbiter, json.dumps(options)], cwd=ROOT, text=True,
+            [sys.executable, "-m", "tests.fence.protected", address, arbiter, json.dumps(options)], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self.pid = self.process.pid
         self.events: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ import pytest
 from colo.cli.inspect import command as inspect
 from colo.errors import StreamError
 
-VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+VECTORS = Path(__file__).resolve().parents[2] / "vectors"
 
 
 @pytest.fixture

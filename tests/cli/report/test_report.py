@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import html.parser
-import importlib.util
 import json
 import os
 import platform
 import re
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -33,12 +31,7 @@ from colo.figures.series import percentile
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
 from colo.text import size
-
-_spec = importlib.util.spec_from_file_location("watched", Path(__file__).with_name("watched.py"))
-assert _spec is not None and _spec.loader is not None
-watched = sys.modules.setdefault("watched", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(watched)
-PageVm, leading, secondary_process = watched.PageVm, watched.leading, watched.secondary_process
+from tests.cli.watched import COLO, ROOT, PageVm, leading, secondary_process
 
 NAMES = {"": "http://www.w3.org/1999/xhtml", "svg": "http://www.w3.org/2000/svg"}
 HOSTILE = "</text><script>alert('&amp;')</script>\"]]><!--"
@@ -135,9 +128,9 @@ def check_figures(page: Page, side: dict[str, Any]) -> None:
 def test_the_embedded_demo_s_report_has_its_figures(tmp_path: Path) -> None:
     pytest.importorskip("unicorn")
     done = subprocess.run(
-        [*watched.COLO, "demo", "--seconds", "1.5", "--memory-mib", "4", "--interval-ms", "20", "--kill-after", "1.2", "--json",
+        [*COLO, "demo", "--seconds", "1.5", "--memory-mib", "4", "--interval-ms", "20", "--kill-after", "1.2", "--json",
          "--xbzrle", "--report", str(tmp_path / "deep" / "report")],
-        cwd=watched.ROOT, capture_output=True, text=True, timeout=100, check=False)
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     verdict = json.loads(done.stdout.splitlines()[-1])["data"]
     page = Page(tmp_path / "deep" / "report")
@@ -315,7 +308,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path
     arguments = ["secondary", "tcp:127.0.0.1:0", "--ram-dir", str(tmp_path / "ram"), "--report", str(tmp_path / "file")]
     # In a process of its own, as it takes itself out of core dumps.
     done = subprocess.run(
-        [*watched.COLO, *arguments], cwd=watched.ROOT, capture_output=True, text=True, timeout=60, check=False)
+        [*COLO, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 8
     assert "--report" in done.stderr
     assert not (tmp_path / "ram").exists()
@@ -475,8 +468,8 @@ def test_the_qemu_demo_s_report_joins_what_both_sides_know(tmp_path: Path) -> No
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("no /dev/kvm")
     done = subprocess.run(
-        [*watched.COLO, "demo", "--vm", "qemu", "--kill-after", "3", "--json", "--report", str(tmp_path)],
-        cwd=watched.ROOT, capture_output=True, text=True, timeout=110, check=False)
+        [*COLO, "demo", "--vm", "qemu", "--kill-after", "3", "--json", "--report", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     if done.returncode == 10:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

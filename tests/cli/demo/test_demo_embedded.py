@@ -22,7 +22,7 @@ from colo.cli.demo.verdict import Verdict, difference
 from colo.cli.terminal.output import SessionOutput
 from colo.errors import NoCheckpoint, Unsupported, VmError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KILLS = 200
 
 

@@ -1,4 +1,4 @@
-"""A program with a VM of its own that it protects: ``python -m tests.lease.protected ADDRESS ARBITER OPTIONS``.
+"""A program with a VM of its own that it protects: ``python -m tests.fence.protected ADDRESS ARBITER OPTIONS``.
 
 ``OPTIONS`` are a PrimaryConfig's, as JSON; with ``saved`` the VM is what :func:`save` has put there, and stands still. Says what happens in JSON lines. Reads commands, a line each: ``status``, ``stop``,
 ``fork``, ``exec``, ``end``.
