@@ -39,7 +39,6 @@ LONGER: dict[str, str] = {
     "_fast/send/pageencoder.pyx": "is to be split",
     "lease/promises.py": "is to be split",
     "link/follower.py": "is to be split",
-    "link/primary_link.py": "is to be split",
     "memory/image.py": "is to be split",
     "private.py": "is to be split",
     "qemu/primary.py": "is to be split",
@@ -48,7 +47,6 @@ LONGER: dict[str, str] = {
     "qemu/standby.py": "is to be split",
     "session/in_process.py": "is to be split",
     "session/migration.py": "is to be split",
-    "session/primary.py": "is to be split",
     "session/protector.py": "is to be split",
     "session/secondary.py": "is to be split",
 }

@@ -36,6 +36,7 @@ from colo.stream import Configuration, StreamLimits
 from colo.trace import listening
 from colo.transport import listen, tune
 from colo.transport.admission import PENDING_LIMIT, admit
+from colo.vm.calls import call_vm
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import decode_state
 from colo.wake import Wake
@@ -208,7 +209,7 @@ class MigrationDestination:
             sock.close()
 
     def _take(self, sock: socket.socket) -> Arrival:
-        self._call("pause", self.vm.pause)
+        call_vm("pause", self.vm.pause)
         link = self._link = MigrationIn(
             sock, GuestImage(self.vm.memory.blocks), deadlines=self.config.deadlines, limits=self.config.limits,
             wake_fd=self._wake.fd, arbiter=self._arbiter is not None, on_opened=self._opened)
@@ -217,7 +218,7 @@ class MigrationDestination:
             raise Interrupted("the destination was asked to stop")
         self._set_status(_S.DEVICE)
         state = decode_state(received.device_state, self.config.limits)
-        self._call("load_state", lambda: self.vm.load_state(state))
+        call_vm("load_state", lambda: self.vm.load_state(state))
         if self._arbiter is not None:
             self._claim(self._arbiter)
         self._start()
@@ -234,7 +235,7 @@ class MigrationDestination:
         if not self.config.resume:
             return
         try:
-            self._call("resume", self.vm.resume)
+            call_vm("resume", self.vm.resume)
         except VmError as error:
             try:
                 self.vm.pause()
@@ -247,12 +248,6 @@ class MigrationDestination:
         self._generation = claim(
             arbiter, self._generation, reason="migration arrived", on_undecided=lambda text: self._tell("notice", text),
             stopping=lambda: self._stopping)
-
-    def _call(self, name: str, method: Callable[[], object]) -> None:
-        try:
-            method()
-        except Exception as error:
-            raise VmError(f"the VM's {name}() raised {type(error).__name__}: {error}") from error
 
     # -- what the stream asks
 
