@@ -38,7 +38,8 @@ class EpochSource(Protocol):
 
     def take_back(self, number: int) -> None:
         """The connection is over, and ``number``, sealed or not, was not committed as far as is known: its changes belong to
-        the next epoch again. What is raised is told as a notice."""
+        the next epoch again. What is raised is told as a notice. Where one of the VM's own methods hangs, it comes when that
+        returns, if ever: then behind ``end``."""
 
     def end(self, won: bool) -> None:
         """``won``: this side runs the VM alone, and nobody else will: what is held back may go, and so may what comes from

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from socket import socket as Socket
 from typing import Any
 
@@ -145,13 +146,7 @@ class Deciding:
         self._look: GenerationLook | None = None
         self._given_up: str | None = None
         self.actions: dict[Action, Callable[[], Event | None]] = {
-            Action.ARBITRATE: self._arbitrate,
-            Action.RUN_ALONE: self._run_alone,
-            Action.RELEASE_ALL: self._release_all,
-            Action.DROP_ALL: self._drop_all,
-            Action.STOP_VM: self._stop_vm,
-        }
-        """Those of the primary's rows that no connection carries out."""
+            action: partial(method, self) for action, method in ACTIONS.items()}
 
     # -- the generation
 
@@ -257,3 +252,13 @@ class Deciding:
         how = VmError(f"{error}; the VM was not resumed: {self.error}")
         how.__cause__ = self.error
         return how
+
+
+ACTIONS: dict[Action, Callable[[Deciding], Event | None]] = {
+    Action.ARBITRATE: Deciding._arbitrate,
+    Action.RUN_ALONE: Deciding._run_alone,
+    Action.RELEASE_ALL: Deciding._release_all,
+    Action.DROP_ALL: Deciding._drop_all,
+    Action.STOP_VM: Deciding._stop_vm,
+}
+"""What the session carries out of the primary's rows; a connection does the others: :data:`colo.link.primary_link.ACTIONS`."""
