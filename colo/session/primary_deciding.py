@@ -261,4 +261,4 @@ ACTIONS: dict[Action, Callable[[Deciding], Event | None]] = {
     Action.DROP_ALL: Deciding._drop_all,
     Action.STOP_VM: Deciding._stop_vm,
 }
-"""What the session carries out of the primary's rows; a connection does the others: :data:`colo.link.primary_link.ACTIONS`."""
+"""What the session carries out of the primary's rows; a connection does the rest: :data:`colo.link.primary_link.ACTIONS`."""

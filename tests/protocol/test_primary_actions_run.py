@@ -187,7 +187,7 @@ def test_who_cannot_run_the_vm_lets_nothing_go(vm: HeardVm, heard: Heard, direct
     side = Side(vm, heard, directory)
     side.link.machine.state = S.AWAIT_RECEIVED
     vm.resume = broken  # type: ignore[method-assign]
-    with pytest.raises(Exception, match="resume.*broken"):
+    with pytest.raises(Exception, match=r"resume.*broken"):
         side.link.end(E.FAILOVER_REQUESTED)
     assert heard.calls == [("take_back", 5)]
     assert side.link.sock.fileno() == -1
