@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from colo.arbiter.admission import may_protect, take_first
 from colo.arbiter.arbiter import Arbiter, ArbiterIdentity, Claim, Holder
-from colo.arbiter.claiming import claim
+from colo.arbiter.claiming import claim, until_decided
 from colo.arbiter.runner import Runner
 from colo.arbiter.uri import arbiter_from_uri, init_arbiter
 
@@ -29,4 +29,5 @@ __all__ = [
     "init_arbiter",
     "may_protect",
     "take_first",
+    "until_decided",
 ]

@@ -17,6 +17,32 @@ def _sleep(seconds: float) -> bool:
     return False
 
 
+def until_decided(
+    ask: Callable[[], int],
+    *,
+    on_undecided: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
+    wait: Callable[[float], bool] = _sleep,
+) -> int:
+    """What ``ask`` returns: the generation that it won. While that cannot be decided, it asks again.
+
+    ``on_undecided`` is told once. ``wait`` waits so many seconds, and says whether to give up, as ``stopping`` does; what it
+    raises ends the asking. Raises ArbitrationLost (the other side runs), or ArbitrationError when it was given up.
+    """
+    told = False
+    while True:
+        try:
+            return ask()
+        except ArbitrationLost:
+            raise
+        except ArbitrationError as error:
+            if not told:
+                on_undecided(f"who may run is undecided, trying again: {error}")
+                told = True
+            if stopping() or wait(RETRY_S):
+                raise
+
+
 def claim(
     arbiter: Arbiter,
     generation: int,
@@ -27,21 +53,10 @@ def claim(
     wait: Callable[[float], bool] = _sleep,
     runner: Runner | None = None,
 ) -> int:
-    """Win the generation after ``generation``, and return it. While that cannot be decided, it is asked again.
+    """Win the generation after ``generation``, and return it; asked again as :func:`until_decided` does, and raises as it.
 
-    ``runner`` is the process that runs the VM, or will (this one if not given). ``on_undecided`` is told once, ``wait``
-    waits, and says whether to give up, as ``stopping`` does. Raises ArbitrationLost (the other side runs), or
-    ArbitrationError when it was given up.
+    ``runner`` is the process that runs the VM, or will (this one if not given).
     """
-    told = False
-    while True:
-        try:
-            return arbiter.claim(generation, reason=reason, runner=runner).generation
-        except ArbitrationLost:
-            raise
-        except ArbitrationError as error:
-            if not told:
-                on_undecided(f"who may run is undecided, trying again: {error}")
-                told = True
-            if stopping() or wait(RETRY_S):
-                raise
+    return until_decided(
+        lambda: arbiter.claim(generation, reason=reason, runner=runner).generation,
+        on_undecided=on_undecided, stopping=stopping, wait=wait)

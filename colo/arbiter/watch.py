@@ -1,4 +1,4 @@
-"""Looks at the arbiter while a primary is followed: a generation that is not the primary's protects nobody."""
+"""Looks at the arbiter now and then: a generation that is over protects nobody, and who held it stops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from colo.errors import ArbitrationError
 
 LOOK_S = 0.5
 HOLD_LOOK_S = 0.2
-"""How often a session that holds its checkpoint looks whether the other side runs."""
+"""How often a session that could run, or does, looks whether the other side does."""
 
 
 class Watched(Protocol):
@@ -20,73 +20,79 @@ class Watched(Protocol):
     def current(self) -> int: ...
 
 
-class GenerationLook:
-    """Looks, on a thread of its own, whether ``generation`` is over: then :attr:`lost` says so, and ``wake`` is called."""
+class _Look:
+    """Looks at the arbiter, on a thread of its own, while some generation is expected."""
 
-    def __init__(self, arbiter: Watched, generation: int, wake: Callable[[], None]) -> None:
-        self.lost = ""
+    every_s = LOOK_S
+
+    def __init__(self, arbiter: Watched, name: str, expected: int | None) -> None:
         self._arbiter = arbiter
-        self._generation = generation
-        self._wake = wake
+        self._expected = expected
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="colo-generation-look", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Look no more; a look that hangs is left to itself."""
-        self._over.set()
-
-    def _look(self) -> None:
-        while not self._over.is_set():
-            try:
-                seen = self._arbiter.current()
-            except ArbitrationError:
-                seen = self._generation  # it cannot be told just now
-            if seen > self._generation:
-                self.lost = f"the arbiter shows generation {seen}"
-                if not self._over.is_set():
-                    self._wake()
-                return
-            self._over.wait(HOLD_LOOK_S)
-
-
-class ArbiterWatch:
-    """Calls ``alarm(text)``, on a thread of its own, when the arbiter shows another generation than the one followed, or
-    nothing at all; with "" when it is as it should be again."""
-
-    def __init__(self, arbiter: Watched, alarm: Callable[[str], None]) -> None:
-        self._arbiter = arbiter
-        self._alarm = alarm
-        self._expected: int | None = None
-        self._said = ""
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="colo-arbiter-watch", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def expect(self, generation: int | None) -> None:
-        """The primary that is followed from now on holds ``generation``; None: none is followed."""
+        """From now on ``generation`` should hold; None: whichever does."""
         self._expected = generation
 
     def close(self) -> None:
         """Look no more; a look that hangs is left to itself."""
         self._over.set()
 
-    def _watch(self) -> None:
-        while not self._over.wait(LOOK_S):
-            expected = self._expected
-            if expected is None:
-                continue
-            try:
-                seen = self._arbiter.current()
-                text = "" if seen == expected else (
-                    f"this side follows generation {expected}, but the arbiter shows {seen}: as things are, it could not "
-                    "take "
-                    "over; see who holds it with `colo arbiter show`")
-            except ArbitrationError as error:
-                text = f"the arbiter cannot be read, so this side could not take over as things are: {error}"
-            if text != self._said and not self._over.is_set() and expected == self._expected:
-                self._said = text
-                self._alarm(text)
+    def _run(self) -> None:
+        while not self._over.is_set():
+            if (expected := self._expected) is not None:
+                seen, unreadable = None, None
+                try:
+                    seen = self._arbiter.current()
+                except ArbitrationError as error:
+                    unreadable = error
+                if not self._over.is_set() and expected == self._expected:  # else it was asked too early to tell
+                    self._saw(expected, seen, unreadable)
+            self._over.wait(self.every_s)
+
+    def _saw(self, expected: int, seen: int | None, unreadable: ArbitrationError | None) -> None:
+        raise NotImplementedError
+
+
+class GenerationLook(_Look):
+    """Notices that ``generation`` is over, as somebody else has claimed the VM: then :attr:`lost` says so, and ``wake`` is
+    called, once. A claim of this side's own is made between ``expect(None)`` and ``expect`` of what it won."""
+
+    every_s = HOLD_LOOK_S
+
+    def __init__(self, arbiter: Watched, generation: int | None, wake: Callable[[], None]) -> None:
+        self.lost = ""
+        self._wake = wake
+        super().__init__(arbiter, "colo-generation-look", generation)
+
+    def _saw(self, expected: int, seen: int | None, unreadable: ArbitrationError | None) -> None:
+        if seen is not None and seen > expected:  # when it cannot be told just now, the lease lasts as long as it does
+            self.lost = f"the arbiter shows generation {seen}"
+            self.close()
+            self._wake()
+
+
+class ArbiterWatch(_Look):
+    """Calls ``alarm(text)``, on a thread of its own, when the arbiter shows another generation than the one followed, or
+    nothing at all; with "" when it is as it should be again."""
+
+    def __init__(self, arbiter: Watched, alarm: Callable[[str], None]) -> None:
+        self._alarm = alarm
+        self._said = ""
+        super().__init__(arbiter, "colo-arbiter-watch", None)
+
+    def _saw(self, expected: int, seen: int | None, unreadable: ArbitrationError | None) -> None:
+        text = ""
+        if unreadable is not None:
+            text = f"the arbiter cannot be read, so this side could not take over as things are: {unreadable}"
+        elif seen != expected:
+            text = (
+                f"this side follows generation {expected}, but the arbiter shows {seen}: as things are, it could not take "
+                "over; see who holds it with `colo arbiter show`")
+        if text != self._said:
+            self._said = text
+            self._alarm(text)
 
 
 def why_ended(arbiter: Arbiter | None) -> str:

@@ -1,17 +1,19 @@
-"""When the parts of a primary's checkpoint happened, and which records were made for it."""
+"""When the parts of a primary's checkpoint happened, what it came to, and which records were made for it."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from colo._fast.send.pageencoder import PageEncoder
+from colo.figures.primary_report import PrimaryReport
 
 
 @dataclass(slots=True)
 class CheckpointTimes:
-    """In monotonic nanoseconds, 0: not yet."""
+    """One checkpoint: its times in monotonic nanoseconds, 0: not yet; its counts."""
 
     begin: int = 0
     ahead: int = 0
@@ -24,6 +26,14 @@ class CheckpointTimes:
     resumed: int = 0
     sending: int = 0
     sent: int = 0
+    stream_start: int = 0
+    """Bytes sent over the connection before it."""
+    pause_ms: float = 0.0
+    """All that the VM stood still."""
+    dirty_pages: int = 0
+    """Each counted once."""
+    paused_pages: int = 0
+    """Found dirty in the pause."""
 
     def parts_ms(self, now_ns: int) -> dict[str, float]:
         """By the names of :class:`~colo.figures.primary_report.PrimaryReport`."""
@@ -39,6 +49,18 @@ class CheckpointTimes:
             "transfer_ms": now_ns - sending,
         }
         return {name: ns / 1e6 for name, ns in parts.items()}
+
+
+    def report(
+        self, connection: int, number: int, *, full_copy: bool, precopied_pages: int, stream_bytes: int, device_bytes: int,
+        pages: dict[str, int], record_bytes: dict[str, int],
+    ) -> PrimaryReport:
+        """It was acknowledged just now."""
+        return PrimaryReport(
+            connection=connection, number=number, full_copy=full_copy, pause_ms=self.pause_ms,
+            dirty_pages=self.dirty_pages, precopied_pages=precopied_pages, paused_pages=self.paused_pages,
+            stream_bytes=stream_bytes, device_bytes=device_bytes, pages=pages, record_bytes=record_bytes,
+            **self.parts_ms(time.monotonic_ns()))
 
 
 class RecordCounts:

@@ -60,7 +60,7 @@ class Outbox:
             self._bytes += size
             bypass = self._bypass
         if bypass:
-            self.release_all()
+            self._deliver_all()
         elif pressed:
             self.on_pressure()
 
@@ -69,47 +69,57 @@ class Outbox:
         """Items that wait."""
         return len(self._items)
 
-    def seal(self) -> None:
-        """The VM stands still: what waits now is covered by the checkpoint that is being made."""
+    # -- as a participant of checkpoints
+
+    name = "the outbox"
+
+    def seal(self, number: int) -> None:
+        """What waits now is covered by the checkpoint that is being made. From the first one on there is one who could take
+        over: nothing leaves at once any more."""
         with self._lock:
+            self._bypass = False
             self._sealed = len(self._items)
 
-    def unseal(self) -> None:
-        """That checkpoint did not come to be: its items wait for the next."""
-        with self._lock:
-            self._sealed = 0
-
-    def release(self) -> None:
-        """The checkpoint is committed: deliver what it covers."""
+    def release(self, number: int) -> None:
+        """The checkpoint is committed: deliver what it covers. Raises what ``deliver`` raises; what was not delivered then
+        leaves with the next checkpoint."""
         with self._delivery:
             while self._sealed:
                 self._deliver_first()
 
-    def release_all(self) -> None:
-        """This side runs alone: deliver everything."""
-        with self._delivery:
-            while self._items:
-                self._deliver_first()
+    def take_back(self, number: int) -> None:
+        """That checkpoint did not come to be: its items wait for the next."""
+        with self._lock:
+            self._sealed = 0
 
-    def bypass(self, on: bool) -> None:
-        """While on, items are delivered as they come: nobody could take over from a checkpoint before them."""
-        self._bypass = on
-        if on:
-            self.release_all()
-
-    def drop_all(self) -> None:
-        """The other side took over: nothing leaves from here any more."""
+    def end(self, won: bool) -> None:
+        """``won``: deliver everything, and what comes from now on at once. Else the other side took over: nothing leaves from
+        here any more."""
+        if won:
+            self.bypass(True)
+            return
         with self._lock:
             self.dropped += len(self._items)
             self._items.clear()
             self._bytes = self._sealed = 0
             self._closed = True
 
+    def bypass(self, on: bool) -> None:
+        """While on, items are delivered as they come: nobody could take over from a checkpoint before them."""
+        self._bypass = on
+        if on:
+            self._deliver_all()
+
+    def _deliver_all(self) -> None:
+        with self._delivery:
+            while self._items:
+                self._deliver_first()
+
     def _deliver_first(self) -> None:
         item, size = self._items[0]
         self._deliver(item)
         with self._lock:
-            if self._items:  # drop_all may have come between
+            if self._items:  # the end may have come between
                 self._items.popleft()
                 self._bytes -= size
             self._sealed = max(0, self._sealed - 1)

@@ -42,6 +42,8 @@ class PrimaryPages:
         """Found by the last harvest, and not owned before it."""
         self.again = [DirtyBitmap(pages) for pages in self._counts]
         """Found by the last harvest, and owned before it: written after they were taken."""
+        self.found = 0
+        """How many pages the last harvest found."""
         self._owed = False
         self._started = False
         self._addresses: list[int] = []
@@ -102,6 +104,7 @@ class PrimaryPages:
             again.subtract(fresh)
             owned.union(fresh)
         self._owed = True
+        self.found = found
         return found
 
     def take_all(self) -> None:
@@ -109,6 +112,12 @@ class PrimaryPages:
         self.harvest()
         for bitmap, pages in zip(self._bitmaps, self._counts, strict=True):
             bitmap.set(0, pages)
+
+    def next_round(self) -> int:
+        """Harvest anew in a first copy: what was sent is the receiver's, but not committed. A cut means a copy of everything,
+        so nothing is forgotten by that."""
+        self.commit()
+        return self.harvest()
 
     def commit(self) -> None:
         """The receiver has the pages."""
@@ -123,6 +132,27 @@ class PrimaryPages:
             self._owed = False
             with contextlib.suppress(TrackerError):  # lost: it is started anew, with a full copy
                 self.tracker.give_back(self._bitmaps)
+
+    # -- as a participant of checkpoints
+
+    name = "RAM"
+
+    def seal(self, number: int) -> None:
+        """Harvest: what is owned from before the pause, and what was written since, belong together. Raises TrackerError."""
+        self.harvest_more()
+
+    def release(self, number: int) -> None:
+        """The receiver has committed the pages."""
+        self.commit()
+
+    def take_back(self, number: int) -> None:
+        """As :meth:`give_back`; what was copied for the connection, and agreed on over it, is of no use any more."""
+        self.give_back()
+        self._copy = None
+        self.codec = None
+
+    def end(self, won: bool) -> None:
+        """Nothing waits here: dirty bits outlive the session's end only in the tracker."""
 
     def owned_pages(self) -> int:
         """How many pages are harvested and not committed."""
@@ -158,8 +188,3 @@ class PrimaryPages:
             encoder.flush()
             encoder.close()
         return len(self.stable)
-
-    def drop_copy(self) -> None:
-        """The connection is over: what was copied for it, and agreed on, is of no use."""
-        self._copy = None
-        self.codec = None

@@ -11,7 +11,12 @@ from colo.protocol.words import Action, Condition, Event, Reads, State
 
 
 def primary_rows() -> Iterator[Row]:
-    """In the order in which they are passed; how connections end comes last."""
+    """In the order in which they are passed; how connections end comes last.
+
+    Output commit: what waited for a checkpoint is released where a row commits it. All of it is released once this side runs
+    alone, by the arbiter's word or because nobody else has anything; the VM runs first there: where it cannot be made to,
+    what it said since the last checkpoint must not get out, as the one to resume from may be that checkpoint.
+    """
     a, c, e, s = Action, Condition, Event, State
 
     row = partial(row_of, PRIMARY)
@@ -37,11 +42,14 @@ def primary_rows() -> Iterator[Row]:
     yield row(s.AWAIT_SHUT, e.SHUT, s.AWAIT_READY, when=[c.RETURN_PATH])
     yield row(s.AWAIT_READY, e.EXTENSIONS, s.AWAIT_READY, when=[c.EXTENSIONS_DUE])
     for mode in (c.EARLY, c.STRICT):
-        yield row(s.AWAIT_READY, e.CHECKPOINT_READY, s.RUNNING, a.RESUME, when=[mode], commits=True)
+        yield row(
+            s.AWAIT_READY, e.CHECKPOINT_READY, s.RUNNING, a.RELEASE_EPOCH, a.RESUME, when=[mode], commits=True
+        )
     yield row(
         s.AWAIT_READY,
         e.CHECKPOINT_READY,
         s.RUNNING,
+        a.RELEASE_EPOCH,
         a.RESUME,
         a.START_COMPARING,
         when=[c.HYBRID],
@@ -50,7 +58,7 @@ def primary_rows() -> Iterator[Row]:
 
     # A checkpoint.
     yield row(s.RUNNING, e.CHECKPOINT_DUE, s.AWAIT_REPLY, a.SEND_CHECKPOINT_REQUEST)
-    yield row(s.RUNNING, e.OUTPUT_AGREES, s.RUNNING, a.RELEASE_PACKETS, when=[c.HYBRID])
+    yield row(s.RUNNING, e.OUTPUT_AGREES, s.RUNNING, a.RELEASE_EPOCH, when=[c.HYBRID])
     yield row(s.RUNNING, e.OUTPUT_DIFFERS, s.AWAIT_REPLY, a.SEND_CHECKPOINT_REQUEST, when=[c.HYBRID])
     yield row(s.AWAIT_REPLY, e.CHECKPOINT_REPLY, s.STOPPING, a.SUSPEND)
     yield row(s.STOPPING, e.VM_STOPPED, s.SAVING, a.SAVE)
@@ -62,7 +70,7 @@ def primary_rows() -> Iterator[Row]:
     )
     yield row(s.SENDING_DEVICE, e.DEVICE_SENT, s.AWAIT_RECEIVED)
     yield row(
-        s.AWAIT_RECEIVED, e.VMSTATE_RECEIVED, s.AWAIT_LOADED, a.RELEASE_PACKETS, when=[c.EARLY], commits=True
+        s.AWAIT_RECEIVED, e.VMSTATE_RECEIVED, s.AWAIT_LOADED, a.RELEASE_EPOCH, when=[c.EARLY], commits=True
     )
     yield row(s.AWAIT_RECEIVED, e.VMSTATE_RECEIVED, s.AWAIT_LOADED, when=[c.STRICT])
     yield row(s.AWAIT_RECEIVED, e.VMSTATE_RECEIVED, s.AWAIT_LOADED, when=[c.HYBRID])
@@ -72,20 +80,20 @@ def primary_rows() -> Iterator[Row]:
         s.AWAIT_LOADED,
         e.VMSTATE_LOADED,
         s.RUNNING,
-        a.RELEASE_PACKETS,
+        a.RELEASE_EPOCH,
         a.RESUME,
         when=[c.STRICT, c.DIRECT],
         commits=True,
     )
     yield row(
-        s.AWAIT_LOADED, e.VMSTATE_LOADED, s.RUNNING, a.RELEASE_PACKETS, when=[c.STRICT, c.COPY], commits=True
+        s.AWAIT_LOADED, e.VMSTATE_LOADED, s.RUNNING, a.RELEASE_EPOCH, when=[c.STRICT, c.COPY], commits=True
     )
     # Two VMs that are to agree must start from the same state: hybrid goes with DIRECT only.
     yield row(
         s.AWAIT_LOADED,
         e.VMSTATE_LOADED,
         s.RUNNING,
-        a.RELEASE_PACKETS,
+        a.RELEASE_EPOCH,
         a.RESUME,
         a.START_COMPARING,
         when=[c.HYBRID, c.DIRECT],
@@ -93,55 +101,35 @@ def primary_rows() -> Iterator[Row]:
     )
     for state in states(PRIMARY):
         if FACTS[PRIMARY, state].in_epoch:
-            yield row(state, e.CHECKPOINT_DUE, state, a.DEFER_CHECKPOINT)
             yield row(state, e.OUTPUT_DIFFERS, state, a.DEFER_CHECKPOINT, when=[c.HYBRID])
 
     # The end of a connection. Before the secondary can have anything whole, the VM simply runs on.
+    back = (a.TAKE_BACK_EPOCH, a.ABORT_CHANNEL)
+    alone = (a.RUN_ALONE, a.RELEASE_ALL)
     for state in states(PRIMARY):
         if state in OVER:
             continue
-        for event, close in (
-            (e.CHANNEL_LOST, a.CLOSE_CHANNEL),
-            (e.DEADLINE, a.ABORT_CHANNEL),
-            (e.FAILED, a.ABORT_CHANNEL),
-            # The secondary gives up: it could not load the stream.
-            (e.SHUT_FAILED, a.ABORT_CHANNEL),
-        ):
+        # SHUT_FAILED: the secondary gives up, it could not load the stream. A channel that counts as lost may work: the
+        # secondary is to have nothing more of it either.
+        for event in (e.CHANNEL_LOST, e.DEADLINE, e.FAILED, e.SHUT_FAILED):
             when = [c.RETURN_PATH] if event is e.SHUT_FAILED else []
             if when and facts(PRIMARY, state).reads is not Reads.RETURN_PATH:
                 continue
-            back = (a.GIVE_BACK_DIRTY, close)
             if state in NOTHING_SENT_WHOLE:
-                yield row(state, event, s.ALONE, *back, a.RESUME, when=[*when, c.NO_CHECKPOINT])
+                yield row(state, event, s.ALONE, *back, *alone, when=[*when, c.NO_CHECKPOINT])
                 yield row(state, event, s.LOST, *back, when=[*when, c.CHECKPOINT])
             else:
                 yield row(state, event, s.LOST, *back, when=when)
+        # The channel stays until the arbiter has spoken: a secondary that sees it go asks too.
+        ask = (a.TAKE_BACK_EPOCH, a.ARBITRATE, a.ABORT_CHANNEL)
         if state in NOTHING_SENT_WHOLE:
-            yield row(
-                state,
-                e.FAILOVER_REQUESTED,
-                s.ALONE,
-                a.GIVE_BACK_DIRTY,
-                a.ABORT_CHANNEL,
-                a.RESUME,
-                when=[c.NO_CHECKPOINT],
-            )
-            yield row(
-                state,
-                e.FAILOVER_REQUESTED,
-                s.ARBITRATING,
-                a.GIVE_BACK_DIRTY,
-                a.ARBITRATE,
-                a.ABORT_CHANNEL,
-                when=[c.CHECKPOINT],
-            )
+            yield row(state, e.FAILOVER_REQUESTED, s.ALONE, *back, *alone, when=[c.NO_CHECKPOINT])
+            yield row(state, e.FAILOVER_REQUESTED, s.ARBITRATING, *ask, when=[c.CHECKPOINT])
         else:
-            yield row(
-                state, e.FAILOVER_REQUESTED, s.ARBITRATING, a.GIVE_BACK_DIRTY, a.ARBITRATE, a.ABORT_CHANNEL
-            )
-        yield row(state, e.TAKEOVER_LOST, s.STOPPED, a.DROP_PACKETS, a.STOP_VM, a.ABORT_CHANNEL)
+            yield row(state, e.FAILOVER_REQUESTED, s.ARBITRATING, *ask)
+        yield row(state, e.TAKEOVER_LOST, s.STOPPED, *back, a.DROP_ALL, a.STOP_VM)
     # Even with nothing acknowledged the secondary may have committed checkpoint 0: only the arbiter can tell.
     yield row(s.LOST, e.FAILOVER_REQUESTED, s.ARBITRATING, a.ARBITRATE)
-    yield row(s.ARBITRATING, e.TAKEOVER_WON, s.ALONE, a.RELEASE_PACKETS, a.RESUME)
-    yield row(s.ARBITRATING, e.TAKEOVER_LOST, s.STOPPED, a.DROP_PACKETS, a.STOP_VM)
+    yield row(s.ARBITRATING, e.TAKEOVER_WON, s.ALONE, *alone)
+    yield row(s.ARBITRATING, e.TAKEOVER_LOST, s.STOPPED, a.DROP_ALL, a.STOP_VM)
     yield row(s.ARBITRATING, e.TAKEOVER_UNDECIDED, s.LOST)

@@ -67,7 +67,7 @@ def _both() -> Iterator[Row]:
                 yield row_of(role, state, event, state)
             # Fenced after all: whoever finds the generation gone stops, also one that had won an older one.
             if state in {State.LOST, State.ALONE}:
-                dropped = (Action.DROP_PACKETS,) if role is PRIMARY else ()
+                dropped = (Action.DROP_ALL,) if role is PRIMARY else ()
                 yield row_of(role, state, Event.TAKEOVER_LOST, State.STOPPED, *dropped, Action.STOP_VM)
             elif state is State.STOPPED:
                 yield row_of(role, state, Event.TAKEOVER_LOST, state)
@@ -103,7 +103,7 @@ def unexpected(role: Role, state: State) -> Outcome:
         return Outcome(state, (), commits=False, expected=False)
     if role is PRIMARY:
         return Outcome(
-            State.LOST, (Action.GIVE_BACK_DIRTY, Action.ABORT_CHANNEL), commits=False, expected=False
+            State.LOST, (Action.TAKE_BACK_EPOCH, Action.ABORT_CHANNEL), commits=False, expected=False
         )
     if state in COMMITS_RUNNING:
         return Outcome(State.FINISHING_COMMIT, (Action.ABORT_CHANNEL,), commits=False, expected=False)

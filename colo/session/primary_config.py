@@ -131,3 +131,11 @@ class PrimaryOutcome:
     ending: PrimaryEnding
     reason: str
     generation: int
+
+
+class PrimaryEnded(Exception):
+    """No error: how a session may end."""
+
+    def __init__(self, outcome: PrimaryOutcome) -> None:
+        super().__init__(outcome.reason)
+        self.outcome = outcome

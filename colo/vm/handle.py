@@ -6,9 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from colo.abc import VirtualMachine
-from colo.errors import VmError
+from colo.vm.calls import call_vm, unguarded
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -19,10 +22,10 @@ class VmHandle:
     paused: bool = False
     """For a checkpoint, or because the other side runs."""
     paused_ns: int = 0
-    guard: Callable[[str | None], None] = field(default=lambda doing: None)
+    guard: Callable[[str | None], None] = unguarded
     unleased: bool = False
     """Because no lease allows it to run."""
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def pause(self) -> None:
         """Raises VmError when the VM's own method raises."""
@@ -57,15 +60,8 @@ class VmHandle:
                     self.vm.resume()
 
     def save(self) -> object:
-        found: list[object] = []
-        self._call("save_state", lambda: found.append(self.vm.save_state()))
-        return found[0]
+        """What its ``save_state`` returns. Raises as :meth:`pause`."""
+        return self._call("save_state", self.vm.save_state)
 
-    def _call(self, name: str, method: Callable[[], object]) -> None:
-        self.guard(name)
-        try:
-            method()
-        except Exception as error:
-            raise VmError(f"the VM's {name}() raised {type(error).__name__}: {error}") from error
-        finally:
-            self.guard(None)
+    def _call(self, name: str, method: Callable[[], T]) -> T:
+        return call_vm(name, method, self.guard)

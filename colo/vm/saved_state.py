@@ -10,13 +10,15 @@ import json
 from collections.abc import Sequence
 
 from colo.errors import StreamError, VmError
-from colo.stream import DeviceSection, StreamLimits, check_device_blob
-from colo.stream.writer import device_section, end_of_stream, vmdescription
+from colo.stream import DeviceCheck, DeviceSection, StreamLimits, check_device_blob
+from colo.stream.writer import device_section, end_of_stream, section_full, vmdescription
 from colo.wire import TARGET_PAGE_BYTES, SectionType
 
 STATE_IDSTR = "colo/state"
 STATE_VERSION = 1
 STATE_SECTION_ID = 1
+_WRAPPED = frozenset({(STATE_IDSTR, 0)})
+_WRAPPED_HEAD = section_full(STATE_SECTION_ID, STATE_IDSTR, version_id=STATE_VERSION)
 
 
 class StateForm:
@@ -28,7 +30,8 @@ class StateForm:
     def __init__(self, limits: StreamLimits, *, sections: bool | None = None) -> None:
         self._limits = limits
         self._sections = sections
-        self._devices: frozenset[tuple[str, int]] | None = None
+        self._check: DeviceCheck | None = None
+        """Knows the sections that came first: those of every later state are found at memory speed."""
 
     def encode(self, state: object) -> bytes:
         """The device state to send for what ``save_state`` returned.
@@ -51,10 +54,12 @@ class StateForm:
         if not self._sections:
             return device_section(STATE_SECTION_ID, STATE_IDSTR, raw, version_id=STATE_VERSION) + end_of_stream()
         try:
-            found = check_device_blob(raw, expect_devices=self._devices, limits=self._limits)
+            if self._check is None:
+                self._check = DeviceCheck(check_device_blob(raw, limits=self._limits), self._limits)
+            else:
+                self._check.verify(raw)
         except StreamError as error:
             raise VmError(f"save_state returned no device sections as before: {error}") from error
-        self._devices = frozenset(section.key for section in found)
         return raw
 
     def _readable(self, raw: bytes) -> bool:
@@ -65,9 +70,10 @@ class StateForm:
         return True
 
     def sections_of(self, blob: bytes) -> tuple[DeviceSection, ...]:
-        """The sections of an encoded state."""
-        devices = self._devices if self._sections else frozenset({(STATE_IDSTR, 0)})
-        return check_device_blob(blob, expect_devices=devices, limits=self._limits)
+        """The sections of an encoded state. Raises StreamError."""
+        if self._sections and self._check is not None:
+            return self._check.check(blob)
+        return check_device_blob(blob, expect_devices=_WRAPPED, limits=self._limits)
 
 
 def describe(sections: Sequence[DeviceSection]) -> bytes:
@@ -86,9 +92,7 @@ def describe(sections: Sequence[DeviceSection]) -> bytes:
 
 def decode_state(blob: bytes, limits: StreamLimits) -> memoryview:
     """What ``save_state`` returned, from a committed checkpoint's device state. Raises StreamError."""
-    only = frozenset({(STATE_IDSTR, 0)})
-    head = device_section(STATE_SECTION_ID, STATE_IDSTR, b"", version_id=STATE_VERSION)[:-5]
-    if blob.startswith(head):
-        section = check_device_blob(blob, expect_devices=only, limits=limits)[0]
+    if blob.startswith(_WRAPPED_HEAD):
+        section = check_device_blob(blob, expect_devices=_WRAPPED, limits=limits)[0]
         return memoryview(blob)[section.offset : section.offset + section.length_bytes]
     return memoryview(blob)

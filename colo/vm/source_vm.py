@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from colo.abc import VirtualMachine
-from colo.errors import VmError
+from colo.vm.calls import call_vm
 from colo.vm.handle import VmHandle
 
 
@@ -50,10 +50,4 @@ class SourceVm:
 
     def throttle(self, percent: int) -> None:
         self.throttle_percent = percent
-        self._guard("throttle")
-        try:
-            self.vm.throttle(percent)  # type: ignore[attr-defined]
-        except Exception as error:
-            raise VmError(f"the VM's throttle() raised {type(error).__name__}: {error}") from error
-        finally:
-            self._guard(None)
+        call_vm("throttle", lambda: self.vm.throttle(percent), self._guard)  # type: ignore[attr-defined]

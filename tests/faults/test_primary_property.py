@@ -23,11 +23,13 @@ import pytest
 from colo._fast.kernels.bitmap import DirtyBitmap
 from colo.abc import BlockMemory
 from colo.epoch.outbox import Outbox
+from colo.epoch.participants import Participants
 from colo.epoch.primary_pages import PrimaryPages
 from colo.errors import ColoError
-from colo.link.primary_link import LinkSettings, PrimaryLink, event_of
+from colo.link.primary_link import PrimaryLink, event_of
+from colo.link.primary_settings import LinkSettings
 from colo.memory.trackers import open_tracker, probe
-from colo.protocol import Dialect, Mode, State
+from colo.protocol import Action, Dialect, Event, Mode, State
 from colo.protocol.deadlines import Deadlines
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.stream import StreamLimits
@@ -126,6 +128,7 @@ class Run:
         self.outbox = self.vm.outbox = Outbox(self.delivered.append)
         self.tracker_object = open_tracker(self.tracker, self.vm.memory)
         self.pages = PrimaryPages(self.vm.memory, tracker=self.tracker_object, xbzrle=self.xbzrle)
+        self.participants = Participants([self.pages, self.outbox])
         self.pages.start()
         if self.precopy:
             self.write_after_each_harvest()
@@ -179,7 +182,8 @@ class Run:
             LinkSettings(
                 "colo", Dialect(enable_colo=True, extended=self.extended), self.mode, self.copy, DEADLINES,
                 extensions=Extension.DIGEST, precopy=self.precopy),
-            outbox=self.outbox, committed=self.may_hold,
+            participants=self.participants, committed=self.may_hold, actions={
+                Action.RUN_ALONE: self.handle.resume, Action.RELEASE_ALL: lambda: self.participants.end(True)},
         )
         stood = ended = State.RUNNING
         try:
@@ -199,7 +203,7 @@ class Run:
             self.acknowledged_turn = self.turns[link.acknowledged - first]
         if link.may_be_committed:
             self.may_hold = link.machine.committed or 0
-        link.release()
+        link.end(Event.FAILED)
         for thread in threads:
             thread.join(10)
             assert not thread.is_alive()

@@ -173,7 +173,7 @@ class World:
             self.cut = True
         elif action is A.SUSPEND:
             side.vm_runs = False
-        elif action is A.RESUME:
+        elif action in {A.RESUME, A.RUN_ALONE}:
             side.vm_runs = True
         elif action in {A.RECEIVE_INITIAL, A.RECEIVE_RAM}:
             side.staged = True
@@ -187,9 +187,10 @@ class World:
             if self.holder is None:
                 self.holder = role
             side.reports += ((E.TAKEOVER_WON if self.holder is role else E.TAKEOVER_LOST,),)
-        elif action is A.RELEASE_PACKETS:
-            if side.machine.state is not State.ALONE:
-                self.released = side.machine.committed
+        elif action is A.RELEASE_EPOCH:
+            self.released = side.machine.committed
+        elif action is A.RELEASE_ALL:
+            assert side.vm_runs and side.machine.state is State.ALONE
         elif action is A.TAKE_OVER:
             assert self.holder is role
             side.vm_runs = True

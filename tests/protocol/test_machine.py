@@ -102,7 +102,7 @@ def test_a_primary_speaks_its_dialect(return_path: bool, enable_colo: bool, swit
         assert machine.state is State.AWAIT_SHUT
         fed(machine, [E.PONG, E.SHUT])
     assert machine.state is State.AWAIT_READY
-    assert machine.feed(E.CHECKPOINT_READY) == (A.RESUME,)
+    assert machine.feed(E.CHECKPOINT_READY) == (A.RELEASE_EPOCH, A.RESUME)
     fed(machine, [E.CHECKPOINT_DUE, E.CHECKPOINT_REPLY, E.VM_STOPPED])
     assert (A.SEND_SWITCHOVER_START in machine.feed(E.STATE_SAVED)) == switchover_start
 
@@ -117,11 +117,11 @@ def test_a_colo_message_before_shut_is_refused_by_the_primary() -> None:
 def test_a_failed_shut_ends_the_connection() -> None:
     machine = Machine(Role.PRIMARY, dialect=Dialect(return_path=True))
     fed(machine, [E.CONNECTED, E.RAM_CONVERGED])
-    assert machine.feed(E.SHUT_FAILED) == (A.GIVE_BACK_DIRTY, A.ABORT_CHANNEL, A.RESUME)
+    assert machine.feed(E.SHUT_FAILED) == (A.TAKE_BACK_EPOCH, A.ABORT_CHANNEL, A.RUN_ALONE, A.RELEASE_ALL)
     assert machine.state is State.ALONE
     machine = Machine(Role.PRIMARY, dialect=Dialect(return_path=True))
     fed(machine, [E.CONNECTED, E.RAM_CONVERGED, E.VM_STOPPED, E.STATE_SAVED, E.INITIAL_SENT])
-    assert machine.feed(E.SHUT_FAILED) == (A.GIVE_BACK_DIRTY, A.ABORT_CHANNEL)
+    assert machine.feed(E.SHUT_FAILED) == (A.TAKE_BACK_EPOCH, A.ABORT_CHANNEL)
     assert machine.state is State.LOST
 
 
@@ -145,22 +145,30 @@ def test_a_primary_of_a_qemu_secondary_releases_packets_on_loaded(copy: bool) ->
     assert (A.RESUME in given[3]) == copy
     assert machine.feed(E.VMSTATE_RECEIVED) == ()
     assert machine.committed == 0
-    assert machine.feed(E.VMSTATE_LOADED) == ((A.RELEASE_PACKETS,) if copy else (A.RELEASE_PACKETS, A.RESUME))
+    assert machine.feed(E.VMSTATE_LOADED) == ((A.RELEASE_EPOCH,) if copy else (A.RELEASE_EPOCH, A.RESUME))
     assert machine.committed == 1
 
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_a_primary_of_a_colo_secondary_releases_packets_on_received(copy: bool) -> None:
     machine, _ = primary_awaiting_received(mode=Mode.EARLY, copy=copy)
-    assert machine.feed(E.VMSTATE_RECEIVED) == (A.RELEASE_PACKETS,)
+    assert machine.feed(E.VMSTATE_RECEIVED) == (A.RELEASE_EPOCH,)
     assert machine.committed == 1
     assert machine.feed(E.VMSTATE_LOADED) == (() if copy else (A.RESUME,))
 
 
-def test_a_checkpoint_that_falls_due_during_another_is_remembered() -> None:
+def test_a_checkpoint_is_not_begun_during_another() -> None:
     machine, _ = primary_awaiting_received(mode=Mode.EARLY, copy=True)
-    assert machine.feed(E.CHECKPOINT_DUE) == (A.DEFER_CHECKPOINT,)
-    assert machine.state is State.AWAIT_RECEIVED
+    with pytest.raises(ProtocolError, match="this side reported checkpoint-due, expected vmstate-received"):
+        machine.feed(E.CHECKPOINT_DUE)
+    assert machine.actions == (A.TAKE_BACK_EPOCH, A.ABORT_CHANNEL)
+
+
+def test_an_arbitration_that_is_won_runs_the_vm_before_anything_leaves() -> None:
+    machine, _ = primary_awaiting_received(mode=Mode.EARLY, copy=False)
+    assert machine.feed(E.FAILOVER_REQUESTED) == (A.TAKE_BACK_EPOCH, A.ARBITRATE, A.ABORT_CHANNEL)
+    assert machine.feed(E.TAKEOVER_WON) == (A.RUN_ALONE, A.RELEASE_ALL)
+    assert machine.state is State.ALONE
 
 
 def test_strict_says_loaded_after_the_apply() -> None:
@@ -274,11 +282,11 @@ def test_a_primary_whose_secondary_has_nothing_runs_on_without_the_arbiter(lengt
     opening = [E.CONNECTED, E.RAM_CONVERGED, E.VM_STOPPED]
     machine = Machine(Role.PRIMARY)
     fed(machine, opening[:length])
-    assert machine.feed(E.CHANNEL_LOST) == (A.GIVE_BACK_DIRTY, A.CLOSE_CHANNEL, A.RESUME)
+    assert machine.feed(E.CHANNEL_LOST) == (A.TAKE_BACK_EPOCH, A.ABORT_CHANNEL, A.RUN_ALONE, A.RELEASE_ALL)
     assert machine.state is State.ALONE
     machine = Machine(Role.PRIMARY, committed=7)
     fed(machine, opening[:length])
-    assert machine.feed(E.CHANNEL_LOST) == (A.GIVE_BACK_DIRTY, A.CLOSE_CHANNEL)
+    assert machine.feed(E.CHANNEL_LOST) == (A.TAKE_BACK_EPOCH, A.ABORT_CHANNEL)
     assert machine.state is State.LOST
 
 
@@ -286,7 +294,7 @@ def test_a_primary_that_lost_the_arbitration_stops_and_its_packets_never_leave()
     machine, _ = primary_awaiting_received(mode=Mode.EARLY, copy=True)
     machine.feed(E.DEADLINE)
     assert machine.feed(E.FAILOVER_REQUESTED) == (A.ARBITRATE,)
-    assert machine.feed(E.TAKEOVER_LOST) == (A.DROP_PACKETS, A.STOP_VM)
+    assert machine.feed(E.TAKEOVER_LOST) == (A.DROP_ALL, A.STOP_VM)
     assert machine.state is State.STOPPED
 
 
@@ -301,7 +309,7 @@ def test_a_thawed_primary_that_finds_its_generation_gone_stops() -> None:
     for length in range(6):
         machine, _ = primary_awaiting_received(mode=Mode.EARLY, copy=True)
         fed(machine, [E.VMSTATE_RECEIVED, E.VMSTATE_LOADED, E.CHECKPOINT_DUE, E.CHECKPOINT_REPLY][:length])
-        assert machine.feed(E.TAKEOVER_LOST) == (A.DROP_PACKETS, A.STOP_VM, A.ABORT_CHANNEL)
+        assert machine.feed(E.TAKEOVER_LOST) == (A.TAKE_BACK_EPOCH, A.ABORT_CHANNEL, A.DROP_ALL, A.STOP_VM)
         assert machine.state is State.STOPPED
 
 

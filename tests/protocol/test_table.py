@@ -99,10 +99,24 @@ def test_ready_is_said_only_once_checkpoint_0_is_committed_and_the_return_path_s
         assert row.actions.index(Action.SEND_SHUT) < row.actions.index(Action.SEND_CHECKPOINT_READY)
 
 
-def test_packets_leave_only_with_a_commit_or_a_won_arbitration() -> None:
+def test_what_waited_leaves_with_the_commit_of_its_checkpoint_and_with_no_other_row() -> None:
     for row in ROWS:
-        if Action.RELEASE_PACKETS in row.actions and row.served:
-            assert row.commits or row.event is Event.TAKEOVER_WON
+        if row.served and row.role is Role.PRIMARY:
+            assert (Action.RELEASE_EPOCH in row.actions) == row.commits, row
+
+
+def test_all_that_is_held_leaves_behind_the_vm_that_runs_alone_and_is_dropped_before_it_stands_still() -> None:
+    for row in ROWS:
+        begins = row.role is Role.PRIMARY and row.next_state is not row.state
+        assert (row.actions[-2:] == (Action.RUN_ALONE, Action.RELEASE_ALL)) == (begins and row.next_state is State.ALONE), row
+        assert (row.actions[-2:] == (Action.DROP_ALL, Action.STOP_VM)) == (begins and row.next_state is State.STOPPED), row
+        assert row.actions.count(Action.RELEASE_ALL) == row.actions.count(Action.RUN_ALONE)
+
+
+def test_a_primary_takes_its_epoch_back_at_the_end_of_every_connection() -> None:
+    ends = [row for row in ROWS if row.role is Role.PRIMARY and row.state not in OVER and row.next_state in OVER]
+    assert ends and all(row.actions[0] is Action.TAKE_BACK_EPOCH for row in ends)
+    assert all(Action.ABORT_CHANNEL in row.actions for row in ends)
 
 
 def test_nobody_takes_over_without_the_arbiter() -> None:

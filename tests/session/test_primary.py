@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,48 +17,12 @@ from colo.epoch.outbox import Outbox
 from colo.epoch.primary_pages import PrimaryPages
 from colo.errors import ArbitrationError, ArbitrationLost, ColoError, TrackerError, VmError
 from colo.memory.trackers import open_tracker, probe
-from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
+from colo.session.in_process import InProcessTakeover
 from colo.session.primary import Primary, PrimaryConfig, PrimaryEnding
-
-_spec = importlib.util.spec_from_file_location("primary_vm", Path(__file__).with_name("primary_vm.py"))
-assert _spec is not None and _spec.loader is not None
-primary_vm = sys.modules.setdefault("primary_vm", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(primary_vm)
-PageVm, expected = primary_vm.PageVm, primary_vm.expected
+from tests.session.primary_vm import PageVm, expected
+from tests.session.standby import Cut, Standby
 
 TRACKERS = [result.name for result in probe() if result.available and result.name != "explicit"]
-
-
-class Standby:
-    """An in-process secondary on a thread, and what became of it."""
-
-    def __init__(self, vm: Any, arbiter: Path | str, **options: Any) -> None:
-        uri = arbiter if isinstance(arbiter, str) else f"file:{arbiter}"
-        self.vm = vm
-        self.outcome: InProcessTakeover | BaseException | None = None
-        self.notices: list[str] = []
-        self.secondary = InProcessSecondary(
-            vm, InProcessConfig(**{"listen": "tcp:127.0.0.1:0", "arbiter": uri, "resume": False, **options}),
-            on_event=lambda kind, data: self.notices.append(str(data)))
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.outcome = self.secondary.run()
-        except ColoError as error:
-            self.outcome = error
-
-    def join(self) -> Any:
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-        return self.outcome
-
-    def close(self) -> None:
-        if self.thread.is_alive():
-            self.secondary.stop()
-            self.thread.join(20)
-        self.secondary.close()
 
 
 @pytest.fixture
@@ -279,39 +240,6 @@ def test_device_sections_travel_as_they_are(pair: Any, arbiter: Path) -> None:
         standby.secondary.request_failover()
         standby.join()
         assert got == [blob]
-
-
-class Cut:
-    """Carries one connection after the other to ``address``, until each is cut."""
-
-    def __init__(self, address: str) -> None:
-        _, host, port = address.split(":")
-        self.to = (host, int(port))
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"tcp:127.0.0.1:{self.listener.getsockname()[1]}"
-        self.ends: list[socket.socket] = []
-        """Of all connections: the migration stream's, and the lease's."""
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self.listener.accept()
-                far = socket.create_connection(self.to)
-                self.ends += [near, far]
-                for a, b in ((near, far), (far, near)):
-                    threading.Thread(target=self._carry, args=(a, b), daemon=True).start()
-
-    def _carry(self, a: socket.socket, b: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := a.recv(1 << 16):
-                b.sendall(data)
-
-    def cut(self) -> None:
-        ends, self.ends = self.ends, []
-        for end in ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
 
 
 def test_the_same_secondary_is_found_again_with_nothing_forgotten(arbiter: Path) -> None:

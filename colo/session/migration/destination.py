@@ -30,6 +30,7 @@ from colo.stream import Configuration
 from colo.trace import listening
 from colo.transport import listen, tune
 from colo.transport.admission import PENDING_LIMIT, admit
+from colo.vm.calls import call_vm
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import decode_state
 from colo.wake import Wake
@@ -201,7 +202,7 @@ class MigrationDestination:
         return Event.CONNECTED
 
     def _stop_vm(self) -> Event:
-        self._call("pause", self.vm.pause)
+        call_vm("pause", self.vm.pause)
         return Event.VM_STOPPED
 
     def _load(self) -> Event:
@@ -209,7 +210,7 @@ class MigrationDestination:
             raise Interrupted("the destination was asked to stop")
         assert self._link is not None and self._link.received is not None
         state = decode_state(self._link.received.device_state, self.config.limits)
-        self._call("load_state", lambda: self.vm.load_state(state))
+        call_vm("load_state", lambda: self.vm.load_state(state))
         return Event.STATE_LOADED
 
     def _win(self) -> Event:
@@ -223,7 +224,7 @@ class MigrationDestination:
 
     def _start_vm(self) -> Event:
         if self.config.resume:
-            self._call("resume", self.vm.resume)
+            call_vm("resume", self.vm.resume)
         self._runs_ns = time.monotonic_ns()
         return Event.VM_RUNS
 
@@ -241,12 +242,6 @@ class MigrationDestination:
         self._generation = claim(
             arbiter, self._generation, reason="migration arrived", on_undecided=lambda text: self._tell("notice", text),
             stopping=lambda: self._stopping)
-
-    def _call(self, name: str, method: Callable[[], object]) -> None:
-        try:
-            method()
-        except Exception as error:
-            raise VmError(f"the VM's {name}() raised {type(error).__name__}: {error}") from error
 
     def _check(self, configuration: Configuration) -> None:
         wanted = self.config.machine
