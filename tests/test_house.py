@@ -38,7 +38,6 @@ LONGER: dict[str, str] = {
     "_fast/receive/staging.pyx": "is to be split",
     "_fast/send/pageencoder.pyx": "is to be split",
     "lease/promises.py": "is to be split",
-    "link/follower.py": "is to be split",
     "link/primary_link.py": "is to be split",
     "memory/image.py": "is to be split",
     "private.py": "is to be split",
@@ -46,11 +45,9 @@ LONGER: dict[str, str] = {
     "qemu/process.py": "is to be split",
     "qemu/qmp.py": "is to be split",
     "qemu/standby.py": "is to be split",
-    "session/in_process.py": "is to be split",
     "session/migration.py": "is to be split",
     "session/primary.py": "is to be split",
     "session/protector.py": "is to be split",
-    "session/secondary.py": "is to be split",
 }
 """Files that are longer, each with its reason."""
 ROUND = (("description", "fields", "nested", "plan", "spans", "steps"),)

@@ -45,12 +45,19 @@ class BlockImage:
     blocks: list[RamBlock]
     """The committed blocks, in the stream's order."""
 
+    def __init__(self, max_ram_bytes: int) -> None:
+        self.max_ram_bytes = max_ram_bytes
+        self.blocks = []
+
     def log_files(self) -> tuple[int, int, int] | None:
         """Files for the redo log of a checkpoint, or None: it lives and dies with this process."""
         return None
 
     def begin(self) -> None:
         """A first copy is about to come: the next :meth:`announce` is its."""
+
+    def forget(self) -> None:
+        """Remove what there is of a first copy that was never whole."""
 
     def announce(self, announced: Iterable[tuple[str, int]]) -> list[RamBlock]:
         """RAM blocks for the (idstr, used_length) pairs of a MEM_SIZE record, in its order.
@@ -123,8 +130,7 @@ class RamImage(BlockImage):
         self, directory: str | os.PathLike[str], *, max_ram_bytes: int | None = None, discard: bool = False
     ) -> None:
         self.directory = Path(directory)
-        self.max_ram_bytes = host_memory_bytes() if max_ram_bytes is None else max_ram_bytes
-        self.blocks = []
+        super().__init__(host_memory_bytes() if max_ram_bytes is None else max_ram_bytes)
         self._files: tuple[dict[str, int], dict[str, int]] = ({}, {})
         self._set = 0
         self._filling: int | None = None

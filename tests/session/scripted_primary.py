@@ -14,6 +14,8 @@ from colo._fast.receive.pagedecoder import EOS, PageDecoder
 from colo._fast.receive.staging import Staging
 from colo.epoch.committed import Committed
 from colo.epoch.composed import compose
+from colo.epoch.last_committed import LastCommitted
+from colo.epoch.ram_sink import RamSink
 from colo.link.follower import Follower
 from colo.memory import RamImage
 from colo.protocol import Mode
@@ -134,7 +136,9 @@ class Peer:
         else:
             self.sock, other = socket.socketpair()
         self.sock.settimeout(5)
-        self.follower = Follower(other, self.image, deadlines=deadlines, limits=limits, mode=mode)
+        self.ram = RamSink(self.image)
+        self.last = LastCommitted(self.ram, [self.ram])
+        self.follower = Follower(other, self.ram, self.last, deadlines=deadlines, limits=limits, mode=mode)
         self.memory = {name: bytearray(length) for name, length in BLOCKS}
         self.number = -1
         self.error: BaseException | None = None
@@ -188,7 +192,8 @@ class Peer:
 
     def check(self) -> None:
         """The committed checkpoint is :attr:`number`, whole, and composes to a stream that says so."""
-        committed = self.follower.settle()
+        self.ram.settle()
+        committed = self.last.committed
         assert committed is not None and committed.number == self.number, committed
         assert committed.device_state == devices(self.number)
         for block in committed.blocks:
@@ -201,6 +206,7 @@ class Peer:
         self.sock.close()
         self._thread.join(10)
         self.follower.close()
+        self.ram.close()
         self.image.close()
 
     def __enter__(self) -> Peer:
