@@ -98,8 +98,7 @@ class Follower:
         self.committed: Committed | None = None
         """The last that came over this connection."""
         self.last_byte_ns = time.monotonic_ns()
-        self.endings: Handlers = {
-            Action.DROP_EPOCH: self._drop, Action.CLOSE_CHANNEL: self.close, Action.ABORT_CHANNEL: self._abort}
+        self.endings: Handlers = {Action.DROP_EPOCH: self._drop, Action.ABORT_CHANNEL: self._abort}
         """Of a connection's end, what is done to the connection itself."""
         self._ram = ram
         self._last = last
