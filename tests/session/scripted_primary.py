@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +13,7 @@ from colo._fast.kernels.ramblock import RamBlock
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.receive.pagedecoder import EOS, PageDecoder
 from colo._fast.receive.staging import Staging
+from colo.abc import EpochSink
 from colo.epoch.committed import Committed
 from colo.epoch.composed import compose
 from colo.epoch.last_committed import LastCommitted
@@ -126,7 +128,7 @@ class Peer:
 
     def __init__(
         self, directory: Path, *, deadlines: Deadlines = DEADLINES, limits: StreamLimits = LIMITS,
-        mode: Mode = Mode.EARLY, tcp: bool = False,
+        mode: Mode = Mode.EARLY, tcp: bool = False, sinks: Sequence[EpochSink] = (),
     ) -> None:
         self.image = RamImage(directory / "ram", max_ram_bytes=1 << 20)
         if tcp:
@@ -137,7 +139,7 @@ class Peer:
             self.sock, other = socket.socketpair()
         self.sock.settimeout(5)
         self.ram = RamSink(self.image)
-        self.last = LastCommitted(self.ram, [self.ram])
+        self.last = LastCommitted(self.ram, [self.ram, *sinks])
         self.follower = Follower(other, self.ram, self.last, deadlines=deadlines, limits=limits, mode=mode)
         self.memory = {name: bytearray(length) for name, length in BLOCKS}
         self.number = -1
