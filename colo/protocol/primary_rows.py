@@ -101,7 +101,7 @@ def primary_rows() -> Iterator[Row]:
         if state in OVER:
             continue
         for event, close in (
-            (e.CHANNEL_LOST, a.ABORT_CHANNEL),
+            (e.CHANNEL_LOST, a.CLOSE_CHANNEL),
             (e.DEADLINE, a.ABORT_CHANNEL),
             (e.FAILED, a.ABORT_CHANNEL),
             # The secondary gives up: it could not load the stream.

@@ -274,11 +274,11 @@ def test_a_primary_whose_secondary_has_nothing_runs_on_without_the_arbiter(lengt
     opening = [E.CONNECTED, E.RAM_CONVERGED, E.VM_STOPPED]
     machine = Machine(Role.PRIMARY)
     fed(machine, opening[:length])
-    assert machine.feed(E.CHANNEL_LOST) == (A.GIVE_BACK_DIRTY, A.ABORT_CHANNEL, A.RESUME)
+    assert machine.feed(E.CHANNEL_LOST) == (A.GIVE_BACK_DIRTY, A.CLOSE_CHANNEL, A.RESUME)
     assert machine.state is State.ALONE
     machine = Machine(Role.PRIMARY, committed=7)
     fed(machine, opening[:length])
-    assert machine.feed(E.CHANNEL_LOST) == (A.GIVE_BACK_DIRTY, A.ABORT_CHANNEL)
+    assert machine.feed(E.CHANNEL_LOST) == (A.GIVE_BACK_DIRTY, A.CLOSE_CHANNEL)
     assert machine.state is State.LOST
 
 
