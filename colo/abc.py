@@ -190,6 +190,28 @@ class Throttled(Protocol):
         """Stand still for ``percent`` of the time, 0 to 99."""
 
 
+@runtime_checkable
+class EpochSink(Protocol):
+    """A part of what a secondary keeps of each checkpoint: RAM, a disk's writes, a store.
+
+    Only boundaries come here: how the part itself arrives, in pages or in blocks, is the sink's own matter. One decision
+    commits a checkpoint for all sinks at once (:class:`colo.epoch.last_committed.LastCommitted`); each is told of it then.
+    """
+
+    def prepare(self, number: int) -> None:
+        """All of checkpoint ``number`` is here: check it, and see to the storage that committing it takes. Refuses by
+        raising; the checkpoint is then dropped, and what is committed is as it was."""
+
+    def commit(self, number: int) -> None:
+        """Checkpoint ``number`` is the committed one. It may not be refused; told twice, it is the same."""
+
+    def drop(self, number: int) -> None:
+        """Forget what there is of checkpoint ``number``, unless it is committed. Any number of times."""
+
+    def recover(self) -> None:
+        """The committed checkpoint is one that an earlier process decided on: have what outlived it where it belongs."""
+
+
 class SteppedMachine(VirtualMachine):
     """A VM in this process that runs by calling :meth:`step` over and over on a thread of its own.
 

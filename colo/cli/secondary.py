@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             help=f"deadline: {text} (default %(default)s)")
     parser.add_argument("--on-loss", choices=("takeover", "hold"), default="takeover",
                         help="hold: keep the checkpoint and wait for `colo failover`")
+    parser.add_argument("--wait-s", type=float, default=0.0, metavar="S",
+                        help="after a loss, with --on-loss takeover: the primary has so long to come back (a program's "
+                        "resync_s) before this side takes over (default 0)")
     parser.add_argument("--return-s", type=float, default=RETURN_S, metavar="S",
                         help="started on a checkpoint that an earlier session left in --ram-dir: its primary has so long to "
                         "come back before the arbiter is asked (default %(default)g)")
@@ -93,6 +96,7 @@ def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
         share_ram=not arguments.no_shared_ram,
         trial=not arguments.no_trial,
         on_loss=arguments.on_loss,
+        wait_s=arguments.wait_s,
         return_s=arguments.return_s,
         wait=arguments.wait,
         discard=arguments.discard,

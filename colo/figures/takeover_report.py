@@ -40,3 +40,21 @@ class TakeoverReport:
     def as_dict(self) -> dict[str, Any]:
         """For JSON; milliseconds with three digits."""
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class InProcessTakeover:
+    """A takeover that succeeded; parts in milliseconds."""
+
+    checkpoint: int
+    reason: str
+    generation: int
+    arbitration_ms: float
+    settle_ms: float
+    load_ms: float
+    total_ms: float
+    checkpoint_age_ms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}

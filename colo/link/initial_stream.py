@@ -31,6 +31,55 @@ MINIMUM_BYTES = 64 << 10
 """The stream must move by so much in each span of ``epoch_s``: less is a trickle, not a copy."""
 
 
+class RamSections:
+    """The RAM sections of one stream, or of one checkpoint's live state: MEM_SIZE comes once, in a section's START, before
+    any page; then the pages, decoded into the blocks that it announced.
+
+    ``on_announced(blocks)`` is called when it came.
+    """
+
+    def __init__(
+        self, buffer: ReadBuffer, decoder: PageDecoder, image: BlockImage, limits: StreamLimits, *,
+        staged: Callable[[], int] = lambda: 0,
+        on_announced: Callable[[list[RamBlockInfo]], None] = lambda blocks: None,
+    ) -> None:
+        self.blocks: list[RamBlock] = []
+        """As announced; in the image once somebody commits them."""
+        self.announced = False
+        self._buffer = buffer
+        self._decoder = decoder
+        self._image = image
+        self._limits = limits
+        self._staged = staged
+        self._on_announced = on_announced
+
+    def begin(self, blocks: list[RamBlock]) -> None:
+        """A checkpoint comes, of ``blocks`` until it announces others."""
+        self.blocks, self.announced = blocks, False
+        self._decoder.set_blocks(blocks)
+
+    def decode(self, section: LiveSection) -> None:
+        """One section's records, up to their end. Raises StreamError."""
+        while (total := self._decoder.decode(self._buffer)) != EOS:
+            self._announce(section, total)
+        if not self.announced and section.type is SectionType.START:
+            raise StreamError("pages without MEM_SIZE before them", where="ram section", offset=section.offset)
+
+    def _announce(self, section: LiveSection, total: int) -> None:
+        wrong = ""
+        if section.type is not SectionType.START or self.announced:
+            wrong = "a second MEM_SIZE, or one outside the section's START"
+        elif self._staged():
+            wrong = "MEM_SIZE behind pages of the same checkpoint"
+        if wrong:
+            raise StreamError(wrong, where="ram section", offset=self._buffer.position - 8, value=total)
+        infos = parse_mem_size(self._buffer, total, limits=self._limits)
+        self.blocks = self._image.announce((info.idstr, info.used_length) for info in infos)
+        self._decoder.set_blocks(self.blocks)
+        self.announced = True
+        self._on_announced(infos)
+
+
 class InitialStream:
     """Reads the stream in ``buffer``; :meth:`read` returns at its end.
 
@@ -53,30 +102,30 @@ class InitialStream:
         between_s: float | None = None,
     ) -> None:
         self.configuration: Configuration | None = None
-        self.blocks: list[RamBlock] = []
-        """As announced; in the image once somebody commits them."""
         self.live_sections: Mapping[int, LiveSection] = {}
         self.device_state: DeviceState | None = None
         self._buffer = buffer
-        self._decoder = decoder
-        self._image = image
         self._deadlines = deadlines
         self._limits = limits
         self._on_opened = on_opened
         self._on_command = on_command
         self._on_announced = on_announced
         self._between_s = between_s
-        self._announced = False
+        self._ram = RamSections(buffer, decoder, image, limits, on_announced=self._have_blocks)
         self._renewed_at = 0
+
+    @property
+    def blocks(self) -> list[RamBlock]:
+        """As announced; in the image once somebody commits them."""
+        return self._ram.blocks
 
     def read(self) -> DeviceState:
         """Returns the device state, whole. Raises StreamError for what breaks the format, and the channel's errors."""
-        self._image.begin()
         reader = StreamReader(self._buffer, self._limits)
         for item in reader:
             self._take(item)
             self._renew()
-        if self.device_state is None or not self._announced:
+        if self.device_state is None or not self._ram.announced:
             what = "device state" if self.device_state is None else "RAM"
             raise StreamError(f"the stream ended without {what}", where="stream", offset=self._buffer.position)
         self.live_sections = reader.live_sections
@@ -112,20 +161,11 @@ class InitialStream:
     def _decode(self, section: LiveSection) -> None:
         if self._between_s is not None:
             self._buffer.set_idle(self._deadlines.progress_s)
-        while (total := self._decoder.decode(self._buffer)) != EOS:
-            if section.type is not SectionType.START or self._announced:
-                raise StreamError(
-                    "a second MEM_SIZE, or one outside the section's START", where="ram section",
-                    offset=self._buffer.position - 8, value=total,
-                )
-            infos = parse_mem_size(self._buffer, total, limits=self._limits)
-            self.blocks = self._image.announce((info.idstr, info.used_length) for info in infos)
-            self._decoder.set_blocks(self.blocks)
-            self._announced = True
-            assert self.configuration is not None
-            self._on_announced(self.configuration, infos)
-        if not self._announced:
-            raise StreamError("pages without MEM_SIZE before them", where="ram section", offset=section.offset)
+        self._ram.decode(section)
+
+    def _have_blocks(self, infos: list[RamBlockInfo]) -> None:
+        assert self.configuration is not None
+        self._on_announced(self.configuration, infos)
 
     def _renew(self) -> None:
         """A long first copy is no fault, one that trickles is."""

@@ -25,12 +25,19 @@ class BlockImage:
     blocks: list[RamBlock]
     """The committed blocks, in the stream's order."""
 
+    def __init__(self, max_ram_bytes: int) -> None:
+        self.max_ram_bytes = max_ram_bytes
+        self.blocks = []
+
     def log_files(self) -> tuple[int, int, int] | None:
         """Files for the redo log of a checkpoint, or None: it lives and dies with this process."""
         return None
 
     def begin(self) -> None:
         """A first copy is about to come: the next :meth:`announce` is its."""
+
+    def forget(self) -> None:
+        """Remove what there is of a first copy that was never whole."""
 
     def announce(self, announced: Iterable[tuple[str, int]]) -> list[RamBlock]:
         """RAM blocks for the (idstr, used_length) pairs of a MEM_SIZE record, in its order.

@@ -42,8 +42,7 @@ class RamImage(BlockImage):
         self, directory: str | os.PathLike[str], *, max_ram_bytes: int | None = None, discard: bool = False
     ) -> None:
         self.directory = Path(directory)
-        self.max_ram_bytes = host_memory_bytes() if max_ram_bytes is None else max_ram_bytes
-        self.blocks = []
+        super().__init__(host_memory_bytes() if max_ram_bytes is None else max_ram_bytes)
         self._files: tuple[dict[str, int], dict[str, int]] = ({}, {})
         self._set = 0
         self._filling: int | None = None

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from colo.protocol.failover import Failover, FailoverAction, FailoverEvent, FailoverStatus
+from colo.protocol.failover import Failover, FailoverEvent, FailoverStatus
 from colo.protocol.machine import Dialect, Machine
 from colo.protocol.messages import (
     Message,
@@ -35,7 +35,6 @@ __all__ = [
     "Dialect",
     "Event",
     "Failover",
-    "FailoverAction",
     "FailoverEvent",
     "FailoverStatus",
     "Machine",

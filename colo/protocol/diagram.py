@@ -172,7 +172,7 @@ def _where(role: Role, condition: Condition, action: Action) -> str:
 def draw_failover() -> Iterator[str]:
     def edges() -> Iterator[tuple[str, str, str]]:
         yield "[*]", _node(FailoverStatus.NONE), "the session begins"
-        for (status, event), (target, _) in FAILOVER_ROWS.items():
+        for (status, event), target in FAILOVER_ROWS.items():
             if target is not status:
                 yield _node(status), _node(target), event.value
 
@@ -180,11 +180,10 @@ def draw_failover() -> Iterator[str]:
 
 
 def draw_failover_rows() -> Iterator[str]:
-    yield "| status | event | next status | actions |"
-    yield "|---|---|---|---|"
-    for (status, event), (target, actions) in FAILOVER_ROWS.items():
-        done = "; ".join(action.value for action in actions) or "–"
-        yield f"| {status.value} | {event.value} | {target.value} | {done} |"
+    yield "| status | event | next status |"
+    yield "|---|---|---|"
+    for (status, event), target in FAILOVER_ROWS.items():
+        yield f"| {status.value} | {event.value} | {target.value} |"
 
 
 def draw_migration_states(role: migration.Role) -> Iterator[str]:

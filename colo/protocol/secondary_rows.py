@@ -74,8 +74,9 @@ def secondary_rows() -> Iterator[Row]:
             continue
         over = s.FINISHING_COMMIT if state in COMMITS_RUNNING else s.LOST
         drop = () if state in COMMITS_RUNNING else (a.DROP_EPOCH,)
-        yield row(state, e.CHANNEL_LOST, over, *drop, a.CLOSE_CHANNEL)
-        yield row(state, e.DEADLINE, over, *drop, a.ABORT_CHANNEL)
+        # A channel that counts as lost may work: the primary is to have nothing more of it either.
+        for event in (e.CHANNEL_LOST, e.DEADLINE):
+            yield row(state, event, over, *drop, a.ABORT_CHANNEL)
         # Told while a commit runs, FAILED is about the commit itself: it did not come to be.
         yield row(state, e.FAILED, s.LOST, a.DROP_EPOCH, a.ABORT_CHANNEL)
         yield row(state, e.FAILOVER_REQUESTED, state, a.REFUSE_FAILOVER, when=[c.NO_CHECKPOINT])

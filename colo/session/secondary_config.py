@@ -1,4 +1,4 @@
-"""What a secondary is told."""
+"""What a secondary is told: one with a stand-by QEMU, and one whose VM is in this process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from colo.errors import ArbitrationError
 from colo.protocol import Mode
 from colo.protocol.deadlines import Deadlines
+from colo.protocol.lease import LEASE_MS
 from colo.stream import StreamLimits
 
 RETURN_S = 30.0
@@ -36,6 +38,9 @@ class SecondaryConfig:
     """Find out beforehand, in a twin that never runs, whether the stand-by can load the VM."""
     on_loss: str = "takeover"
     """``takeover``, or ``hold``: wait for a request."""
+    wait_s: float = 0.0
+    """After a loss, with ``on_loss`` takeover: so long the primary may come back (its ``resync_s``) before this side takes
+    over."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: StreamLimits = field(default_factory=StreamLimits)
     max_ram_bytes: int | None = None
@@ -56,3 +61,42 @@ class SecondaryConfig:
     """Most a stand-by may take to load the checkpoint and run."""
     heat_map: bool = False
     """Count the pages of each checkpoint by place (:attr:`Secondary.heat`)."""
+
+    def check(self) -> None:
+        """Raises ValueError, ArbitrationError for what cannot be."""
+        if self.on_loss not in ("takeover", "hold"):
+            raise ValueError(f"on_loss is 'takeover' or 'hold', not {self.on_loss!r}")
+        if self.standby is not None and not self.arbiter:
+            raise ArbitrationError(
+                "a takeover needs an arbiter, or both sides may run: --arbiter file:DIR (storage both reach), "
+                "etcd:URL/PREFIX, exec:COMMAND (your fencing), or none to go without")
+
+
+@dataclass(frozen=True, slots=True)
+class InProcessConfig:
+    """What an in-process secondary needs to know. Only ``listen`` and ``arbiter`` have no default."""
+
+    listen: str
+    arbiter: str
+    """``file:DIR``, ``etcd:URL/PREFIX``, ``exec:COMMAND`` or ``none``."""
+    vm: str = ""
+    """The VM's name: an arbiter of another VM is refused. "": whichever the arbiter's is."""
+    lease_ms: float = LEASE_MS
+    """The longest lease that this side promises, in milliseconds; the primary's decides within that. 0: none, and a
+    primary that asks for none is let in."""
+    wait_s: float = 0.0
+    """After a loss: so long the primary may come back (its ``resync_s``) before this side takes over."""
+    resume: bool = True
+    """Let the VM run after the takeover."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    limits: StreamLimits = field(default_factory=StreamLimits)
+    mode: Mode = Mode.EARLY
+    insecure: bool = False
+    allow_uids: tuple[int, ...] = ()
+    """Users of this machine, besides root and this process's own, who may connect."""
+    heat_map: bool = False
+    """Count the pages of each checkpoint by place (:attr:`InProcessSecondary.heat`)."""
+    control: str | None = None
+    """Path of a control socket (mode 0600) that answers ``status``, ``heat`` and ``failover``; see `colo status`."""
+    takeover_s: float = 30.0
+    """Most that a takeover asked for there may take before it is said to be late; it goes on."""

@@ -21,30 +21,20 @@ from colo.stream import Configuration, RamBlockInfo
 RESIZABLE_PREFIX = "/rom@"
 
 
-class RecoveredCopy:
-    """The committed checkpoint of an earlier session, in the place of the follower that committed it."""
+def recovered(image: RamImage) -> Committed:
+    """The committed checkpoint of an earlier session, as ``image`` has it. Raises StorageError."""
+    record, description = image.kept.record, image.kept.description
+    assert record is not None and description is not None
+    age_ns = max(0, time.time_ns() - record.committed_at_ns)
+    return Committed(
+        record.checkpoint, Configuration(0, description.machine), record.ram_section_id, image.kept.device_state(),
+        tuple(image.blocks), time.monotonic_ns() - age_ns)
 
-    sock = None
 
-    def __init__(self, image: RamImage) -> None:
-        record, description = image.kept.record, image.kept.description
-        assert record is not None and description is not None
-        age_ns = max(0, time.time_ns() - record.committed_at_ns)
-        self.committed = Committed(
-            record.checkpoint, Configuration(0, description.machine), record.ram_section_id, image.kept.device_state(),
-            tuple(image.blocks), time.monotonic_ns() - age_ns)
-        self.last_byte_ns = self.committed.at_ns
-        self.block_infos = [RamBlockInfo(idstr, length) for idstr, length in description.blocks]
-
-    def settle(self) -> Committed:
-        """It is wholly in the image since the directory was opened."""
-        return self.committed
-
-    def abandon(self) -> None:
-        """There is no connection to end."""
-
-    def close(self) -> None:
-        """Nothing is open but the image."""
+def block_infos(kept: KeptCopy) -> list[RamBlockInfo]:
+    """Its RAM blocks, in the stream's order."""
+    assert kept.description is not None
+    return [RamBlockInfo(idstr, length) for idstr, length in kept.description.blocks]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +61,20 @@ def standing(kept: KeptCopy, arbiter: Arbiter) -> Standing:
         # A secondary of this host won it, and ended before it could put that down here.
         return Standing(holder.generation, eager=True)
     return Standing(record.generation, lost_generation=holder.generation, lost_to=holder.describe())
+
+
+def take_in(kept: KeptCopy, arbiter: Arbiter | None, uri: str) -> Standing | None:
+    """Where the copy that an earlier session left stands, which is put down with it; None: it left none. ``uri``: the
+    arbiter's. Raises StorageError, ArbitrationError."""
+    if kept.record is None:
+        return None
+    check_arbiter(kept, uri, arbiter.identity if arbiter is not None else None)
+    if arbiter is None:
+        return Standing(kept.record.generation)
+    found = standing(kept, arbiter)
+    if found.lost_to:
+        kept.change(lost_generation=found.lost_generation, lost_to=found.lost_to)
+    return found
 
 
 def check_arbiter(kept: KeptCopy, uri: str, identity: ArbiterIdentity | None) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import socket
 from pathlib import Path
 
+from colo.epoch.last_committed import LastCommitted
+from colo.epoch.ram_sink import RamSink
 from colo.errors import ColoError
 from colo.link.follower import Follower
 from colo.memory import RamImage
@@ -17,4 +19,5 @@ def follow(listener: socket.socket, directory: str) -> None:
     """Follow the first primary that connects, until its end or this process's."""
     sock, _ = listener.accept()
     with RamImage(Path(directory)) as image, contextlib.suppress(ColoError):
-        Follower(sock, image, deadlines=Deadlines(), limits=StreamLimits()).run()
+        ram = RamSink(image)
+        Follower(sock, ram, LastCommitted(ram, [ram]), deadlines=Deadlines(), limits=StreamLimits()).run()

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from colo.arbiter import init_arbiter
+from colo.epoch.last_committed import LastCommitted
+from colo.epoch.ram_sink import RamSink
 from colo.errors import ColoError
 from colo.figures.takeover_report import TakeoverReport
 from colo.link.follower import Follower
@@ -35,7 +37,7 @@ def saved(machine: Machine, run_dir: Path) -> tuple[Path, str]:
 
     def commit(committed: Any) -> None:
         if committed.number == 1:
-            follower.settle()
+            ram.settle()
             save(committed, run_dir / "saved")
             seen.append(committed.configuration.machine)
 
@@ -47,8 +49,9 @@ def saved(machine: Machine, run_dir: Path) -> tuple[Path, str]:
             target=primary.set_up, args=(f"tcp:127.0.0.1:{listener.getsockname()[1]}", ColoSettings(checkpoint_delay_ms=20)))
         leading.start()
         sock, _ = listener.accept()
+        ram = RamSink(image)
         follower = Follower(
-            sock, image, deadlines=Deadlines(), limits=StreamLimits(), on_commit=lambda committed, report: commit(committed))
+            sock, ram, LastCommitted(ram, [ram]), deadlines=Deadlines(), limits=StreamLimits(), on_commit=lambda committed, report: commit(committed))
 
         def follow() -> None:
             with contextlib.suppress(ColoError):
@@ -61,6 +64,7 @@ def saved(machine: Machine, run_dir: Path) -> tuple[Path, str]:
         process.kill()
         following.join(20)
         follower.close()
+        ram.close()
     return run_dir / "saved", seen[0]
 
 

@@ -303,12 +303,12 @@ def test_a_session_killed_while_its_stand_by_begins_to_run_leaves_the_vm_running
     pair.killed_session(random.Random(SEED + 6))
     script = (
         "import os, signal, sys\n"
-        "import colo.session.secondary as secondary\n"
-        "before = secondary.mark_telling\n"
+        "import colo.takeover.resume as resume\n"
+        "before = resume.mark_telling\n"
         "def killed(kept, standby, told):\n"
         "    before(kept, standby, told)\n"
         "    if told: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "secondary.mark_telling = killed\n"
+        "resume.mark_telling = killed\n"
         "from colo.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n")
     done = subprocess.run(

@@ -227,14 +227,16 @@ class Run:
         self.tracker_object.give_back(bitmaps)
 
     def check_secondary(self) -> None:
-        held = self.secondary._held
+        held = self.secondary.committed
         if held is None:
             assert self.acknowledged_turn == -1
             return
-        turn = struct.unpack(">Q", decode_state(held.committed.device_state, LIMITS))[0]
+        self.secondary.ram.settle()
+        turn = struct.unpack(">Q", decode_state(held.device_state, LIMITS))[0]
         assert turn in self.made
         assert turn >= self.acknowledged_turn
-        image = [bytes(held.image.guest_blocks[name].view()) for name in ("ram", "rom/aux")]
+        image = [bytes(memoryview(block.memory_buffer)) for block in held.blocks]  # type: ignore[arg-type]
+        assert [block.idstr for block in held.blocks] == ["ram", "rom/aux"]
         assert image == expected(turn, PAGES)
         # Nothing has left that the secondary's state does not know of, in order and each once.
         assert self.delivered == list(range(1, len(self.delivered) + 1))
@@ -264,9 +266,9 @@ def schedule(seed: int) -> set[State]:
                 towards_secondary if which < 0.7 else None, towards_primary if which >= 0.7 else None]
             cut.add(run.connection(draw.randrange(6), budgets, draw))
         run.connection(2, [None, None], draw)
-        assert run.secondary._held is not None
+        assert run.secondary.committed is not None
         assert run.acknowledged_turn == run.turns[-1]
-        turn = struct.unpack(">Q", decode_state(run.secondary._held.committed.device_state, LIMITS))[0]
+        turn = struct.unpack(">Q", decode_state(run.secondary.committed.device_state, LIMITS))[0]
         assert turn == run.turns[-1]
     finally:
         run.close()

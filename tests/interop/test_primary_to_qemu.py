@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from colo.abc import GuestBlock
+from colo.epoch.last_committed import LastCommitted
+from colo.epoch.ram_sink import RamSink
 from colo.errors import ColoError
 from colo.link.follower import Follower
 from colo.memory import RamImage
@@ -102,6 +104,7 @@ class Relay:
         self.primary: Primary | None = None
         self.vm: RelayedVm | None = None
         self.follower: Follower | None = None
+        self.ram: RamSink
         self.relayed = 0
         self.copied_twice = 0
         self.counters: list[int] = []
@@ -110,8 +113,9 @@ class Relay:
 
     def follow(self, listener: socket.socket, image: RamImage) -> None:
         sock, _ = listener.accept()
+        self.ram = RamSink(image)
         self.follower = Follower(
-            sock, image, deadlines=Deadlines(idle_s=30), limits=StreamLimits(),
+            sock, self.ram, LastCommitted(self.ram, [self.ram]), deadlines=Deadlines(idle_s=30), limits=StreamLimits(),
             on_commit=lambda committed, report: self.commit(committed))
         try:
             self.follower.run()
@@ -119,6 +123,7 @@ class Relay:
             self.error = self.error or error
         finally:
             self.follower.close()
+            self.ram.close()
             self.done.set()
 
     def commit(self, committed: Any) -> None:
@@ -126,7 +131,7 @@ class Relay:
             self.done.set()
             return
         assert self.follower is not None
-        self.follower.settle()
+        self.ram.settle()
         if self.primary is None:
             self.vm = RelayedVm(committed)
             self.primary = Primary(self.vm, PrimaryConfig(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -12,8 +13,11 @@ from colo._fast.kernels.ramblock import RamBlock
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.receive.pagedecoder import EOS, PageDecoder
 from colo._fast.receive.staging import Staging
+from colo.abc import EpochSink
 from colo.epoch.committed import Committed
 from colo.epoch.composed import compose
+from colo.epoch.last_committed import LastCommitted
+from colo.epoch.ram_sink import RamSink
 from colo.link.follower import Follower
 from colo.memory import RamImage
 from colo.protocol import Mode
@@ -124,7 +128,7 @@ class Peer:
 
     def __init__(
         self, directory: Path, *, deadlines: Deadlines = DEADLINES, limits: StreamLimits = LIMITS,
-        mode: Mode = Mode.EARLY, tcp: bool = False,
+        mode: Mode = Mode.EARLY, tcp: bool = False, sinks: Sequence[EpochSink] = (),
     ) -> None:
         self.image = RamImage(directory / "ram", max_ram_bytes=1 << 20)
         if tcp:
@@ -134,7 +138,9 @@ class Peer:
         else:
             self.sock, other = socket.socketpair()
         self.sock.settimeout(5)
-        self.follower = Follower(other, self.image, deadlines=deadlines, limits=limits, mode=mode)
+        self.ram = RamSink(self.image)
+        self.last = LastCommitted(self.ram, [self.ram, *sinks])
+        self.follower = Follower(other, self.ram, self.last, deadlines=deadlines, limits=limits, mode=mode)
         self.memory = {name: bytearray(length) for name, length in BLOCKS}
         self.number = -1
         self.error: BaseException | None = None
@@ -188,7 +194,8 @@ class Peer:
 
     def check(self) -> None:
         """The committed checkpoint is :attr:`number`, whole, and composes to a stream that says so."""
-        committed = self.follower.settle()
+        self.ram.settle()
+        committed = self.last.committed
         assert committed is not None and committed.number == self.number, committed
         assert committed.device_state == devices(self.number)
         for block in committed.blocks:
@@ -201,6 +208,7 @@ class Peer:
         self.sock.close()
         self._thread.join(10)
         self.follower.close()
+        self.ram.close()
         self.image.close()
 
     def __enter__(self) -> Peer:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from colo.epoch.last_committed import LastCommitted
+from colo.epoch.ram_sink import RamSink
 from colo.errors import ColoError
 from colo.link.follower import Follower
 from colo.memory import RamImage
@@ -132,8 +134,10 @@ def fuzz_one(data: bytes) -> None:
             feeder.start()
             mode = Mode.STRICT if data[0] & 0x80 else Mode.EARLY
             commits: list[int] = []
+            ram = RamSink(image)
+            last = LastCommitted(ram, [ram])
             follower = Follower(
-                here, image, deadlines=DEADLINES, limits=LIMITS, mode=mode,
+                here, ram, last, deadlines=DEADLINES, limits=LIMITS, mode=mode,
                 on_commit=lambda committed, report: commits.append(committed.number),
             )
             try:
@@ -143,7 +147,8 @@ def fuzz_one(data: bytes) -> None:
             else:
                 raise AssertionError("the follower ended without an error")
             finally:
-                committed = follower.settle()
+                ram.close()
+                committed = last.committed
                 follower.close()
                 feeder.join()
             assert (committed is None) == (not commits)
