@@ -52,10 +52,14 @@ class EpochSource(Protocol):
 class Participants:
     """Those of one session, called in the order in which they registered.
 
-    ``notice`` hears what a participant raised where that changes nothing: one that fails keeps no other from hearing.
+    ``notice`` hears what a participant raised where that changes nothing: one that fails keeps no other from hearing. Raises
+    TypeError for what is no participant.
     """
 
     def __init__(self, sources: Sequence[EpochSource], notice: Callable[[str], None] = lambda text: None) -> None:
+        for source in sources:
+            if not isinstance(source, EpochSource):
+                raise TypeError(f"a participant has seal, release, take_back and end; {type(source).__name__} has not")
         self._sources = tuple(sources)
         self._notice = notice
         self._lock = threading.RLock()

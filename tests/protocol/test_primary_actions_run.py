@@ -60,10 +60,17 @@ class Heard:
     def __init__(self) -> None:
         self.calls: list[tuple[str, object]] = []
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in ("seal", "release", "take_back", "end"):
-            raise AttributeError(name)
-        return lambda argument: self.calls.append((name, argument))
+    def seal(self, number: int) -> None:
+        self.calls.append(("seal", number))
+
+    def release(self, number: int) -> None:
+        self.calls.append(("release", number))
+
+    def take_back(self, number: int) -> None:
+        self.calls.append(("take_back", number))
+
+    def end(self, won: bool) -> None:
+        self.calls.append(("end", won))
 
 
 class HeardVm(PageVm):

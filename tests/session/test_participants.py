@@ -256,6 +256,11 @@ def test_what_saving_the_state_writes_and_says_is_of_its_checkpoint(vm: Any, sta
         assert standby.vm.image() == expected(standby.vm.turn, vm.pages) and standby.vm.turn == 1
 
 
+def test_what_is_no_participant_is_refused_before_anything_begins(vm: Any, arbiter: Path) -> None:
+    with pytest.raises(TypeError, match="a participant has seal, release, take_back and end; list has not"):
+        Primary(vm, config("tcp:127.0.0.1:1", arbiter), participants=[[]])  # type: ignore[list-item]
+
+
 def test_they_hear_one_after_the_other_in_the_order_of_the_list() -> None:
     order: list[tuple[int, str, object]] = []
     parts = [Part(), Part(), Part()]
