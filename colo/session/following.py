@@ -61,9 +61,12 @@ class Following(TakingOver[R]):
     def _kept(self, committed: Committed) -> None:
         """A checkpoint was committed."""
 
-    def _hold(self, due: list[tuple[float, Loss]]) -> GenerationLook | None:
-        """A checkpoint is held while a primary is waited for: returns who looks whether the other side runs the VM. ``due``:
-        see :meth:`_await_loss`; may be added to."""
+    def _due_while_holding(self) -> list[tuple[float, Loss]]:
+        """What a takeover is due for where nothing else makes it due: see :meth:`_await_loss`."""
+        return []
+
+    def _look_at_arbiter(self) -> GenerationLook | None:
+        """Who looks whether the other side runs the VM, while a checkpoint is held."""
         return None
 
     # -- until a takeover is due
@@ -86,24 +89,24 @@ class Following(TakingOver[R]):
     def _await_loss(self, unless: ColoError, due: list[tuple[float, Loss]]) -> Loss:
         """``due``: after how many seconds without a primary a takeover is due, and why."""
         self._cut()
-        with contextlib.ExitStack() as ended:
-            look = None
-            if self.committed is not None:
-                self.state = self.WAITS
-                look = self._hold(due)
-                if look is not None:
-                    ended.callback(look.close)
-            timers = ended.enter_context(contextlib.ExitStack())
-            armed = False
+        if self.committed is not None:
+            self.state = self.WAITS
+            due = due or self._due_while_holding()
+        with contextlib.ExitStack() as watching:
+            look: GenerationLook | None = None
+            watched = False
             while True:
+                if not watched:
+                    watched = True
+                    look = self._look_at_arbiter() if self.committed is not None else None
+                    if look is not None:
+                        watching.callback(look.close)
+                    for after_s, loss in due:
+                        watching.callback(self._be_eager(after_s, loss).cancel)
                 if self.committed is not None:
                     if (takeover := self._what_is_due()) is not None:
                         return takeover
                     self._look_while_holding(look)
-                if not armed:
-                    for after_s, loss in due:
-                        timers.callback(self._be_eager(after_s, loss).cancel)
-                    armed = True
                 try:
                     sock = self._reception.next_connection(self._wake.fd)
                 except Interrupted:
@@ -111,8 +114,8 @@ class Following(TakingOver[R]):
                     if self._stopping:
                         raise unless from None
                     continue  # a request, or what the primary's side said
-                timers.close()
-                armed = False
+                watching.close()  # of a primary that is there, another look is taken
+                watched = False
                 if (lost := self._follow_one(sock)) is not None:
                     return lost
 

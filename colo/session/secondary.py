@@ -275,10 +275,16 @@ class Secondary(Following[TakeoverReport]):
     def _may_come_back(self, loss: Loss) -> bool:
         return super()._may_come_back(loss) and self.config.on_loss == "takeover" and not loss.ours
 
-    def _hold(self, due: list[tuple[float, Loss]]) -> GenerationLook | None:
-        if not due and self.recovered and self._eager is None and self._returns_are_awaited():
-            due.append((self.config.return_s, Loss(
-                f"the primary did not come back within {self.config.return_s:g} s", 0, asked=True)))
+    def _due_while_holding(self) -> list[tuple[float, Loss]]:
+        """Started on a checkpoint, this side asks for the VM by itself when its primary does not come back: but only an
+        arbiter that keeps who holds the VM, as another cannot say that it runs on elsewhere."""
+        config = self.config
+        if not self.recovered or self._eager is not None or self._lost_to or config.on_loss != "takeover" \
+                or self._standbys is None or self._arbiter is None or self._arbiter.identity is None:
+            return []
+        return [(config.return_s, Loss(f"the primary did not come back within {config.return_s:g} s", 0, asked=True))]
+
+    def _look_at_arbiter(self) -> GenerationLook | None:
         if self._arbiter is None or self._lost_to:
             return None
         assert self.generation is not None
@@ -288,12 +294,6 @@ class Secondary(Following[TakeoverReport]):
         if self._lost_to:
             self._eager = None
         return super()._what_is_due()
-
-    def _returns_are_awaited(self) -> bool:
-        """Whether this side, started on a checkpoint, asks for the VM by itself when its primary does not come back. An
-        arbiter that keeps nothing cannot say that the VM runs on elsewhere: it is asked only on request."""
-        return (self.config.on_loss == "takeover" and self.config.standby is not None and self._arbiter is not None
-                and self._arbiter.identity is not None and not self._lost_to)
 
     def _look_while_holding(self, look: GenerationLook | None) -> None:
         if self._lost_to:
