@@ -12,10 +12,7 @@ from pathlib import Path
 import pytest
 
 from colo.qemu.foresight import Rehearsal, room_bytes, room_notice
-from tests.qemu.conftest import machine, qemu_binary, run_dir
 from tests.qemu.tiny_machine import Machine
-
-__all__ = ["machine", "qemu_binary", "run_dir"]
 
 
 def rehearsed(argv: list[str], run_dir: Path) -> str | None:
