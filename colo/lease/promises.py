@@ -7,13 +7,23 @@ import os
 import secrets
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from colo.errors import ArbitrationError, ArbitrationLost, ColoError, Interrupted, ProtocolError, VmEnded
+from colo.abc import Transport
+from colo.errors import (
+    ArbitrationError,
+    ArbitrationLost,
+    ChannelError,
+    ChannelLost,
+    ColoError,
+    DeadlineExceeded,
+    Interrupted,
+    ProtocolError,
+    VmEnded,
+)
 from colo.lease.clock import now_ns
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.meeting import TEXT_MAX, Meeting, Welcome
@@ -49,7 +59,7 @@ class _Connection:
 
     __slots__ = ("asked", "busy", "met", "reader", "sock", "until")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Transport) -> None:
         self.sock = sock
         self.reader = FrameReader()
         self.asked = self.busy = self.met = False
@@ -87,7 +97,7 @@ class Promises:
         """What the other side said with it."""
         self.lapsed = ""
         """Why the primary that is followed counts as lost, by its lease."""
-        self._followed: socket.socket | None = None
+        self._followed: Transport | None = None
         self._told_unfenced = False
         self._proven_at = 0.0
         self._grantor = LeaseGrantor(
@@ -134,15 +144,15 @@ class Promises:
                 "proof": self._grantor.proof or None,
             }
 
-    def follow(self, sock: socket.socket | None) -> None:
+    def follow(self, sock: Transport | None) -> None:
         """The session follows the primary at the other end of ``sock`` from now on; None: none any more. While it does,
         :attr:`lapsed` is watched."""
         with self._changed:
             self._followed, self.lapsed = sock, ""
         if sock is not None and self.required:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(ChannelLost):
                 # Acknowledged probes are how a host without a fence is told from a dead one.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+                sock.probe_silence(1)
 
     def progress(self) -> None:
         """A checkpoint was committed: the other side's VM runs."""
@@ -244,9 +254,8 @@ class Promises:
 
     # -- connections
 
-    def take(self, sock: socket.socket) -> None:
+    def take(self, sock: Transport) -> None:
         """A connection that opens with a lease frame is this side's from now on."""
-        sock.setblocking(False)
         with self._changed:
             if len(self._connections) >= CONNECTIONS_MAX:
                 # Who has not met this side makes room; else whoever says nothing could keep the fence out.
@@ -292,7 +301,7 @@ class Promises:
                 return
             if sock is None or not self.required or now < grantor.promise_end_ns or grantor.wanting or self.lapsed:
                 return
-            if _heard_ms(sock) < grantor.lease_ns / 2e6:
+            if sock.silence_ms() < grantor.lease_ns / 2e6:
                 grantor.progress(now)
             tell = ""
             if grantor.unfenced and not self._told_unfenced:
@@ -316,16 +325,16 @@ class Promises:
 
     def _read(self, connection: _Connection) -> None:
         try:
-            data = connection.sock.recv(READ_BYTES)
+            data = connection.sock.receive(READ_BYTES, timeout_s=0)
             if not data:
                 self._drop(connection)
                 return
             for frame in connection.reader.feed(data):
                 self._take_frame(connection, frame)
-        except BlockingIOError:
+        except DeadlineExceeded:
             return
         except (ColoError, OSError, ValueError) as error:
-            if isinstance(error, ColoError):
+            if isinstance(error, ColoError) and not isinstance(error, ChannelLost):
                 self._tell(f"a lease connection was closed: {error}")
             self._drop(connection)
 
@@ -386,14 +395,10 @@ class Promises:
 
     def _send(self, connection: _Connection, frame: Frame) -> None:
         """Frames are small: whoever does not take one has not read for long, and will connect again."""
-        data = encode(frame)
         try:
-            sent = connection.sock.send(data)
-        except OSError:
-            sent = 0
-        if sent != len(data):
-            with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+            connection.sock.send(encode(frame), timeout_s=0)
+        except ChannelError:
+            connection.sock.abort()
 
     # -- meeting
 
@@ -410,8 +415,7 @@ class Promises:
             welcome = self._welcome(meeting)
         except (ColoError, ValueError) as error:
             self._send(connection, Frame(LeaseMessage.REFUSED, text={"reason": str(error)[:TEXT_MAX]}))
-            with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_WR)
+            connection.sock.end_sending()
             self._tell(f"a primary was refused: {error}")
             return
         with self._changed:
@@ -498,15 +502,3 @@ class Promises:
 def _reason(frame: Frame) -> str:
     reason = frame.text.get("reason")
     return f" ({reason[:TEXT_MAX]})" if isinstance(reason, str) and reason else ""
-
-
-_TCP_INFO = struct.Struct("=8x13I")
-
-
-def _heard_ms(sock: socket.socket) -> float:
-    """How long ago the kernel at the other end was heard of last, in ms; infinite where that cannot be told."""
-    try:
-        info = _TCP_INFO.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-    except (OSError, struct.error):
-        return float("inf")
-    return float(min(info[11], info[12]))  # tcpi_last_data_recv, tcpi_last_ack_recv

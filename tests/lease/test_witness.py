@@ -26,7 +26,7 @@ from colo.lease.frames import Frame, encode
 from colo.lease.meeting import Meeting
 from colo.lease.promises import CONNECTIONS_MAX, Promises
 from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
-from colo.transport import connect, listen, tune
+from colo.transport import connect, listen
 from colo.transport.door import Door
 from colo.wire import LeaseMessage
 from tests.session.primary_vm import PageVm, expected
@@ -347,7 +347,7 @@ class Met:
         self.promises = Promises(
             LONG_MS, required=True, arbiter=None, checkpoint=lambda: None, tell=self.notices.append, wake=lambda: None)
         self.door = Door(
-            self.listener.socket, handshake_s=5, prepare=lambda s: tune(s, 5), refused=self.notices.append,
+            self.listener, handshake_s=5, refused=self.notices.append,
             lease=self.promises.take, bars=self.promises.bars)
 
     def meet(self, generation: int, **more: Any) -> LeaseConnection:
@@ -408,9 +408,8 @@ def test_a_proof_from_one_that_was_not_met_is_no_proof_and_many_do_not_shut_othe
     session = met.meet(3)
     raw = connect(met.listener.address, 5)
     with raw:
-        raw.sendall(encode(Frame(LeaseMessage.GONE, 3)))
-        raw.settimeout(10)
-        assert raw.recv(1) == b""
+        raw.send(encode(Frame(LeaseMessage.GONE, 3)), timeout_s=10)
+        assert raw.receive(1, timeout_s=10) == b""
     assert not met.proof and any("has not met" in notice for notice in met.notices)
     crowd = []
     for _ in range(2 * CONNECTIONS_MAX):
