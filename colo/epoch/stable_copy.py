@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import select
-import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from colo._fast.send.pageencoder import PageEncoder
 from colo._fast.send.recordarena import RecordArena
-from colo.errors import ChannelLost, DeadlineExceeded, Interrupted
 
 if TYPE_CHECKING:
     from colo._fast.kernels.digest import StreamDigest
     from colo._fast.send.adaptive import AdaptiveCodec
+    from colo.abc import Transport
 
 KEPT_BYTES = 256 << 20
 """Storage above this is given back after the checkpoint."""
 FIRST_BYTES = 16 << 20
 """Storage made ready before the first checkpoint, or all that memory could need if that is less."""
-SEND_BYTES = 4 << 20
 
 
 class StableCopy:
@@ -54,27 +51,8 @@ class StableCopy:
         """Add the records to ``digest``."""
         digest.update(self._arena)
 
-    def send(self, sock: socket.socket, *, deadline_ns: int, wake_fd: int) -> None:
-        """Send it all to a socket that does not block. Raises ChannelLost, DeadlineExceeded or Interrupted."""
-        poller: Any = None
+    def send(self, transport: Transport, *, deadline_ns: int, wake_fd: int) -> None:
+        """Send it all. Raises ChannelLost, DeadlineExceeded or Interrupted."""
+        left_s = (deadline_ns - time.monotonic_ns()) / 1e9
         with memoryview(self._arena) as records:
-            at = 0
-            while at < len(records):
-                try:
-                    at += sock.send(records[at : at + SEND_BYTES])
-                    continue
-                except BlockingIOError:
-                    pass
-                except OSError as error:
-                    raise ChannelLost(f"{error.strerror} while pages were sent") from error
-                if poller is None:
-                    poller = select.poll()
-                    poller.register(sock, select.POLLOUT)
-                    if wake_fd >= 0:
-                        poller.register(wake_fd, select.POLLIN)
-                left_ms = (deadline_ns - time.monotonic_ns()) / 1e6
-                if left_ms <= 0:
-                    raise DeadlineExceeded("the peer did not take the pages in time", phase="send pages")
-                if any(ready == wake_fd for ready, _ in poller.poll(left_ms + 1)):
-                    raise Interrupted("sending of pages was ended from this side")
-
+            transport.send(records, timeout_s=left_s, wake_fd=wake_fd, phase="send pages")

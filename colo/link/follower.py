@@ -7,7 +7,6 @@ actions are carried out. What a connection has not committed ends with it.
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from colo._fast.receive.adaptive_decoder import AdaptiveDecoder
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.receive.pagedecoder import EOS, PageDecoder
 from colo._fast.receive.staging import Staging
+from colo.abc import Transport
 from colo.epoch.committed import Committed
 from colo.errors import (
     ChannelLost,
@@ -81,7 +81,7 @@ class Follower:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Transport,
         image: BlockImage,
         *,
         deadlines: Deadlines,
@@ -125,7 +125,6 @@ class Follower:
         self._epoch_end_ns = 0
         self._stream_start = 0
         self._last_commit_ns = 0
-        sock.settimeout(deadlines.message_s)
 
     @property
     def staged_high_water_bytes(self) -> int:
@@ -175,8 +174,7 @@ class Follower:
 
     def close(self) -> None:
         """Close the connection and end the applying thread."""
-        with contextlib.suppress(OSError):
-            self.sock.close()
+        self.sock.close()
         self._applier.shutdown(wait=True)
 
     def _end(self, event: Event) -> None:
@@ -267,14 +265,7 @@ class Follower:
     def _flush(self) -> None:
         if not self._out:
             return
-        try:
-            self.sock.sendall(self._out)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the primary did not take {len(self._out)} bytes within {self.deadlines.message_s:g} s", phase="message"
-            ) from None
-        except OSError as error:
-            raise ChannelLost(f"{error.strerror} while sending") from error
+        self.sock.send(self._out, timeout_s=self.deadlines.message_s, phase="message")
         self._out.clear()
 
     # -- the initial stream

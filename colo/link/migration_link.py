@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import secrets
-import select
-import socket
-import struct
-import termios
 import time
 from collections.abc import Callable
 
 from colo._fast.kernels.digest import StreamDigest
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.send.pageencoder import PageEncoder
+from colo.abc import Transport
 from colo.epoch.migration_pages import MigrationPages, RoundCopy
-from colo.errors import ChannelError, ChannelLost, ColoError, DeadlineExceeded, Interrupted, ProtocolError
+from colo.errors import ChannelError, ChannelLost, ColoError, DeadlineExceeded, ProtocolError
 from colo.link.migration_progress import MigrationProgress
 from colo.link.pacer import Pacer
 from colo.protocol import ReturnPathMessage, decode_return_path, return_path_missing_bytes
@@ -31,7 +27,7 @@ from colo.stream.writer import (
     section_footer,
     section_part,
 )
-from colo.transport import abort
+from colo.wake import wait_ready
 from colo.wire import (
     DEVICES_PING,
     DIGEST_BYTES,
@@ -51,14 +47,14 @@ DRAIN_LOOK_S = 0.002
 
 
 class MigrationLink:
-    """Writes the stream to ``sock``, a connected socket that is the link's from now on. One thread.
+    """Writes the stream to ``sock``, a connection that is the link's from now on. One thread.
 
     ``wake_fd`` becoming readable ends any wait with Interrupted. All methods raise ChannelError when the destination is
     lost or too slow, and ProtocolError or StreamError for what it says and may not.
     """
 
     def __init__(
-        self, sock: socket.socket, pages: MigrationPages, pacer: Pacer, progress: MigrationProgress, *,
+        self, sock: Transport, pages: MigrationPages, pacer: Pacer, progress: MigrationProgress, *,
         deadlines: Deadlines, return_path: bool, wake_fd: int,
     ) -> None:
         self.sock = sock
@@ -70,7 +66,6 @@ class MigrationLink:
         self._deadlines = deadlines
         self._return_path = return_path
         self._wake_fd = wake_fd
-        sock.setblocking(False)
         self._buffer = ReadBuffer(sock.fileno(), wake_fd=wake_fd, capacity_bytes=4096)
         self._encoder = PageEncoder(sock.fileno(), wake_fd=wake_fd)
         self._asked: set[int] = set()
@@ -191,41 +186,30 @@ class MigrationLink:
             self._await(lambda: self._shut is not None, "switchover", self._deadlines.epoch_s)
             return self._shut
         # Whether it has loaded nobody tells; but a reset, or bytes that stay queued, tell that it has not read everything.
-        poller = select.poll()
-        poller.register(self.sock.fileno(), select.POLLIN)
-        if poller.poll(self._deadlines.message_s * 1000):
+        if wait_ready((self.sock.fileno(),), self._deadlines.message_s):
             self._expect_end()
-        if queued := self._queued_bytes():
+        if queued := self.sock.unsent_bytes():
             raise ChannelLost(f"the destination did not take the last {queued} bytes")
         return None
 
     def wait(self, seconds: float) -> None:
         """Wait so long, hearing what comes meanwhile."""
-        poller = select.poll()
-        poller.register(self.sock.fileno(), select.POLLIN)
-        if self._wake_fd >= 0:
-            poller.register(self._wake_fd, select.POLLIN)
-        ready = {fd for fd, _ in poller.poll(max(0.0, seconds) * 1000)}
-        if self._wake_fd in ready:
-            raise Interrupted("the migration was cancelled from this side")
-        if self.sock.fileno() in ready:
+        if wait_ready((self.sock.fileno(),), seconds, wake_fd=self._wake_fd):
             self._hear()
 
     def close(self) -> None:
         """Give the connection up in order."""
         with contextlib.suppress(ColoError, RuntimeError):
             self._encoder.close()
-        with contextlib.suppress(OSError):
-            self.sock.close()
+        self.sock.close()
 
     def abort(self) -> None:
         """Drop the connection at once. From any thread, any number of times."""
-        abort(self.sock)
+        self.sock.abort()
 
     def release(self) -> None:
-        """Let go of the VM's memory."""
-        with contextlib.suppress(ColoError, RuntimeError):
-            self._encoder.close()
+        """Let go of the VM's memory, and of the connection."""
+        self.close()
 
     # -- sending
 
@@ -270,7 +254,7 @@ class MigrationLink:
     def _drain(self) -> None:
         """Wait until the send queue is empty, however long that takes while it gets shorter."""
         last, until = -1, 0.0
-        while (queued := self._queued_bytes()) > 0:
+        while (queued := self.sock.unsent_bytes()) > 0:
             now = time.monotonic()
             if queued != last:
                 last, until = queued, now + self._deadlines.epoch_s
@@ -278,14 +262,6 @@ class MigrationLink:
                 raise DeadlineExceeded(
                     f"the destination took none of {queued} queued bytes for {self._deadlines.epoch_s:g} s", phase="round")
             self.wait(DRAIN_LOOK_S)
-
-    def _queued_bytes(self) -> int:
-        try:
-            raw = fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:
-            return 0  # a kind of descriptor that does not tell
-        queued: int = struct.unpack("i", raw)[0]
-        return queued
 
     # -- the return path
 

@@ -7,8 +7,6 @@ its events. How a connection that failed goes on (arbitration, another connectio
 from __future__ import annotations
 
 import contextlib
-import select
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,11 +15,12 @@ from colo._fast.kernels.digest import StreamDigest
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.send.adaptive import AdaptiveCodec
 from colo._fast.send.pageencoder import PageEncoder
+from colo.abc import Transport
 from colo.epoch.checkpoint_times import CheckpointTimes, RecordCounts
 from colo.epoch.copy_ahead import Precopy
 from colo.epoch.outbox import Outbox
 from colo.epoch.primary_pages import PrimaryPages
-from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, StreamError
+from colo.errors import ChannelLost, ColoError, DeadlineExceeded, StreamError
 from colo.figures.primary_report import PrimaryReport
 from colo.link.link_rate import LinkRate
 from colo.link.reading import read_message
@@ -53,9 +52,9 @@ from colo.stream.writer import (
     section_footer,
     section_part,
 )
-from colo.transport import abort
 from colo.vm.handle import VmHandle
 from colo.vm.saved_state import StateForm, describe
+from colo.wake import wait_ready
 from colo.wire import RAM_SECTION_ID, ColoMessage, Command, Extension
 
 MESSAGES = {
@@ -93,7 +92,7 @@ class LinkSettings:
 
 
 class PrimaryLink:
-    """Leads the secondary at the other end of ``sock``, a connected socket that is the link's from now on.
+    """Leads the secondary at the other end of ``sock``, a connection that is the link's from now on.
 
     ``committed``: the highest checkpoint that a secondary of this generation may hold, None: none. One thread; ``wake_fd``
     becoming readable ends any wait with Interrupted.
@@ -101,7 +100,7 @@ class PrimaryLink:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Transport,
         handle: VmHandle,
         pages: PrimaryPages,
         form: StateForm,
@@ -130,7 +129,6 @@ class PrimaryLink:
         self._due_fd = due_fd
         self._on_checkpoint = on_checkpoint
         self._on_notice = on_notice
-        sock.setblocking(False)
         self._buffer = ReadBuffer(sock.fileno(), wake_fd=wake_fd, capacity_bytes=1 << 16)
         self._encoder = PageEncoder(sock.fileno(), wake_fd=wake_fd)
         self.agreed = Extension(0)
@@ -174,14 +172,7 @@ class PrimaryLink:
 
         Raises ChannelLost when the secondary goes, ProtocolError when it speaks, Interrupted.
         """
-        poller = select.poll()
-        poller.register(self.sock.fileno(), select.POLLIN)
-        for fd in (self._wake_fd, self._due_fd):
-            if fd >= 0:
-                poller.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poller.poll(max(0.0, seconds) * 1000)}
-        if self._wake_fd in ready:
-            raise Interrupted("the wait was ended from this side")
+        ready = wait_ready((self.sock.fileno(), self._due_fd), seconds, wake_fd=self._wake_fd)
         if self.sock.fileno() in ready:
             self._buffer.set_deadline("message", self.settings.deadlines.message_s)
             self._read()
@@ -208,7 +199,8 @@ class PrimaryLink:
             self._outbox.unseal()
         with contextlib.suppress(ColoError, RuntimeError):
             self._encoder.close()
-        abort(self.sock)
+        self.sock.abort()
+        self.sock.close()
 
     # -- events in, actions out
 

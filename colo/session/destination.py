@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from colo.abc import VirtualMachine
+from colo.abc import Transport, VirtualMachine
 from colo.arbiter import Arbiter, arbiter_from_uri, claim
 from colo.errors import (
     ColoError,
@@ -34,7 +33,7 @@ from colo.protocol.deadlines import Deadlines
 from colo.protocol.migration import MigrationStatus
 from colo.stream import Configuration, StreamLimits
 from colo.trace import listening
-from colo.transport import listen, tune
+from colo.transport import TcpOptions, listen
 from colo.transport.admission import PENDING_LIMIT, admit
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import decode_state
@@ -111,7 +110,9 @@ class MigrationDestination:
                 self._cleanup.callback(self._arbiter.close)
                 self._generation = self._arbiter.current()
             self._listener = self._cleanup.enter_context(
-                listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
+                listen(
+                    config.listen, insecure=config.insecure, backlog=PENDING_LIMIT,
+                    options=TcpOptions.within(config.deadlines.message_s)))
             self.address = self._listener.address
         except BaseException:
             self._cleanup.close()
@@ -188,16 +189,14 @@ class MigrationDestination:
         self._tell("listening", self.address)
         deadlines = self.config.deadlines
         sock = admit(
-            self._listener.socket, handshake_s=deadlines.handshake_s, wake_fd=self._wake.fd,
-            prepare=lambda s: tune(s, deadlines.message_s), refused=lambda text: self._tell("notice", text),
-            allow_uids=self.config.allow_uids,
+            self._listener, handshake_s=deadlines.handshake_s, wake_fd=self._wake.fd,
+            refused=lambda text: self._tell("notice", text), allow_uids=self.config.allow_uids,
         )
         self._began_ns = time.monotonic_ns()
         self._status = _S.NONE
         self._set_status(_S.SETUP)
         self._tell("connected")
         try:
-            sock.settimeout(deadlines.message_s)
             return self._take(sock)
         except ColoError as error:
             # Whoever has not run the VM says so: the source need not wonder.
@@ -207,7 +206,7 @@ class MigrationDestination:
         finally:
             sock.close()
 
-    def _take(self, sock: socket.socket) -> Arrival:
+    def _take(self, sock: Transport) -> Arrival:
         self._call("pause", self.vm.pause)
         link = self._link = MigrationIn(
             sock, GuestImage(self.vm.memory.blocks), deadlines=self.config.deadlines, limits=self.config.limits,

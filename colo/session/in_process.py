@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from colo.abc import GuestBlock, VirtualMachine
+from colo.abc import GuestBlock, Transport, VirtualMachine
 from colo.arbiter import Runner, arbiter_from_uri, claim
 from colo.arbiter.watch import why_ended
 from colo.control.server import ControlServer
@@ -42,7 +41,7 @@ from colo.protocol.deadlines import Deadlines
 from colo.protocol.lease import LEASE_MS
 from colo.stream import StreamLimits
 from colo.trace import listening
-from colo.transport import listen, tune
+from colo.transport import TcpOptions, listen
 from colo.transport.admission import PENDING_LIMIT
 from colo.transport.door import Door
 from colo.vm.hold import VmHold
@@ -144,7 +143,9 @@ class InProcessSecondary:
             self._cleanup.callback(self._arbiter.close)
             self.generation = self._arbiter.current()
             self._listener = self._cleanup.enter_context(
-                listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
+                listen(
+                    config.listen, insecure=config.insecure, backlog=PENDING_LIMIT,
+                    options=TcpOptions.within(config.deadlines.message_s)))
             self.address = self._listener.address
             self.promises = Promises(
                 config.lease_ms, required=config.lease_ms > 0, arbiter=self._arbiter,
@@ -152,8 +153,7 @@ class InProcessSecondary:
                 tell=lambda text: self._tell("notice", text), wake=self._wake.set)
             self._cleanup.callback(self.promises.close)
             self._door = Door(
-                self._listener.socket, handshake_s=config.deadlines.handshake_s,
-                prepare=lambda s: tune(s, config.deadlines.message_s), refused=lambda text: self._tell("notice", text),
+                self._listener, handshake_s=config.deadlines.handshake_s, refused=lambda text: self._tell("notice", text),
                 lease=self.promises.take, bars=self.promises.bars, parks=True, allow_uids=config.allow_uids)
             self._cleanup.callback(self._door.close)
             if config.control is not None:
@@ -334,7 +334,7 @@ class InProcessSecondary:
             self._spare = tuple(GuestBlock.allocate(block.idstr, block.length_bytes) for block in self._own)
         return self._spare
 
-    def _follow(self, sock: socket.socket) -> tuple[str, int]:
+    def _follow(self, sock: Transport) -> tuple[str, int]:
         self.state = "connected"
         self.generation = self._generation_now()
         self._tell("connected")
@@ -368,8 +368,7 @@ class InProcessSecondary:
             self._tell("lost", reason)
         finally:
             self.promises.follow(None)
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            sock.end_sending()
             try:
                 # However it ended, and also when its acknowledgement did not leave any more.
                 if (committed := follower.settle()) is not None:

@@ -33,7 +33,7 @@ from colo.protocol.migration import STATUSES, MigrationStatus, next_status
 from colo.session.migration_config import MigrationConfig, MigrationOutcome, VmPlace
 from colo.stream.writer import end_of_stream
 from colo.trace import listening
-from colo.transport import check_plaintext, connect
+from colo.transport import check_plaintext, connect_until
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import StateForm, describe
 from colo.vm.source_vm import SourceVm
@@ -258,22 +258,13 @@ class Migration:
         self._end(link)
 
     def _connect(self) -> MigrationLink:
-        until = time.monotonic() + self.config.connect_s
-        while True:
-            if self._cancelled is not None:
-                raise Interrupted("the migration was cancelled from this side")
-            try:
-                sock = connect(
-                    self.config.to, max(0.05, min(1.0, until - time.monotonic())), insecure=self.config.insecure,
-                    allow_uids=self.config.allow_uids)
-            except ChannelError as error:
-                if isinstance(error, AddressError) or time.monotonic() >= until:
-                    raise
-                time.sleep(CONNECT_RETRY_S)
-                continue
-            return MigrationLink(
-                sock, self._pages, self._pacer, self.progress, deadlines=self.config.deadlines,
-                return_path=self.config.return_path, wake_fd=self._wake.fd)
+        sock = connect_until(
+            self.config.to, time.monotonic() + self.config.connect_s, pause_s=CONNECT_RETRY_S,
+            ended=lambda: self._cancelled is not None, final=(AddressError,), insecure=self.config.insecure,
+            allow_uids=self.config.allow_uids)
+        return MigrationLink(
+            sock, self._pages, self._pacer, self.progress, deadlines=self.config.deadlines,
+            return_path=self.config.return_path, wake_fd=self._wake.fd)
 
     # -- the switchover
 

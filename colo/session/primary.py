@@ -9,10 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from socket import socket as Socket
 from typing import Any, Self
 
-from colo.abc import VirtualMachine
+from colo.abc import Transport, VirtualMachine
 from colo.arbiter import Runner, arbiter_from_uri, claim, take_first
 from colo.epoch.outbox import Outbox
 from colo.epoch.primary_pages import PrimaryPages
@@ -40,7 +39,7 @@ from colo.session.pace import Pace
 from colo.session.primary_config import PrimaryConfig, PrimaryEnding, PrimaryOutcome
 from colo.session.primary_control import serve
 from colo.trace import listening
-from colo.transport import abort, check_plaintext, connect
+from colo.transport import check_plaintext, connect_until
 from colo.vm.handle import VmHandle
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import StateForm
@@ -300,7 +299,7 @@ class Primary:
             if identity is not None:
                 claimed = take_first(self._arbiter, Runner.of(), reason="protect")
                 self.generation, token = claimed.generation, claimed.token
-            connection = LeaseConnection.on(sock, self.config.to, Meeting(
+            connection = LeaseConnection(sock, Meeting(
                 vm=identity.vm if identity is not None else self.config.vm,
                 uuid=identity.uuid if identity is not None else "",
                 arbiter_id=identity.id if identity is not None else "", generation=self.generation, claim_token=token,
@@ -339,7 +338,7 @@ class Primary:
             lease.close()
         self._silent = ""
 
-    def _new_link(self, sock: Socket, may_hold: int | None) -> PrimaryLink:
+    def _new_link(self, sock: Transport, may_hold: int | None) -> PrimaryLink:
         link = PrimaryLink(
             sock, self._handle, self._pages, self._form, self._settings, outbox=self.outbox, committed=may_hold,
             connection=self._links, wake_fd=self._wake.fd, due_fd=self._due.fd, on_checkpoint=self._committed,
@@ -349,19 +348,13 @@ class Primary:
         self._tell("connected", self.config.to)
         return link
 
-    def _connect(self, until: float | None) -> Socket:
+    def _connect(self, until: float | None) -> Transport:
         """A connection to the secondary, tried until then. Raises Interrupted, ChannelError."""
         self.state = "connecting" if self.state != "alone" else self.state
-        while True:
-            left = 1.0 if until is None else max(0.05, min(1.0, until - time.monotonic()))
-            try:
-                return connect(
-                    self.config.to, left, insecure=self.config.insecure, allow_uids=self.config.allow_uids)
-            except ChannelError:
-                if until is not None and time.monotonic() >= until:
-                    raise
-            if self._wait_woken(RECONNECT_RETRY_S if until is None else CONNECT_RETRY_S):
-                raise Interrupted("the wait for a secondary was ended from this side")
+        return connect_until(
+            self.config.to, until, pause_s=RECONNECT_RETRY_S if until is None else CONNECT_RETRY_S,
+            ended=lambda: self._stopping is not None or self._fenced, insecure=self.config.insecure,
+            allow_uids=self.config.allow_uids)
 
     def _wait_woken(self, seconds: float) -> bool:
         """Wait so long, or until stopped or fenced: True."""
@@ -525,11 +518,11 @@ class Primary:
             if self.outbox is not None:
                 self.outbox.drop_all()
             if link is not None:
-                abort(link.sock)
+                link.sock.abort()
             self._finish(_because(VmError(f"{error}; the VM was not resumed: {lost}"), lost))
             return
         if link is not None:
-            abort(link.sock)
+            link.sock.abort()
         if self._lease is not None:
             self._lease.alone(max(self.generation, self._leased_generation + 1), str(error))
         if doing != "resume":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from colo.abc import Transport
 from colo.arbiter import Arbiter, Runner, arbiter_from_uri, claim
 from colo.arbiter.watch import ArbiterWatch, GenerationLook, why_ended
 from colo.control.server import SOCKET_NAME, ControlServer
@@ -62,7 +63,7 @@ from colo.takeover.kept import (
 )
 from colo.takeover.left_running import finish_what_began
 from colo.trace import listening
-from colo.transport import abort, listen, tune
+from colo.transport import TcpOptions, listen
 from colo.transport.admission import PENDING_LIMIT
 from colo.transport.door import Door
 from colo.wake import Wake
@@ -171,7 +172,9 @@ class Secondary:
         self._take_in_copy()
         if config.listen:
             self._listener = self._cleanup.enter_context(
-                listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
+                listen(
+                    config.listen, insecure=config.insecure, backlog=PENDING_LIMIT,
+                    options=TcpOptions.within(config.deadlines.message_s)))
         elif not self.recovered:
             raise AddressError(f"no address to listen at, and {config.ram_dir} holds no checkpoint")
         self.address = self._listener.address if config.listen else ""
@@ -191,8 +194,7 @@ class Secondary:
         self._door: Door | None = None
         if config.listen:
             self._door = Door(
-                self._listener.socket, handshake_s=config.deadlines.handshake_s,
-                prepare=lambda s: tune(s, config.deadlines.message_s),
+                self._listener, handshake_s=config.deadlines.handshake_s,
                 refused=lambda reason: self._tell("notice", reason), lease=self.promises.take, bars=self.promises.bars,
                 allow_uids=config.allow_uids)
             self._cleanup.callback(self._door.close)
@@ -512,7 +514,7 @@ class Secondary:
         return (self.config.on_loss == "takeover" and self.config.standby is not None and self._arbiter is not None
                 and self._arbiter.identity is not None and not self._lost_to)
 
-    def _next_connection(self, look: GenerationLook | None) -> socket.socket:
+    def _next_connection(self, look: GenerationLook | None) -> Transport:
         if self._door is not None:
             return self._door.wait(self._wake.fd)
         poller = select.poll()
@@ -539,7 +541,7 @@ class Secondary:
         if self._arbiter is not None and self._generation is not None:
             self._lost_to = mark_lost(self.image.kept, self._arbiter, self._generation, why)
 
-    def _follow_one(self, sock: socket.socket, watch: ArbiterWatch | None) -> Loss | None:
+    def _follow_one(self, sock: Transport, watch: ArbiterWatch | None) -> Loss | None:
         """Follow a primary to its end. None: nothing of it was committed, and all is as before."""
         held_generation = self._generation
         if self._generation is not None:
@@ -691,7 +693,7 @@ class Secondary:
             self._cut(follower)
             return Loss(reason, noticed_ns, ours=not isinstance(error, (ChannelError, StreamError, ProtocolError)))
         except BaseException:
-            abort(follower.sock)
+            follower.sock.abort()
             raise
         finally:
             self.promises.follow(None)
@@ -701,7 +703,7 @@ class Secondary:
         """End the connection and drop what is not committed. Any number of times."""
         follower.abandon()
         if follower.sock is not None:
-            abort(follower.sock)
+            follower.sock.abort()
 
     def _look_at_generation(self) -> None:
         assert self._arbiter is not None and self._generation is not None

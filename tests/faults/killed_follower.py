@@ -11,10 +11,11 @@ from colo.link.follower import Follower
 from colo.memory import RamImage
 from colo.protocol.deadlines import Deadlines
 from colo.stream import StreamLimits
+from colo.transport import SocketTransport
 
 
 def follow(listener: socket.socket, directory: str) -> None:
     """Follow the first primary that connects, until its end or this process's."""
     sock, _ = listener.accept()
     with RamImage(Path(directory)) as image, contextlib.suppress(ColoError):
-        Follower(sock, image, deadlines=Deadlines(), limits=StreamLimits()).run()
+        Follower(SocketTransport(sock), image, deadlines=Deadlines(), limits=StreamLimits()).run()

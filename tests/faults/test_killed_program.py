@@ -21,6 +21,7 @@ from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
 from colo.session.secondary import Secondary, SecondaryConfig
 from colo.stream import StreamLimits
+from colo.transport import SocketTransport
 from tests.faults.rig import wait_until
 from tests.lease.protected import save
 from tests.lease.test_witness import LONG_MS, SOON_S, Program
@@ -48,7 +49,7 @@ def saved(machine: Machine, run_dir: Path) -> tuple[Path, str]:
         leading.start()
         sock, _ = listener.accept()
         follower = Follower(
-            sock, image, deadlines=Deadlines(), limits=StreamLimits(), on_commit=lambda committed, report: commit(committed))
+            SocketTransport(sock), image, deadlines=Deadlines(), limits=StreamLimits(), on_commit=lambda committed, report: commit(committed))
 
         def follow() -> None:
             with contextlib.suppress(ColoError):

@@ -30,6 +30,7 @@ from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
 from colo.session.primary import Primary, PrimaryConfig
 from colo.stream import StreamLimits
+from colo.transport import SocketTransport
 from tests.interop.binaries import binary
 
 pytestmark = [
@@ -111,7 +112,7 @@ class Relay:
     def follow(self, listener: socket.socket, image: RamImage) -> None:
         sock, _ = listener.accept()
         self.follower = Follower(
-            sock, image, deadlines=Deadlines(idle_s=30), limits=StreamLimits(),
+            SocketTransport(sock), image, deadlines=Deadlines(idle_s=30), limits=StreamLimits(),
             on_commit=lambda committed, report: self.commit(committed))
         try:
             self.follower.run()

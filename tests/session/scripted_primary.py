@@ -31,6 +31,7 @@ from colo.stream.writer import (
     section_footer,
     vmdescription,
 )
+from colo.transport import SocketTransport
 from colo.wire import Command, RamFlag
 
 PAGE = 4096
@@ -134,7 +135,7 @@ class Peer:
         else:
             self.sock, other = socket.socketpair()
         self.sock.settimeout(5)
-        self.follower = Follower(other, self.image, deadlines=deadlines, limits=limits, mode=mode)
+        self.follower = Follower(SocketTransport(other), self.image, deadlines=deadlines, limits=limits, mode=mode)
         self.memory = {name: bytearray(length) for name, length in BLOCKS}
         self.number = -1
         self.error: BaseException | None = None

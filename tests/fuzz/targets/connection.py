@@ -30,6 +30,7 @@ from colo.stream.writer import (
     section_end,
     section_footer,
 )
+from colo.transport import SocketTransport
 
 PAGE, PAGES = 4096, 8
 BLOCKS = [RamBlockInfo("pc.ram", PAGES * PAGE), RamBlockInfo("rom", PAGE)]
@@ -133,7 +134,7 @@ def fuzz_one(data: bytes) -> None:
             mode = Mode.STRICT if data[0] & 0x80 else Mode.EARLY
             commits: list[int] = []
             follower = Follower(
-                here, image, deadlines=DEADLINES, limits=LIMITS, mode=mode,
+                SocketTransport(here), image, deadlines=DEADLINES, limits=LIMITS, mode=mode,
                 on_commit=lambda committed, report: commits.append(committed.number),
             )
             try:
