@@ -13,7 +13,7 @@ to stand still, and its device state as bytes::
 
 The classes here are protocols: subclassing them is welcome but not needed. :class:`BlockMemory` and
 :class:`SteppedMachine` are the convenient way for a VM that lives in this process. This module imports no
-other part of colo but its errors and wire numbers.
+other part of colo but wire numbers and :mod:`colo.connection`, where :class:`Transport` and :class:`Listener` stand.
 """
 
 from __future__ import annotations
@@ -27,10 +27,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
+from colo.connection import Listener, Peer, Transport
 from colo.wire import IDSTR_MAX_BYTES, TARGET_PAGE_BYTES
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+__all__ = [
+    "BlockMemory", "DirtyTracker", "GuestBlock", "GuestMemory", "Listener", "Peer", "SteppedMachine", "Throttled",
+    "Transport", "VirtualMachine",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,43 +314,3 @@ class SteppedMachine(VirtualMachine):
                     self._turn.notify_all()
                     idle_s = (time.monotonic() - began) * percent / (100 - percent)
                     self._turn.wait_for(lambda: not self._wanted or self._closed, timeout=idle_s)
-
-
-@runtime_checkable
-class Transport(Protocol):
-    """A connection to the peer: bytes both ways, in order, behind one file descriptor.
-
-    The core reads and writes the descriptor itself, at memory speed and with its own deadlines. What
-    changes bytes on the way (TLS) hands out the plain end of a socket pair.
-    """
-
-    @property
-    def peer(self) -> str:
-        """Who is at the other end, for messages: ``tcp:192.0.2.7:9000``."""
-
-    def fileno(self) -> int:
-        """The connected descriptor. ValueError after :meth:`close`."""
-
-    def shutdown(self) -> None:
-        """End both directions now; threads waiting in reads and writes wake with ChannelLost. From any
-        thread, any number of times."""
-
-    def close(self) -> None:
-        """Give the descriptor up. Any number of times."""
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """A place where peers arrive."""
-
-    @property
-    def address(self) -> str:
-        """The URI to reach it by, with the port that was really taken."""
-
-    def fileno(self) -> int:
-        """The listening descriptor, readable when a peer waits."""
-
-    def accept(self, timeout_s: float | None = None) -> Transport:
-        """The next peer. DeadlineExceeded after ``timeout_s``; Interrupted when closed by another thread."""
-
-    def close(self) -> None: ...

@@ -1,10 +1,30 @@
-"""An event that ends waits on file descriptors."""
+"""Waits on file descriptors, and an event that ends them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
+from collections.abc import Collection
+
+from colo.errors import Interrupted
+
+
+def wait_ready(
+    reading: Collection[int], timeout_s: float | None, *, writing: Collection[int] = (), wake_fd: int = -1
+) -> set[int]:
+    """Those of the descriptors that can be read or written, or are at their end or broken, within ``timeout_s`` (None: for
+    ever); none of them: time is up. Negative ones are passed over. Raises Interrupted when ``wake_fd`` is readable."""
+    poller = select.poll()
+    for fds, event in ((reading, select.POLLIN), (writing, select.POLLOUT), ((wake_fd,), select.POLLIN)):
+        for fd in fds:
+            if fd >= 0:
+                poller.register(fd, event)
+    ready = {fd for fd, _ in poller.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)}
+    if wake_fd in ready:
+        raise Interrupted("the wait was ended from this side")
+    return ready
 
 
 class Wake:

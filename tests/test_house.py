@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "colo"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "wire", "magic", "limits", "abc", "text", "path_walk", "private", "forked", "wake", "trace"),
+    ("errors", "wire", "magic", "limits", "connection", "abc", "text", "path_walk", "private", "forked", "wake", "trace"),
     ("_fast", "protocol"),
     ("vmdesc",),
     ("memory", "vmstate", "figures"),

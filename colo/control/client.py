@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import socket
 from pathlib import Path
 from typing import Any, Self
 
 from colo import errors
+from colo.control import ANSWER_LIMIT_BYTES
 from colo.errors import ChannelLost, ColoError, StrangerRefused
 from colo.transport.peers import peer_uid
+from colo.wake import wait_ready
 
-ANSWER_LIMIT_BYTES = 1 << 20
+__all__ = ["ANSWER_LIMIT_BYTES", "ControlClient", "ask"]
 
 
 class ControlClient:
@@ -81,9 +82,7 @@ class ControlClient:
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or until the session has something to say: that is, its end."""
-        poller = select.poll()
-        poller.register(self._socket, select.POLLIN)
-        poller.poll(max(0.0, seconds) * 1000)
+        wait_ready((self._socket.fileno(),), seconds)
 
 
 def ask(path: Path, command: str, *, timeout_s: float = 10.0) -> Any:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,14 +18,15 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
-from colo.errors import ColoError, Interrupted, StorageError, Unsupported
+from colo.control import ANSWER_LIMIT_BYTES
+from colo.errors import ChannelError, ColoError, Interrupted, Unsupported
 from colo.forked import keep_from_children
-from colo.private import UNIX_PATH_MAX_BYTES, PrivateDirectory
+from colo.transport.unix import listen_unix
+from colo.transport.uri import parse_unix
 
 SOCKET_NAME = "control.sock"
 ADVICE = "a shorter path in a directory of yours may help"
 LINE_LIMIT_BYTES = 4096
-ANSWER_LIMIT_BYTES = 1 << 20
 CLIENT_LIMIT = 16
 IDLE_S = 30.0
 """A client that asks nothing for so long is let go."""
@@ -36,7 +35,10 @@ FAREWELL_S = 1.0
 
 
 class ControlServer:
-    """Answers requests on ``path`` with ``commands``: name to function without arguments returning something for JSON."""
+    """Answers requests on ``path`` with ``commands``: name to function without arguments returning something for JSON.
+
+    Raises Unsupported when ``path`` cannot be a socket that is ours alone, or somebody listens there.
+    """
 
     def __init__(self, path: Path, commands: Mapping[str, Callable[[], Any]]) -> None:
         self.path = path
@@ -46,21 +48,11 @@ class ControlServer:
         """Each with what is held while it is answered."""
         self._clients_lock = threading.Lock()
         self._closed = False
-        self._directory = _directory_of(path)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            _make_way(path, self._directory)
-            os.fchmod(self._socket.fileno(), 0o600)  # what bind() makes takes it over: at no moment can others open it
-            self._socket.bind(self._directory.address(path.name))
-            os.chmod(path.name, 0o600, dir_fd=self._directory.fd)
-            self._socket.listen(4)
-            keep_from_children(self._socket)
-        except BaseException as error:
-            self._socket.close()
-            self._directory.close()
-            if isinstance(error, OSError):
-                raise Unsupported(f"control socket {path}: {error}; {ADVICE}") from error
-            raise
+            self._socket, self._name = listen_unix(parse_unix(str(path)), backlog=4)
+        except ChannelError as error:
+            raise Unsupported(f"control socket {path}: {error}; {ADVICE}") from error
+        keep_from_children(self._socket)
         threading.Thread(target=self._serve, name="colo-control", daemon=True).start()
 
     def _serve(self) -> None:
@@ -123,8 +115,7 @@ class ControlServer:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        with contextlib.suppress(StorageError), self._directory:
-            self._directory.unlink(self.path.name)
+        self._name.remove()
         with self._clients_lock:
             self._closed = True
             clients = list(self._clients.items())
@@ -144,35 +135,3 @@ class ControlServer:
             finally:
                 if free:
                     busy.release()
-
-
-def _directory_of(path: Path) -> PrivateDirectory:
-    """Where nobody else can put a socket in the place of ours. Raises Unsupported."""
-    if len(os.fsencode(path)) > UNIX_PATH_MAX_BYTES:  # clients have to reach it by its name
-        raise Unsupported(
-            f"control socket {path}: a unix socket's path may have {UNIX_PATH_MAX_BYTES} bytes; {ADVICE}")
-    try:
-        return PrivateDirectory.open(path.parent, make=False, secret=False)
-    except StorageError as error:
-        raise Unsupported(f"control socket {path}: {error}; {ADVICE}") from error
-
-
-def _make_way(path: Path, directory: PrivateDirectory) -> None:
-    """Remove what a session that died left at ``path``. Raises Unsupported if it is anything else."""
-    try:
-        found = directory.stat(path.name)
-        if found is None:
-            return
-        if not stat.S_ISSOCK(found.st_mode):
-            raise Unsupported(f"control socket {path}: there is a file that is no socket; name another path")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(directory.address(path.name))
-            except ConnectionRefusedError:
-                pass  # nobody listens
-            else:
-                raise Unsupported(f"control socket {path}: another session answers there; each needs a path of its own")
-        directory.unlink(path.name)
-    except (OSError, StorageError) as error:
-        raise Unsupported(f"control socket {path}: {error}; name another path") from error

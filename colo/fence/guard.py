@@ -10,13 +10,13 @@ import contextlib
 import math
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from colo.abc import Transport
 from colo.errors import ColoError, QemuError, Unsupported
 from colo.fence.fence import FenceHandle, FenceLost, FenceStatus
 from colo.fence.processes import start_ticks, thread_states
@@ -84,13 +84,13 @@ class Guard:
         self.status = self._fence.last
         return self.status
 
-    def reach(self) -> socket.socket:
+    def reach(self) -> Transport:
         """A connection to the secondary, to :meth:`meet` it over. Raises ChannelError when it cannot be reached."""
         return connect(self.to, MEET_S, insecure=self.insecure, allow_uids=self.allow_uids)
 
-    def meet(self, sock: socket.socket, meeting: Meeting) -> Welcome:
+    def meet(self, sock: Transport, meeting: Meeting) -> Welcome:
         """Meet the secondary. Raises ProtocolError when it refuses, ChannelError when it does not answer."""
-        connection = LeaseConnection.on(sock, self.to, meeting)
+        connection = LeaseConnection(sock, meeting)
         self._peer, self._meeting, self._welcome = connection.peer, meeting, connection.welcome
         connection.close()
         self._heard(connection.welcome.notice)

@@ -24,6 +24,7 @@ from typing import Any
 if __name__ == "__main__":  # started by its path, without the user's environment: where the package is, it knows itself
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from colo.abc import Transport
 from colo.lease.clock import now_ns
 from colo.lease.frames import Frame
 from colo.lease.link import LeaseLink
@@ -51,7 +52,7 @@ class WitnessProcess:
         self.gone = False
         self.over = False
         self._told: bool | None = None
-        self._said_on: socket.socket | None = None
+        self._said_on: Transport | None = None
         """The connection over which the proof was sent, and it was asked whether it was heard."""
         self._until_ns: int | None = None
         """Nothing is to be said any more from then on."""

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import select
-import socket
 from collections.abc import Collection
 from typing import Any
 
-from colo.errors import ColoError, StrangerRefused
-from colo.forked import keep_from_children
+from colo.errors import ChannelError, ColoError, DeadlineExceeded, StrangerRefused
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.lease.meeting import refusal
 from colo.protocol.lease import RENEWALS
-from colo.transport.peers import check_accepting
+from colo.transport import SocketTransport, TcpOptions, begin_connect
 from colo.wire import LeaseMessage
 
 CONNECT_NS = 1_000_000_000
 READ_BYTES = 65536
-PROBES = (
-    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1), ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 1),
-    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 1), ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
-)
+TALKING = TcpOptions(keepalive_idle_s=0, user_timeout_ms=0)
+"""What is heard over it, and the session's own time, tell whether it lives."""
+PROBED = TcpOptions(keepalive_idle_s=1, user_timeout_ms=0)
 
 
 class LeaseLink:
@@ -45,7 +41,7 @@ class LeaseLink:
         self.generation = generation
         self.lease_ns = lease_ns
         self.who = who
-        self.sock: socket.socket | None = None
+        self.sock: SocketTransport | None = None
         self.met = False
         self.said = ""
         """Why the secondary refused, if it did."""
@@ -78,16 +74,8 @@ class LeaseLink:
         self.try_ns = now_ns + min(CONNECT_NS, self.lease_ns // RENEWALS)
         self._reader = FrameReader()
         try:
-            self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            keep_from_children(self.sock)
-            if family != socket.AF_UNIX:
-                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._quiet:
-                    for option, value in PROBES:
-                        self.sock.setsockopt(*option, value)
-            with contextlib.suppress(BlockingIOError):
-                self.sock.connect(address)
-        except OSError:
+            self.sock = begin_connect(family, address, options=PROBED if self._quiet else TALKING)
+        except ChannelError:
             self.drop()
 
     def meet_again(self, now_ns: int) -> bool:
@@ -110,30 +98,28 @@ class LeaseLink:
         """Whether it left. Frames are small: a connection that does not take one is of no use."""
         if self.sock is None:
             return False
-        data = encode(frame)
         try:
-            if self.sock.send(data) == len(data):
-                return True
-        except OSError:
-            pass
-        self.drop()
-        return False
+            self.sock.send(encode(frame), timeout_s=0)
+            return True
+        except ChannelError:
+            self.drop()
+            return False
 
     def ready(self, now_ns: int) -> list[Frame]:
         """The socket is ready: what came. WELCOME is among it, and has made :attr:`met` true."""
         assert self.sock is not None
         if not self._token_sent:
-            if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._is_stranger():
+            if self.sock.connect_error() or self._is_stranger():
                 self.drop()
             elif self._meet():
                 self._token_sent = True
             return []
         try:
-            data = self.sock.recv(READ_BYTES)
+            data = self.sock.receive(READ_BYTES, timeout_s=0)
             frames = self._reader.feed(data)
-        except BlockingIOError:
+        except DeadlineExceeded:
             return []
-        except (OSError, ColoError):
+        except ColoError:
             data, frames = b"", []
         if not data:
             self.drop()
@@ -157,7 +143,7 @@ class LeaseLink:
     def _is_stranger(self) -> bool:
         assert self.sock is not None
         try:
-            check_accepting(self.sock, self.allow_uids)
+            self.sock.check_user(self.allow_uids)
         except StrangerRefused as error:
             self.said = str(error)
             return True

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from colo.errors import ArbitrationLost, ColoError, Interrupted, ProtocolError, VmEnded
+from colo.abc import Transport
+from colo.errors import ArbitrationLost, ChannelLost, ColoError, Interrupted, ProtocolError, VmEnded
 from colo.lease.clock import now_ns
 from colo.lease.frames import Frame
-from colo.lease.heard import heard_ms, probe_soon
 from colo.lease.meeting import TEXT_MAX, Meeting, Welcome
 from colo.lease.served import Served, ServedConnections
 from colo.lease.sight import Sight, Watched
@@ -65,7 +65,7 @@ class Promises:
         """What the other side said with it."""
         self.lapsed = ""
         """Why the primary that is followed counts as lost, by its lease."""
-        self._followed: socket.socket | None = None
+        self._followed: Transport | None = None
         self._told_unfenced = False
         self._proven_at = 0.0
         self._grantor = LeaseGrantor(
@@ -109,13 +109,14 @@ class Promises:
                 "proof": self._grantor.proof or None,
             }
 
-    def follow(self, sock: socket.socket | None) -> None:
+    def follow(self, sock: Transport | None) -> None:
         """The session follows the primary at the other end of ``sock`` from now on; None: none any more. While it does,
         :attr:`lapsed` is watched."""
         with self._changed:
             self._followed, self.lapsed = sock, ""
         if sock is not None and self.required:
-            probe_soon(sock)
+            with contextlib.suppress(ChannelLost):
+                sock.probe_silence(1)  # acknowledged probes are how a host without a fence is told from a dead one
 
     def progress(self) -> None:
         """A checkpoint was committed: the other side's VM runs."""
@@ -211,7 +212,7 @@ class Promises:
 
     # -- connections
 
-    def take(self, sock: socket.socket) -> None:
+    def take(self, sock: Transport) -> None:
         """A connection that opens with a lease frame is this side's from now on."""
         self._served.take(sock)
 
@@ -229,7 +230,7 @@ class Promises:
                 return
             if sock is None or not self.required or now < grantor.promise_end_ns or grantor.wanting or self.lapsed:
                 return
-            if heard_ms(sock) < grantor.lease_ns / 2e6:
+            if sock.silence_ms() < grantor.lease_ns / 2e6:
                 grantor.progress(now)
             tell = ""
             if grantor.unfenced and not self._told_unfenced:
@@ -310,8 +311,7 @@ class Promises:
             welcome = self._welcome(meeting)
         except (ColoError, ValueError) as error:
             self._served.send(connection, Frame(LeaseMessage.REFUSED, text={"reason": str(error)[:TEXT_MAX]}))
-            with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_WR)
+            connection.sock.end_sending()
             self._tell(f"a primary was refused: {error}")
             return
         with self._changed:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import select
-import socket
 import threading
 import time
 from collections.abc import Callable
 
-from colo.errors import ColoError
+from colo.abc import Transport
+from colo.errors import ChannelError, ChannelLost, ColoError, DeadlineExceeded
 from colo.lease.frames import Frame, FrameReader, encode
 from colo.wake import Wake
 
@@ -24,7 +23,7 @@ class Served:
 
     __slots__ = ("asked", "busy", "met", "reader", "sock", "until")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Transport) -> None:
         self.sock = sock
         self.reader = FrameReader()
         self.asked = self.busy = self.met = False
@@ -48,9 +47,8 @@ class ServedConnections:
         self._thread = threading.Thread(target=self._serve, name="colo-lease", daemon=True)
         self._thread.start()
 
-    def take(self, sock: socket.socket) -> None:
+    def take(self, sock: Transport) -> None:
         """A connection that opens with a lease frame is served from now on, if there is room."""
-        sock.setblocking(False)
         with self._lock:
             if len(self._connections) >= CONNECTIONS_MAX:
                 # Who has not met this side makes room; else whoever says nothing could keep the fence out.
@@ -65,14 +63,10 @@ class ServedConnections:
 
     def send(self, connection: Served, frame: Frame) -> None:
         """Frames are small: whoever does not take one has not read for long, and will connect again."""
-        data = encode(frame)
         try:
-            sent = connection.sock.send(data)
-        except OSError:
-            sent = 0
-        if sent != len(data):
-            with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+            connection.sock.send(encode(frame), timeout_s=0)
+        except ChannelError:
+            connection.sock.abort()
 
     def send_all(self, frame: Frame) -> None:
         """To all that belong to the session."""
@@ -125,15 +119,15 @@ class ServedConnections:
 
     def _read(self, connection: Served) -> None:
         try:
-            data = connection.sock.recv(READ_BYTES)
+            data = connection.sock.receive(READ_BYTES, timeout_s=0)
             if not data:
                 self._drop(connection)
                 return
             for frame in connection.reader.feed(data):
                 self._take_frame(connection, frame)
-        except BlockingIOError:
+        except DeadlineExceeded:
             return
         except (ColoError, OSError, ValueError) as error:
-            if isinstance(error, ColoError):
+            if isinstance(error, ColoError) and not isinstance(error, ChannelLost):
                 self._tell(f"a lease connection was closed: {error}")
             self._drop(connection)

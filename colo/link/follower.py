@@ -7,8 +7,6 @@ is the session's.
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,6 +16,7 @@ from colo._fast.kernels.ramblock import RamBlock
 from colo._fast.receive.adaptive_decoder import AdaptiveDecoder
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.receive.pagedecoder import PageDecoder
+from colo.abc import Transport
 from colo.epoch.committed import Committed
 from colo.epoch.last_committed import LastCommitted
 from colo.epoch.ram_sink import RamSink
@@ -59,7 +58,6 @@ from colo.stream import (
     StreamLimits,
     StreamReader,
 )
-from colo.transport import abort
 from colo.wire import ColoMessage, Command, Extension, ReturnPath, SectionType
 
 MESSAGES = {
@@ -81,7 +79,7 @@ class Follower:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Transport,
         ram: RamSink,
         last: LastCommitted,
         *,
@@ -123,7 +121,6 @@ class Follower:
         self._times = ReceivedTimes()
         self._epoch_end_ns = 0
         self._stream_start = 0
-        sock.settimeout(deadlines.message_s)
 
     # -- the connection
 
@@ -149,11 +146,11 @@ class Follower:
 
     def close(self) -> None:
         """Close the connection. Any number of times."""
-        with contextlib.suppress(OSError):
-            self.sock.close()
+        self.sock.close()
 
     def _abort(self) -> None:
-        abort(self.sock)
+        self.sock.abort()
+        self.sock.close()
 
     def _drop(self) -> None:
         """Forget what is staged, unless it is committed."""
@@ -200,14 +197,7 @@ class Follower:
     def _flush(self) -> None:
         if not self._out:
             return
-        try:
-            self.sock.sendall(self._out)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the primary did not take {len(self._out)} bytes within {self.deadlines.message_s:g} s", phase="message"
-            ) from None
-        except OSError as error:
-            raise ChannelLost(f"{error.strerror} while sending") from error
+        self.sock.send(self._out, timeout_s=self.deadlines.message_s, phase="message")
         self._out.clear()
 
     def _say(self, message: ColoMessage) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from colo._fast.kernels.ramblock import RamBlock
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.receive.pagedecoder import PageDecoder
 from colo._fast.receive.staging import Staging
-from colo.errors import ChannelLost, ProtocolError, StreamError
+from colo.abc import Transport
+from colo.errors import ChannelError, ProtocolError, StreamError
 from colo.link.initial_stream import InitialStream
 from colo.memory import BlockImage
 from colo.protocol import encode_return_path
@@ -45,7 +45,7 @@ class MigrationIn:
     """
 
     def __init__(
-        self, sock: socket.socket, image: BlockImage, migration: MigrationMachine, hear: Callable[[Event], None], *,
+        self, sock: Transport, image: BlockImage, migration: MigrationMachine, hear: Callable[[Event], None], *,
         deadlines: Deadlines, limits: StreamLimits, wake_fd: int, check: Callable[[Configuration], None],
     ) -> None:
         self.received: Received | None = None
@@ -82,14 +82,15 @@ class MigrationIn:
         return self._buffer.position
 
     def say(self, kind: ReturnPath, value: int, *, must: bool = False) -> bool:
-        """Speak on the return path; returns whether it was sent. ``must``: raises ChannelLost when it cannot be."""
+        """Speak on the return path; returns whether it was sent. ``must``: raises ChannelLost or
+        DeadlineExceeded when it cannot be."""
         if not self._migration.return_path:
             return False
         try:
-            self._sock.sendall(encode_return_path(kind, value))
-        except OSError as error:
+            self._sock.send(encode_return_path(kind, value), timeout_s=self._deadlines.message_s, phase="return path")
+        except ChannelError:
             if must:
-                raise ChannelLost(f"{error.strerror or error} while answering on the return path") from error
+                raise
             return False
         return True
 

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import select
-import socket
-import struct
-import termios
 import time
 from collections.abc import Callable
 from typing import ClassVar
@@ -15,8 +10,9 @@ from typing import ClassVar
 from colo._fast.kernels.digest import StreamDigest
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.send.pageencoder import PageEncoder
+from colo.abc import Transport
 from colo.epoch.migration_pages import MigrationPages, RoundCopy
-from colo.errors import ChannelLost, ColoError, DeadlineExceeded, Interrupted, ProtocolError
+from colo.errors import ChannelLost, ColoError, DeadlineExceeded, ProtocolError
 from colo.link.migration_progress import MigrationProgress
 from colo.link.pacer import Pacer
 from colo.link.reading import read_return_path
@@ -33,7 +29,7 @@ from colo.stream.writer import (
     section_footer,
     section_part,
 )
-from colo.transport import abort
+from colo.wake import wait_ready
 from colo.wire import DEVICES_PING, DIGEST_BYTES, HELLO, RAM_SECTION_ID, Command
 
 SLICE_S = 0.1
@@ -42,7 +38,7 @@ DRAIN_LOOK_S = 0.002
 
 
 class MigrationOut:
-    """Writes the stream to ``sock``, a connected socket that is the link's from now on. One thread.
+    """Writes the stream to ``sock``, a connection that is the link's from now on. One thread.
 
     What is written when, and what may be heard, is in the table (:mod:`colo.protocol.migration`): ``migration`` is this
     source's place in it, :attr:`HANDLERS` carries out what it asks of a connection. ``wake_fd`` becoming readable ends any
@@ -51,7 +47,7 @@ class MigrationOut:
     """
 
     def __init__(
-        self, sock: socket.socket, pages: MigrationPages, pacer: Pacer, progress: MigrationProgress,
+        self, sock: Transport, pages: MigrationPages, pacer: Pacer, progress: MigrationProgress,
         migration: MigrationMachine, *, machine: str, deadlines: Deadlines, wake_fd: int,
     ) -> None:
         self.sock = sock
@@ -68,7 +64,6 @@ class MigrationOut:
         self._machine = machine
         self._deadlines = deadlines
         self._wake_fd = wake_fd
-        sock.setblocking(False)
         self._buffer = ReadBuffer(sock.fileno(), wake_fd=wake_fd, capacity_bytes=4096)
         self._encoder = PageEncoder(sock.fileno(), wake_fd=wake_fd)
         self._asked: int | None = None
@@ -169,13 +164,11 @@ class MigrationOut:
 
     def _await_taken(self) -> Event:
         """Whether it has loaded nobody tells; but a reset, or bytes that stay queued, tell that it has not read all."""
-        poller = select.poll()
-        poller.register(self.sock.fileno(), select.POLLIN)
         seconds = self._migration.facts.seconds(self._deadlines)
         assert seconds is not None
-        if poller.poll(seconds * 1000):
+        if wait_ready((self.sock.fileno(),), seconds):
             self._expect_end()
-        if queued := self._queued_bytes():
+        if queued := self.sock.unsent_bytes():
             raise ChannelLost(f"the destination did not take the last {queued} bytes")
         return Event.ALL_TAKEN
 
@@ -199,26 +192,18 @@ class MigrationOut:
     def wait(self, seconds: float) -> None:
         """Wait so long, hearing what comes meanwhile."""
         self._hear()
-        poller = select.poll()
-        poller.register(self.sock.fileno(), select.POLLIN)
-        if self._wake_fd >= 0:
-            poller.register(self._wake_fd, select.POLLIN)
-        ready = {fd for fd, _ in poller.poll(max(0.0, seconds) * 1000)}
-        if self._wake_fd in ready:
-            raise Interrupted("the migration was cancelled from this side")
-        if self.sock.fileno() in ready:
+        if wait_ready((self.sock.fileno(),), seconds, wake_fd=self._wake_fd):
             self._hear()
 
     def close(self) -> None:
         """Give the connection up in order."""
         with contextlib.suppress(ColoError, RuntimeError):
             self._encoder.close()
-        with contextlib.suppress(OSError):
-            self.sock.close()
+        self.sock.close()
 
     def abort(self) -> None:
         """Drop the connection at once. From any thread, any number of times."""
-        abort(self.sock)
+        self.sock.abort()
 
     def release(self) -> None:
         """Let go of the VM's memory."""
@@ -272,7 +257,7 @@ class MigrationOut:
     def _drain(self) -> None:
         """Wait until the send queue is empty, however long that takes while it gets shorter."""
         last, until = -1, 0.0
-        while (queued := self._queued_bytes()) > 0:
+        while (queued := self.sock.unsent_bytes()) > 0:
             now = time.monotonic()
             if queued != last:
                 last, until = queued, now + self._deadlines.epoch_s
@@ -280,14 +265,6 @@ class MigrationOut:
                 raise DeadlineExceeded(
                     f"the destination took none of {queued} queued bytes for {self._deadlines.epoch_s:g} s", phase="round")
             self.wait(DRAIN_LOOK_S)
-
-    def _queued_bytes(self) -> int:
-        try:
-            raw = fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:
-            return 0  # a kind of descriptor that does not tell
-        queued: int = struct.unpack("i", raw)[0]
-        return queued
 
     # -- the return path
 

@@ -8,8 +8,6 @@ brings along.
 from __future__ import annotations
 
 import contextlib
-import select
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,11 +17,12 @@ from colo._fast.kernels.digest import StreamDigest
 from colo._fast.receive.buffers import ReadBuffer
 from colo._fast.send.adaptive import AdaptiveCodec
 from colo._fast.send.pageencoder import PageEncoder
+from colo.abc import Transport
 from colo.epoch.checkpoint_times import CheckpointTimes, RecordCounts
 from colo.epoch.copy_ahead import Precopy
 from colo.epoch.participants import Participants
 from colo.epoch.primary_pages import PrimaryPages
-from colo.errors import ChannelLost, DeadlineExceeded, Interrupted, ProtocolError, StreamError
+from colo.errors import ChannelLost, DeadlineExceeded, ProtocolError, StreamError
 from colo.figures.primary_report import PrimaryReport
 from colo.link.link_rate import LinkRate
 from colo.link.primary_settings import COMMANDS, MESSAGES, LinkSettings
@@ -39,9 +38,9 @@ from colo.stream.writer import (
     section_footer,
     section_part,
 )
-from colo.transport import abort
 from colo.vm.handle import VmHandle
 from colo.vm.saved_state import StateForm, describe
+from colo.wake import wait_ready
 from colo.wire import RAM_SECTION_ID, ColoMessage, Extension
 
 Handler = Callable[[], Event | None]
@@ -49,7 +48,7 @@ Handler = Callable[[], Event | None]
 
 
 class PrimaryLink:
-    """Leads the secondary at the other end of ``sock``, a connected socket that is the link's from now on.
+    """Leads the secondary at the other end of ``sock``, a connection that is the link's from now on.
 
     ``pages`` are sent here, and are among the ``participants``, which hear of each epoch. ``committed``: the highest
     checkpoint that a secondary of this generation may hold, None: none. ``actions`` are those that the session carries out:
@@ -59,7 +58,7 @@ class PrimaryLink:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Transport,
         handle: VmHandle,
         pages: PrimaryPages,
         form: StateForm,
@@ -89,7 +88,6 @@ class PrimaryLink:
         self._wake_fd = wake_fd
         self._due_fd = due_fd
         self._on_checkpoint = on_checkpoint
-        sock.setblocking(False)
         self._buffer = ReadBuffer(sock.fileno(), wake_fd=wake_fd, capacity_bytes=1 << 16)
         self._encoder = PageEncoder(sock.fileno(), wake_fd=wake_fd)
         self.agreed = Extension(0)
@@ -127,14 +125,7 @@ class PrimaryLink:
 
         Raises ChannelLost when the secondary goes, ProtocolError when it speaks, Interrupted.
         """
-        poller = select.poll()
-        poller.register(self.sock.fileno(), select.POLLIN)
-        for fd in (self._wake_fd, self._due_fd):
-            if fd >= 0:
-                poller.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poller.poll(max(0.0, seconds) * 1000)}
-        if self._wake_fd in ready:
-            raise Interrupted("the wait was ended from this side")
+        ready = wait_ready((self.sock.fileno(), self._due_fd), seconds, wake_fd=self._wake_fd)
         if self.sock.fileno() in ready:
             self._buffer.set_deadline("message", self.settings.deadlines.message_s)
             self._read()
@@ -362,7 +353,8 @@ class PrimaryLink:
     def _abort_channel(self) -> None:
         with contextlib.suppress(RuntimeError):  # amid a call that never returns: its memory stays exported
             self._encoder.close()
-        abort(self.sock)
+        self.sock.abort()
+        self.sock.close()
 
 
 READERS: dict[Reads, Callable[[PrimaryLink], None]] = {

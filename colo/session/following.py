@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from colo.abc import Transport
 from colo.arbiter.watch import ArbiterWatch, GenerationLook
 from colo.epoch.committed import Committed
 from colo.errors import (
@@ -143,7 +143,7 @@ class Following(TakingOver[R]):
 
     # -- one connection
 
-    def _follow_one(self, sock: socket.socket) -> Loss | None:
+    def _follow_one(self, sock: Transport) -> Loss | None:
         """Follow a primary to its end. None: nothing of it was committed, and all is as before."""
         held_generation, held = self.generation, self.committed
         if held_generation is not None:
@@ -173,7 +173,7 @@ class Following(TakingOver[R]):
     def _set_generation(self, generation: int) -> None:
         self.claiming.generation = generation
 
-    def _follow(self, sock: socket.socket) -> Loss:
+    def _follow(self, sock: Transport) -> Loss:
         """Follow the primary at the other end of ``sock``; why that ended, and when it was noticed."""
         self.state = "connected"
         self._tell("connected")

@@ -7,14 +7,13 @@ goes into a second set of blocks until it is committed: the last committed check
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from colo.abc import VirtualMachine
+from colo.abc import Transport, VirtualMachine
 from colo.arbiter import Runner, arbiter_from_uri
 from colo.errors import ColoError, Interrupted, VmError
 from colo.figures.takeover_report import InProcessTakeover
@@ -99,7 +98,7 @@ class InProcessSecondary(Following[InProcessTakeover]):
         self.claiming.heed()
         return self._take_over(loss)
 
-    def _follow_one(self, sock: socket.socket) -> Loss | None:
+    def _follow_one(self, sock: Transport) -> Loss | None:
         loss = super()._follow_one(sock)
         if loss is None and self.promises.ended:
             self.claiming.heed()

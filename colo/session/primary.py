@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from socket import socket as Socket
 from typing import Any, Self
 
-from colo.abc import VirtualMachine
+from colo.abc import Transport, VirtualMachine
 from colo.arbiter import arbiter_from_uri
 from colo.epoch.outbox import Outbox
 from colo.epoch.participants import EpochSource, Participants
@@ -39,7 +38,7 @@ from colo.session.primary_control import serve
 from colo.session.primary_deciding import Deciding, PrimaryLease
 from colo.session.primary_waiting import CONNECT_RETRY_S, Waiting
 from colo.trace import listening
-from colo.transport import abort, check_plaintext
+from colo.transport import check_plaintext
 from colo.vm.handle import VmHandle
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import StateForm
@@ -268,7 +267,7 @@ class Primary:
         finally:
             self._pages.stop()
 
-    def _new_link(self, sock: Socket, may_hold: int | None) -> PrimaryLink:
+    def _new_link(self, sock: Transport, may_hold: int | None) -> PrimaryLink:
         link = PrimaryLink(
             sock, self._handle, self._pages, self._form, self._settings, participants=self._participants,
             actions=self._deciding.actions, committed=may_hold, connection=self._links, wake_fd=self._waiting.wake.fd,
@@ -386,7 +385,7 @@ class Primary:
         link = self._link
         how = self._deciding.end_hung(doing, error, may_be_committed=link is not None and link.may_be_committed)
         if link is not None:
-            abort(link.sock)
+            link.sock.abort()
         if how is error:
             self._tell("alone", str(error))
         self._finish(how)

@@ -7,9 +7,9 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
-from socket import socket as Socket
 from typing import Any
 
+from colo.abc import Transport
 from colo.arbiter import Arbiter, ArbiterIdentity, Runner, claim, take_first
 from colo.arbiter.watch import GenerationLook
 from colo.epoch.participants import Participants
@@ -45,14 +45,14 @@ class PrimaryLease:
         self.silent = ""
         """Why the secondary counts as lost, by the lease."""
 
-    def begin(self, sock: Socket, identity: ArbiterIdentity | None, generation: int, claim_token: str) -> None:
+    def begin(self, sock: Transport, identity: ArbiterIdentity | None, generation: int, claim_token: str) -> None:
         """Meet the secondary at the other end of ``sock``, which is used up by that, and hold a lease of ``generation``.
 
         Raises ChannelError; ProtocolError when the secondary refuses; ChannelLost when no promise comes.
         """
         config = self._config
         try:
-            connection = LeaseConnection.on(sock, config.to, Meeting(
+            connection = LeaseConnection(sock, Meeting(
                 vm=identity.vm if identity is not None else config.vm,
                 uuid=identity.uuid if identity is not None else "",
                 arbiter_id=identity.id if identity is not None else "", generation=generation, claim_token=claim_token,
@@ -165,7 +165,7 @@ class Deciding:
         if self._look is not None:
             self._look.close()
 
-    def begin_lease(self, connect: Callable[[], Socket]) -> None:
+    def begin_lease(self, connect: Callable[[], Transport]) -> None:
         """Be the VM's primary, if nobody else can be running it, and hold a lease from a secondary.
 
         Raises as ``connect``; ArbitrationLost when the VM runs elsewhere, ArbitrationError, ProtocolError when the secondary

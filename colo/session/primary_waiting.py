@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from socket import socket as Socket
 
-from colo.errors import ChannelError, Interrupted
+from colo.abc import Transport
 from colo.session.primary_config import PrimaryConfig
-from colo.transport import connect
+from colo.transport import connect_until
 from colo.wake import Wake
 
 CONNECT_RETRY_S = 0.05
@@ -54,18 +53,12 @@ class Waiting:
             time.sleep(min(left, STEP_S))
         return self.over
 
-    def connect(self, config: PrimaryConfig, until: float | None) -> Socket:
+    def connect(self, config: PrimaryConfig, until: float | None) -> Transport:
         """A connection to the secondary, tried until then (monotonic seconds; None: for ever). Raises Interrupted,
         ChannelError."""
-        while True:
-            left = 1.0 if until is None else max(0.05, min(1.0, until - time.monotonic()))
-            try:
-                return connect(config.to, left, insecure=config.insecure, allow_uids=config.allow_uids)
-            except ChannelError:
-                if until is not None and time.monotonic() >= until:
-                    raise
-            if self.wait(RECONNECT_RETRY_S if until is None else CONNECT_RETRY_S):
-                raise Interrupted("the wait for a secondary was ended from this side")
+        return connect_until(
+            config.to, until, pause_s=RECONNECT_RETRY_S if until is None else CONNECT_RETRY_S, ended=lambda: self.over,
+            insecure=config.insecure, allow_uids=config.allow_uids)
 
     def refused(self, error: Exception, notice: Callable[[str], None]) -> bool:
         """Running alone, what was found would not follow: its user is told, once, and another is looked for after a while.

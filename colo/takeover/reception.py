@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import select
-import socket
 from collections.abc import Callable, Collection
 
+from colo.abc import Transport
 from colo.arbiter import Arbiter
-from colo.errors import Interrupted
 from colo.lease.promises import Promises
 from colo.protocol.deadlines import Deadlines
-from colo.transport import listen, tune
+from colo.transport import TcpOptions, listen
 from colo.transport.admission import PENDING_LIMIT
 from colo.transport.door import Door
+from colo.wake import wait_ready
 
 
 class Reception:
@@ -33,7 +32,8 @@ class Reception:
         self._door: Door | None = None
         with contextlib.ExitStack() as cleanup:
             if listen_at:
-                listener = cleanup.enter_context(listen(listen_at, insecure=insecure, backlog=PENDING_LIMIT))
+                listener = cleanup.enter_context(listen(
+                    listen_at, insecure=insecure, backlog=PENDING_LIMIT, options=TcpOptions.within(deadlines.message_s)))
                 self.address = listener.address
             self.promises = Promises(
                 lease_ms, required=required, arbiter=arbiter, checkpoint=checkpoint, tell=tell, wake=wake,
@@ -41,20 +41,17 @@ class Reception:
             cleanup.callback(self.promises.close)
             if listen_at:
                 self._door = Door(
-                    listener.socket, handshake_s=deadlines.handshake_s,
-                    prepare=lambda sock: tune(sock, deadlines.message_s), refused=tell, lease=self.promises.take,
+                    listener, handshake_s=deadlines.handshake_s, refused=tell, lease=self.promises.take,
                     bars=self.promises.bars, parks=parks, allow_uids=allow_uids)
                 cleanup.callback(self._door.close)
             self._cleanup = cleanup.pop_all()
 
-    def next_connection(self, wake_fd: int) -> socket.socket:
+    def next_connection(self, wake_fd: int) -> Transport:
         """That of the next primary. Raises Interrupted when ``wake_fd`` becomes readable."""
         if self._door is not None:
             return self._door.wait(wake_fd)
-        poller = select.poll()
-        poller.register(wake_fd, select.POLLIN)
-        poller.poll()
-        raise Interrupted("woken")
+        wait_ready((), None, wake_fd=wake_fd)
+        raise AssertionError("only the wake-up ends it")
 
     def close(self) -> None:
         """Let nobody in any more. Any number of times."""

@@ -1,35 +1,35 @@
 """Channels by URI: ``tcp:HOST:PORT``, ``unix:PATH``, ``fd:N``, ``exec:COMMAND``; and ``file:PATH``.
 
-:func:`listen` and :func:`connect` give sockets, with the options that a checkpoint channel needs already set.
+:func:`listen` and :func:`connect` give what :class:`colo.abc.Transport` promises; links take that, and nothing else.
 """
 
 from __future__ import annotations
 
-from colo.transport.channel import Listener, check_listening, connect, listen
-from colo.transport.peers import check_peer, peer_uid
-from colo.transport.process import ExecSocket, open_file
-from colo.transport.sockets import TcpOptions, abort, tune
+from colo.transport.channel import begin_connect, check_listening, connect, connect_until, listen
+from colo.transport.listener import Listener
+from colo.transport.process import ExecTransport, open_file
+from colo.transport.socket_transport import SocketTransport
+from colo.transport.sockets import TcpOptions
 from colo.transport.tcp import check_plaintext
 from colo.transport.uri import ExecUri, FdUri, FileUri, TcpUri, TransportUri, UnixUri, parse_uri
 
 __all__ = [
-    "ExecSocket",
+    "ExecTransport",
     "ExecUri",
     "FdUri",
     "FileUri",
     "Listener",
+    "SocketTransport",
     "TcpOptions",
     "TcpUri",
     "TransportUri",
     "UnixUri",
-    "abort",
+    "begin_connect",
     "check_listening",
-    "check_peer",
     "check_plaintext",
     "connect",
+    "connect_until",
     "listen",
     "open_file",
     "parse_uri",
-    "peer_uid",
-    "tune",
 ]

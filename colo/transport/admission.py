@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import select
-import socket
 import time
 from collections.abc import Callable, Collection
 
-from colo.errors import Interrupted, StrangerRefused
+from colo.abc import Listener, Transport
+from colo.errors import ChannelError, ChannelLost, Interrupted, StrangerRefused
 from colo.magic import what_is
-from colo.transport import check_peer
+from colo.wake import wait_ready
 from colo.wire import FILE_MAGIC, LEASE_MAGIC
 
 PENDING_LIMIT = 4
@@ -22,99 +20,96 @@ LEASE = LEASE_MAGIC.to_bytes(4, "big")
 
 
 def admit(
-    listener: socket.socket,
+    listener: Listener,
     *,
     handshake_s: float,
     wake_fd: int,
-    prepare: Callable[[socket.socket], None],
     refused: Callable[[str], None] = lambda reason: None,
-    lease: Callable[[socket.socket], None] | None = None,
+    lease: Callable[[Transport], None] | None = None,
     allow_uids: Collection[int] = (),
-) -> socket.socket:
+) -> Transport:
     """Accept connections on ``listener`` until one sends a migration stream's first bytes; the others are closed.
 
     One that sends something else, or nothing within ``handshake_s``, is closed and told to ``refused``; so is the oldest
-    silent one when there are :data:`PENDING_LIMIT` and another comes. ``prepare`` sets a new connection's options. One that
-    opens as a lease connection is given to ``lease``, where there is one. Another user of this machine who is not in
-    ``allow_uids`` is refused. Raises Interrupted when ``wake_fd`` becomes readable.
+    silent one when there are :data:`PENDING_LIMIT` and another comes. One that opens as a lease connection is given to
+    ``lease``, where there is one. Another user of this machine who is not in ``allow_uids`` is refused. Raises Interrupted
+    when ``wake_fd`` becomes readable or ``listener`` is closed, AddressError when it is none that can be waited for.
     """
-    waiting: dict[socket.socket, float] = {}
+    known = (MAGIC,) if lease is None else (MAGIC, LEASE)
+    waiting: dict[Transport, float] = {}
     try:
         while True:
             now = time.monotonic()
-            for sock in [s for s, until in waiting.items() if until <= now]:
+            for late in [each for each, until in waiting.items() if until <= now]:
                 refused(f"a connection sent nothing within {handshake_s:g} s")
-                del waiting[sock]
-                sock.close()
-            poller = select.poll()
-            poller.register(wake_fd, select.POLLIN)
-            by_fd = {s.fileno(): s for s in waiting}
-            for fd in by_fd:
-                poller.register(fd, select.POLLIN)
-            ends = min(waiting.values(), default=None)
-            if len(waiting) < PENDING_LIMIT:
-                poller.register(listener.fileno(), select.POLLIN)
-                left = ends
-            else:
-                assert ends is not None
-                left = min(ends, ends - handshake_s + PATIENCE_S)
-                if left <= now:
-                    poller.register(listener.fileno(), select.POLLIN)
-                    left = ends
-            for fd, _ in poller.poll(None if left is None else max(0.0, left - now) * 1000 + 1):
-                if fd == wake_fd:
-                    raise Interrupted("the wait for a primary was ended from this side")
-                if fd == listener.fileno():
-                    if len(waiting) == PENDING_LIMIT:
-                        oldest = min(waiting, key=lambda s: waiting[s])
-                        del waiting[oldest]
-                        oldest.close()
-                        refused("a silent connection made room for a new one")
-                    with contextlib.suppress(OSError):
-                        sock, _ = listener.accept()
-                        if not is_stranger(sock, allow_uids, refused):
-                            prepare(sock)
-                            waiting[sock] = now + handshake_s
-                    continue
-                sock = by_fd[fd]
-                if sock not in waiting:
-                    continue
-                opened = _opening(sock, refused, waiting, known=(MAGIC,) if lease is None else (MAGIC, LEASE))
-                if opened == MAGIC:
-                    del waiting[sock]
-                    return sock
-                if opened == LEASE:
-                    assert lease is not None
-                    del waiting[sock]
-                    lease(sock)
+                del waiting[late]
+                late.close()
+            door = listener.fileno()
+            if door < 0:
+                raise Interrupted("the listener is closed")
+            by_fd = {each.fileno(): each for each in waiting}
+            fds = [*by_fd, door]
+            left = min(waiting.values(), default=None)
+            if len(waiting) == PENDING_LIMIT:
+                assert left is not None
+                patient_until = left - handshake_s + PATIENCE_S
+                if patient_until > now:
+                    fds.remove(door)
+                    left = min(left, patient_until)
+            for fd in wait_ready(fds, None if left is None else left - now, wake_fd=wake_fd):
+                if fd == door:
+                    _take_in(listener, waiting, now + handshake_s, refused, allow_uids)
+                elif (each := by_fd[fd]) in waiting:
+                    opened = _opening(each, refused, waiting, known=known)
+                    if opened == MAGIC:
+                        del waiting[each]
+                        return each
+                    if opened == LEASE:
+                        assert lease is not None
+                        del waiting[each]
+                        lease(each)
     finally:
-        for sock in waiting:
-            sock.close()
+        for each in waiting:
+            each.close()
 
 
-def is_stranger(sock: socket.socket, allow_uids: Collection[int], refused: Callable[[str], None]) -> bool:
-    """Whether a new connection is another user's of this machine: it is then closed, and ``refused`` told why."""
+def _take_in(
+    listener: Listener, waiting: dict[Transport, float], until: float, refused: Callable[[str], None],
+    allow_uids: Collection[int],
+) -> None:
+    """One more, in the place of the oldest where there is none left."""
+    if len(waiting) == PENDING_LIMIT:
+        oldest = min(waiting, key=lambda each: waiting[each])
+        del waiting[oldest]
+        oldest.close()
+        refused("a silent connection made room for a new one")
     try:
-        check_peer(sock, allow_uids)
+        each = listener.accept(0)
+    except Interrupted:
+        raise
+    except ChannelError:
+        return  # it has gone again, or nothing can be accepted just now
+    try:
+        each.check_user(allow_uids)
     except StrangerRefused as error:
-        sock.close()
+        each.close()
         refused(f"a connection was refused: {error}")
-        return True
-    return False
+    else:
+        waiting[each] = until
 
 
 def _opening(
-    sock: socket.socket, refused: Callable[[str], None], waiting: dict[socket.socket, float], *, known: tuple[bytes, ...]
+    each: Transport, refused: Callable[[str], None], waiting: dict[Transport, float], *, known: tuple[bytes, ...]
 ) -> bytes:
     """Which of ``known`` the connection opens with; b"" while that cannot be told, or when it was refused."""
     try:
-        first = sock.recv(len(MAGIC), socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return b""
-    except OSError as error:
-        first, reason = b"", error.strerror or str(error)
+        first = each.peek(len(MAGIC))
+    except ChannelLost as error:
+        first, reason = b"", str(error)
     else:
         reason = "closed before it sent anything"
+    if first is None:
+        return b""
     if first in known:
         return first
     if first and any(magic.startswith(first) for magic in known):
@@ -124,6 +119,6 @@ def _opening(
     if first:
         reason = what_is(first) or f"{first!r} is not the start of a migration stream"
     refused(f"a connection was refused: {reason}")
-    del waiting[sock]
-    sock.close()
+    del waiting[each]
+    each.close()
     return b""

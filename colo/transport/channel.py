@@ -1,170 +1,28 @@
-"""Listen and connect, whatever the transport."""
+"""Listen and connect, whatever the transport. A new one has its form in ``uri.py``, a file of its own, and a branch here."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import select
-import threading
+import socket
 import time
-from collections.abc import Collection
-from socket import socket as Socket
+from collections.abc import Callable, Collection
 
-from colo.errors import AddressError, ChannelError, DeadlineExceeded, Interrupted, StrangerRefused
-from colo.forked import keep_from_children
-from colo.transport.peers import check_accepting, check_listener, check_uid
+from colo.abc import Transport
+from colo.errors import AddressError, ChannelError, Interrupted, StrangerRefused
+from colo.transport.listener import Listener
+from colo.transport.peers import check_listener, check_uid
 from colo.transport.process import adopt_fd, is_listening, start_exec
-from colo.transport.sockets import TcpOptions, is_tcp, tune
-from colo.transport.tcp import address_of, connect_tcp, listen_tcp, resolve
-from colo.transport.unix import UnixName, connect_unix, listen_unix
+from colo.transport.socket_transport import SocketTransport
+from colo.transport.sockets import TcpOptions
+from colo.transport.tcp import connect_tcp, listen_tcp, resolve
+from colo.transport.unix import connect_unix, listen_unix
 from colo.transport.uri import ExecUri, FdUri, FileUri, TcpUri, TransportUri, UnixUri, parse_uri
-from colo.wake import Wake
 
 BACKLOG = 4
-_AGAIN = {errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH}
-
-
-class Listener:
-    """Gives connections, one after the other. Made by :func:`listen`; closing removes a unix socket's name.
-
-    ``exec:`` and an ``fd:`` that is connected already give exactly one.
-    """
-
-    def __init__(
-        self,
-        uri: TransportUri,
-        sock: Socket | None,
-        *,
-        options: TcpOptions,
-        name: UnixName | None = None,
-        once: Socket | None = None,
-    ) -> None:
-        self._uri = uri
-        self._sock = sock
-        self._options = options
-        self._name = name
-        self._once = once
-        self._wake = Wake()
-        self._closed = False
-        self._lock = threading.Lock()
-        self._accepting = 0
-        if sock is not None:
-            sock.setblocking(False)
-            keep_from_children(sock)
-
-    @property
-    def address(self) -> str:
-        """The URI to connect to: with the real port where 0 was asked for."""
-        if self._sock is not None and is_tcp(self._sock) and not self._closed:
-            self._uri = _with_port(self._uri, self._sock)
-        return str(self._uri)
-
-    @property
-    def socket(self) -> Socket:
-        """The listening socket itself, not blocking: for who polls it together with others.
-
-        :raises AddressError: there is none, since the transport has one connection and no more.
-        """
-        if self._sock is None:
-            raise AddressError(f"{self._uri} does not listen: it has one connection, which accept() gives")
-        return self._sock
-
-    def fileno(self) -> int:
-        """For poll and select: readable when a connection waits. -1 when there is no listening socket."""
-        return -1 if self._sock is None else self._sock.fileno()
-
-    def accept(self, timeout: float | None = None) -> Socket:
-        """The next connection: a blocking socket with its options set.
-
-        :param timeout: in seconds; None waits for ever.
-        :raises DeadlineExceeded: nobody came in time.
-        :raises Interrupted: the listener is, or was meanwhile, closed.
-        :raises ChannelError: the system would not let us accept.
-        """
-        with self._lock:
-            if self._closed:
-                raise Interrupted(f"{self.address}: the listener is closed")
-            self._accepting += 1
-        try:
-            return self._accept(None if timeout is None else time.monotonic() + timeout)
-        finally:
-            with self._lock:
-                self._accepting -= 1
-                if self._closed and not self._accepting:
-                    self._let_go()
-
-    def _accept(self, deadline: float | None) -> Socket:
-        with self._lock:
-            once, self._once = self._once, None
-        if once is not None:
-            return once  # handed over by whoever started us
-        poll = select.poll()
-        poll.register(self._wake.fd, select.POLLIN)
-        if self._sock is not None:
-            poll.register(self._sock, select.POLLIN)
-        while True:
-            left_ms = None if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
-            ready = poll.poll(left_ms)
-            if self._closed:
-                raise Interrupted(f"{self.address}: the listener was closed")
-            if not ready:
-                raise DeadlineExceeded(f"{self.address}: nobody connected in time", phase="accept")
-            if self._sock is None:
-                continue
-            try:
-                sock, _ = self._sock.accept()
-            except OSError as error:
-                # It came and went before it was accepted: that is no error of ours.
-                if error.errno in _AGAIN:
-                    continue
-                raise ChannelError(f"{self.address}: cannot accept: {error.strerror}") from error
-            try:
-                tune(sock, options=self._options)
-            except OSError:
-                sock.close()  # reset already
-                continue
-            return sock
-
-    def close(self) -> None:
-        """Stop listening; a waiting :meth:`accept` ends with Interrupted. Connections that were given stay
-        open."""
-        with self._lock:
-            if self._closed:
-                return
-            with contextlib.suppress(ChannelError, OSError):
-                _ = self.address  # while it can still be asked
-            self._closed = True
-            self._wake.set()
-            if self._name is not None:
-                self._name.remove()
-            if not self._accepting:
-                self._let_go()
-
-    def _let_go(self) -> None:
-        for sock in (self._sock, self._once):
-            if sock is not None:
-                sock.close()
-        self._once = None
-        self._wake.close()
-
-    def __enter__(self) -> Listener:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
-
-
-def _with_port(uri: TransportUri, sock: Socket) -> TransportUri:
-    if isinstance(uri, TcpUri) and uri.port == 0:
-        return TcpUri(uri.host, sock.getsockname()[1])
-    if isinstance(uri, FdUri):
-        return parse_uri(address_of(sock))
-    return uri
+ATTEMPT_S = 1.0
+"""Longest single attempt of :func:`connect_until`."""
+LOOK_S = 0.02
 
 
 def listen(
@@ -176,10 +34,9 @@ def listen(
 ) -> Listener:
     """Listen on ``uri``: ``tcp:``, ``unix:``, ``fd:`` (listening, or connected already) or ``exec:``.
 
-    :param insecure: allow plaintext TCP beyond this machine.
-    :param backlog: how many connections may wait to be accepted.
-    :raises AddressError: the URI is malformed or refused.
-    :raises ChannelError: the address is in use, or cannot be had.
+    ``insecure`` allows plaintext TCP beyond this machine; ``backlog`` connections may wait to be accepted; what is accepted
+    has ``options``. Raises AddressError when the URI is malformed or refused, ChannelError when the address is in use or
+    cannot be had.
     """
     where = parse_uri(uri) if isinstance(uri, str) else uri
     options = options or TcpOptions()
@@ -192,8 +49,7 @@ def listen(
         sock = adopt_fd(where)
         if is_listening(sock):
             return Listener(where, sock, options=options)
-        tune(sock, options=options)
-        return Listener(where, None, options=options, once=sock)
+        return Listener(where, None, options=options, once=SocketTransport(sock, peer=str(where), options=options))
     if isinstance(where, ExecUri):
         return Listener(where, None, options=options, once=start_exec(where))
     raise AddressError(f"{where}: a file cannot be listened on; it can be inspected, or loaded")
@@ -201,25 +57,22 @@ def listen(
 
 def connect(
     uri: str | TransportUri,
-    timeout: float,
+    timeout_s: float,
     *,
     insecure: bool = False,
     options: TcpOptions | None = None,
     allow_uids: Collection[int] = (),
-) -> Socket:
-    """Connect to ``uri``: a blocking socket with its options set.
+) -> Transport:
+    """Connect to ``uri`` within ``timeout_s``, for all of it (resolving, every address of a name).
 
-    :param timeout: in seconds, for all of it (resolving, every address of a name).
-    :param insecure: allow plaintext TCP beyond this machine.
-    :param allow_uids: users, besides root and this process's own, who may be the ones that listen on this machine.
-    :raises AddressError: the URI is malformed or refused.
-    :raises StrangerRefused: another user of this machine listens there; nothing was sent.
-    :raises DeadlineExceeded: it took longer than ``timeout``.
-    :raises ChannelError: nobody listens, or may not be reached.
+    ``insecure`` allows plaintext TCP beyond this machine; ``allow_uids`` are users, besides root and this process's own, who
+    may be the ones that listen on this machine. Raises AddressError when the URI is malformed or refused, StrangerRefused
+    when another user of this machine listens there (nothing was sent), DeadlineExceeded when it took too long, ChannelError
+    when nobody listens, or may not be reached.
     """
     where = parse_uri(uri) if isinstance(uri, str) else uri
     options = options or TcpOptions()
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout_s
     if isinstance(where, TcpUri):
         sock = connect_tcp(where, deadline, insecure=insecure)
     elif isinstance(where, UnixUri):
@@ -229,20 +82,69 @@ def connect(
         if is_listening(sock):
             sock.detach()
             raise AddressError(f"{where}: is a listening socket; a connected one is needed here")
+        return SocketTransport(sock, peer=str(where), options=options)
     elif isinstance(where, ExecUri):
-        sock = start_exec(where)
+        return start_exec(where)
     elif isinstance(where, FileUri):
         raise AddressError(f"{where}: nothing answers from a file; it can be inspected, or loaded")
     try:
-        if isinstance(where, TcpUri | UnixUri):
-            check_accepting(sock, allow_uids)
-        tune(sock, options=options)
+        path = os.path.abspath(where.path) if isinstance(where, UnixUri) else ""
+        made = SocketTransport(sock, peer=str(where), connected_here=True, unix_path=path, options=options)
+    except OSError as error:
+        raise ChannelError(f"cannot connect to {where}: {error.strerror or error}") from error
+    try:
+        made.check_user(allow_uids)
     except BaseException as error:
-        sock.close()
+        made.close()
         if isinstance(error, StrangerRefused):
             raise StrangerRefused(f"{where}: {error}") from None
         raise
-    return sock
+    return made
+
+
+def connect_until(
+    uri: str | TransportUri,
+    until: float | None,
+    *,
+    pause_s: float,
+    ended: Callable[[], bool],
+    final: tuple[type[ChannelError], ...] = (),
+    insecure: bool = False,
+    allow_uids: Collection[int] = (),
+) -> Transport:
+    """:func:`connect`, again and again with ``pause_s`` between, until ``until`` (of ``time.monotonic()``; None: for ever).
+
+    Raises what the last attempt did, an error of ``final`` at once, and Interrupted as soon as ``ended()``.
+    """
+    while not ended():
+        left_s = ATTEMPT_S if until is None else max(0.05, min(ATTEMPT_S, until - time.monotonic()))
+        try:
+            return connect(uri, left_s, insecure=insecure, allow_uids=allow_uids)
+        except ChannelError as error:
+            if isinstance(error, final) or (until is not None and time.monotonic() >= until):
+                raise
+        again = time.monotonic() + pause_s
+        while (left_s := again - time.monotonic()) > 0 and not ended():
+            time.sleep(min(left_s, LOOK_S))
+    raise Interrupted("the wait for the other side was ended from this side")
+
+
+def begin_connect(family: int, address: object, *, options: TcpOptions | None = None) -> SocketTransport:
+    """A connection under way to a socket address, for who cannot wait: it is made, or has failed, once it can be written to
+    (:meth:`~SocketTransport.connect_error` says which); then :meth:`~colo.abc.Transport.check_user` is to be asked.
+
+    Raises ChannelError when it fails at once.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect(address)  # type: ignore[arg-type]
+        path = address if isinstance(address, str) else ""
+        return SocketTransport(sock, peer=f"{address}", connected_here=True, unix_path=path, options=options)
+    except OSError as error:
+        sock.close()
+        raise ChannelError(f"cannot connect to {address}: {error.strerror or error}") from error
 
 
 def check_listening(uri: str | TransportUri, allow_uids: Collection[int] = ()) -> None:
@@ -250,8 +152,8 @@ def check_listening(uri: str | TransportUri, allow_uids: Collection[int] = ()) -
 
     Nobody may listen there yet, and it may be another machine's: that is no matter. Of a unix socket, its owner is looked at.
 
-    :raises StrangerRefused: neither root, nor this process's user, nor one of ``allow_uids`` listens there.
-    :raises AddressError: the URI is malformed or cannot be resolved.
+    Raises StrangerRefused when neither root, nor this process's user, nor one of ``allow_uids`` listens there, AddressError
+    when the URI is malformed or cannot be resolved.
     """
     where = parse_uri(uri) if isinstance(uri, str) else uri
     try:

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from colo.abc import Peer
 from colo.errors import StrangerRefused
 
 Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
@@ -27,14 +28,6 @@ ESTABLISHED, LISTEN = 1, 10
 _CREDENTIALS = struct.Struct("iII")
 _SO_NETNS_COOKIE = 71
 _NO_UID = 0xFFFF_FFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The other end of a connection. ``uid`` is None where it cannot be told, as that of another machine."""
-
-    local: bool
-    uid: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +70,23 @@ def peer_of(sock: socket.socket) -> Peer:
     return Peer(True, found.uid if found.inode else None)
 
 
-def check_peer(sock: socket.socket, allow_uids: Collection[int] = ()) -> None:
-    """Raises StrangerRefused when the other end is on this machine, and not known to be root's, ours or of ``allow_uids``."""
-    _check(peer_of(sock), allow_uids, "a connection from")
-
-
-def check_accepting(sock: socket.socket, allow_uids: Collection[int] = ()) -> None:
-    """As :func:`check_peer`, for the end that connected: before anything is sent, and whether or not the other end has
-    accepted the connection."""
+def accepting_peer_of(sock: socket.socket) -> Peer:
+    """As :func:`peer_of`, for the end that connected: whoever listens there is the peer until somebody has accepted."""
     peer = peer_of(sock)
     if peer.local and peer.uid is None and sock.family != socket.AF_UNIX:
         with contextlib.suppress(OSError, ValueError):
-            peer = Peer(True, listener_uid(_address(sock.getpeername())))
-    _check(peer, allow_uids, "what listens there is")
+            return Peer(True, listener_uid(_address(sock.getpeername())))
+    return peer
+
+
+def check_identity(peer: Peer, allow_uids: Collection[int], what: str) -> None:
+    """Raises StrangerRefused when it is on this machine, and not known to be root's, ours or of ``allow_uids``; ``what`` it
+    is begins the message."""
+    if peer.uid is not None:
+        check_uid(peer.uid, allow_uids, what)
+    elif peer.local:
+        raise StrangerRefused(
+            f"{what} a user of this machine who cannot be told (it is gone, or in another namespace): refused")
 
 
 def listener_uid(address: Address) -> int | None:
@@ -119,14 +116,6 @@ def check_uid(uid: int, allow_uids: Collection[int], what: str) -> None:
         raise StrangerRefused(
             f"{what} uid {uid} of this machine: neither root nor uid {os.geteuid()}, so it is refused; "
             f"--allow-uid {uid} lets it in")
-
-
-def _check(peer: Peer, allow_uids: Collection[int], what: str) -> None:
-    if peer.uid is not None:
-        check_uid(peer.uid, allow_uids, what)
-    elif peer.local:
-        raise StrangerRefused(
-            f"{what} a user of this machine who cannot be told (it is gone, or in another namespace): refused")
 
 
 def _address(name: tuple[object, ...]) -> Address:

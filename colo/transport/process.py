@@ -12,32 +12,42 @@ import subprocess
 from typing import Literal
 
 from colo.errors import AddressError, ChannelError
+from colo.transport.socket_transport import SocketTransport
 from colo.transport.uri import ExecUri, FdUri, FileUri
 
 EXIT_GRACE_S = 5.0
 
 
-class ExecSocket(socket.socket):
+class ExecTransport(SocketTransport):
     """The channel to a child process, which ends with it: closing waits ``EXIT_GRACE_S`` for it, then kills
-    it and what it has started.
+    it and what it has started; aborting kills at once.
     """
 
-    process: subprocess.Popen[bytes] | None = None
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes], uri: ExecUri) -> None:
+        super().__init__(sock, peer=str(uri))
+        self.process = process
+
+    def abort(self) -> None:
+        if self.fileno() >= 0 and self.process.returncode is None:
+            self._kill()
+        super().abort()
 
     def close(self) -> None:
+        if self.fileno() < 0:
+            return  # closed, or in a forked child: it is its parent's
         super().close()
-        process, self.process = self.process, None
-        if process is None:
-            return
         try:
-            process.wait(EXIT_GRACE_S)
+            self.process.wait(EXIT_GRACE_S)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            self._kill()
+            self.process.wait()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def start_exec(uri: ExecUri) -> ExecSocket:
+def start_exec(uri: ExecUri) -> ExecTransport:
     """Run the command by /bin/sh, with the other end of a socket pair as its standard input and output."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
@@ -51,15 +61,13 @@ def start_exec(uri: ExecUri) -> ExecSocket:
         except OSError as error:
             ours.close()
             raise ChannelError(f"cannot start {uri}: {error}") from error
-    sock = ExecSocket(ours.family, ours.type, ours.proto, ours.detach())
-    sock.process = process
-    return sock
+    return ExecTransport(ours, process, uri)
 
 
 def adopt_fd(uri: FdUri) -> socket.socket:
     """The inherited socket itself: closing what is returned closes it.
 
-    :raises AddressError: the descriptor is not open, or no stream socket.
+    Raises AddressError when the descriptor is not open, or no stream socket.
     """
     try:
         mode = os.fstat(uri.fd).st_mode
@@ -76,13 +84,14 @@ def adopt_fd(uri: FdUri) -> socket.socket:
 
 
 def is_listening(sock: socket.socket) -> bool:
+    """Whether connections can be accepted on it, rather than bytes sent."""
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def open_file(uri: FileUri, mode: Literal["read", "write"]) -> io.FileIO:
     """A stored stream. A new file is private (0600) and must not exist yet: it may hold a guest's memory.
 
-    :raises AddressError: it cannot be opened; or, for writing, it is there already.
+    Raises AddressError when it cannot be opened; or, for writing, is there already.
     """
     try:
         if mode == "read":

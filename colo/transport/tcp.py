@@ -67,11 +67,9 @@ def connect_tcp(uri: TcpUri, deadline: float, *, insecure: bool) -> socket.socke
 
 
 def check_plaintext(uri: str | TransportUri, *, insecure: bool) -> None:
-    """Refuse a URI over which guest memory would leave this machine in plaintext; for what others are to
-    connect to.
+    """Refuse a URI over which guest memory would leave this machine in plaintext; for what others are to connect to.
 
-    :raises AddressError: it would, and ``insecure`` is not set; or the URI is malformed or cannot be
-        resolved.
+    Raises AddressError when it would, and ``insecure`` is not set; or the URI is malformed or cannot be resolved.
     """
     where = parse_uri(uri) if isinstance(uri, str) else uri
     if isinstance(where, TcpUri) and not insecure:

@@ -53,7 +53,7 @@ def listen_unix(uri: UnixUri, *, backlog: int) -> tuple[socket.socket, UnixName]
     replaces anything) when its mode is set and it listens: there is no instant at which others could
     connect, or a peer would find it deaf. Where another user could put his own socket in its place, nobody listens.
 
-    :raises ChannelError: the address is in use, cannot be had, or is no safe place (see :mod:`colo.private`).
+    Raises ChannelError when the address is in use, cannot be had, or is no safe place (see :mod:`colo.private`).
     """
     head, name = os.path.split(uri.path)
     parent = None
@@ -163,7 +163,7 @@ def _alive(uri: UnixUri, path: str) -> bool:
 
 
 def connect_unix(uri: UnixUri, deadline: float) -> socket.socket:
-    """:raises ChannelError: nobody listens there, or may not be reached."""
+    """Raises ChannelError when nobody listens there, or may not be reached."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)

@@ -65,10 +65,8 @@ TransportUri = TcpUri | UnixUri | FdUri | ExecUri | FileUri
 
 
 def parse_uri(uri: str) -> TransportUri:
-    """Take ``uri`` apart.
-
-    :raises AddressError: it has none of the forms, or a part of it is malformed; the message says which.
-    """
+    """Take ``uri`` apart. Raises AddressError when it has none of the forms, or a part of it is malformed; the message says
+    which."""
     kind, colon, rest = uri.partition(":")
     if not colon:
         raise AddressError(f"{uri!r} is no transport URI: use {_FORMS}")
@@ -77,7 +75,7 @@ def parse_uri(uri: str) -> TransportUri:
     if kind == "tcp":
         return _parse_tcp(uri, rest)
     if kind == "unix":
-        return UnixUri(_parse_unix(uri, rest))
+        return parse_unix(rest)
     if kind == "fd":
         if not re.fullmatch(r"[0-9]{1,9}", rest, re.ASCII):
             raise AddressError(f"{uri!r}: after fd: comes the number of an open file descriptor, as fd:3")
@@ -112,8 +110,10 @@ def _parse_tcp(uri: str, rest: str) -> TcpUri:
     return TcpUri(host, int(port))
 
 
-def _parse_unix(uri: str, path: str) -> str:
-    if not path:
+def parse_unix(path: str) -> UnixUri:
+    """A unix socket's path. Raises AddressError as :func:`parse_uri`."""
+    uri = f"unix:{path}"
+    if not path or "\0" in path:
         raise AddressError(f"{uri!r}: after unix: comes the path of the socket")
     size = len(os.fsencode(path))
     if size > UNIX_PATH_MAX_BYTES:
@@ -123,4 +123,4 @@ def _parse_unix(uri: str, path: str) -> str:
         )
     if path.endswith("/"):
         raise AddressError(f"{uri!r}: a socket's path does not end in a slash")
-    return path
+    return UnixUri(path)

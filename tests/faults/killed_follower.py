@@ -13,6 +13,7 @@ from colo.link.follower import Follower
 from colo.memory import RamImage
 from colo.protocol.deadlines import Deadlines
 from colo.stream import StreamLimits
+from colo.transport import SocketTransport
 
 
 def follow(listener: socket.socket, directory: str) -> None:
@@ -20,4 +21,4 @@ def follow(listener: socket.socket, directory: str) -> None:
     sock, _ = listener.accept()
     with RamImage(Path(directory)) as image, contextlib.suppress(ColoError):
         ram = RamSink(image)
-        Follower(sock, ram, LastCommitted(ram, [ram]), deadlines=Deadlines(), limits=StreamLimits()).run()
+        Follower(SocketTransport(sock), ram, LastCommitted(ram, [ram]), deadlines=Deadlines(), limits=StreamLimits()).run()

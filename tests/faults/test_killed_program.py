@@ -23,6 +23,7 @@ from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
 from colo.session.secondary import Secondary, SecondaryConfig
 from colo.stream import StreamLimits
+from colo.transport import SocketTransport
 from tests.faults.rig import wait_until
 from tests.fence.protected import save
 from tests.fence.test_witness import LONG_MS, SOON_S, Program
@@ -51,7 +52,7 @@ def saved(machine: Machine, run_dir: Path) -> tuple[Path, str]:
         sock, _ = listener.accept()
         ram = RamSink(image)
         follower = Follower(
-            sock, ram, LastCommitted(ram, [ram]), deadlines=Deadlines(), limits=StreamLimits(), on_commit=lambda committed, report: commit(committed))
+            SocketTransport(sock), ram, LastCommitted(ram, [ram]), deadlines=Deadlines(), limits=StreamLimits(), on_commit=lambda committed, report: commit(committed))
 
         def follow() -> None:
             with contextlib.suppress(ColoError):

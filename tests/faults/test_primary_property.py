@@ -33,6 +33,7 @@ from colo.protocol import Action, Dialect, Event, Mode, State
 from colo.protocol.deadlines import Deadlines
 from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.stream import StreamLimits
+from colo.transport import SocketTransport
 from colo.vm.handle import VmHandle
 from colo.vm.saved_state import StateForm, decode_state
 from colo.wire import Extension
@@ -172,13 +173,13 @@ class Run:
         far, theirs = socket.socketpair()
         threads = [
             threading.Thread(target=relay, args=((near, far), budgets), daemon=True),
-            threading.Thread(target=self.secondary._follow, args=(theirs,), daemon=True),
+            threading.Thread(target=self.secondary._follow, args=(SocketTransport(theirs),), daemon=True),
         ]
         for thread in threads:
             thread.start()
         self.turns.clear()
         link = PrimaryLink(
-            ours, self.handle, self.pages, self.form,
+            SocketTransport(ours), self.handle, self.pages, self.form,
             LinkSettings(
                 "colo", Dialect(enable_colo=True, extended=self.extended), self.mode, self.copy, DEADLINES,
                 extensions=Extension.DIGEST, precopy=self.precopy),

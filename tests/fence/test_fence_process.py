@@ -23,7 +23,7 @@ from colo.fence.processes import thread_states
 from colo.lease.connection import LeaseConnection, Refused
 from colo.lease.meeting import Meeting
 from colo.lease.promises import Promises
-from colo.transport import listen, tune
+from colo.transport import listen
 from colo.transport.door import Door
 
 LEASE_MS = 500.0
@@ -47,7 +47,7 @@ class Pair:
         self.promises = Promises(
             LEASE_MS, required=True, arbiter=None, checkpoint=lambda: None, tell=self.notices.append, wake=lambda: None)
         self.door = Door(
-            self.listener.socket, handshake_s=5, prepare=lambda s: tune(s, 5), refused=self.notices.append,
+            self.listener, handshake_s=5, refused=self.notices.append,
             lease=self.promises.take, bars=self.promises.bars)
         self.changes: list[FenceStatus | None] = []
         connection = LeaseConnection.open(self.listener.address, self.meeting())

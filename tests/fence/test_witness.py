@@ -27,7 +27,7 @@ from colo.lease.meeting import Meeting
 from colo.lease.promises import Promises
 from colo.lease.served import CONNECTIONS_MAX
 from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
-from colo.transport import connect, listen, tune
+from colo.transport import connect, listen
 from colo.transport.door import Door
 from colo.wire import LeaseMessage
 from tests.session.primary_vm import PageVm, expected
@@ -345,9 +345,7 @@ def test_a_listener_that_hangs_up_does_not_end_the_search_for_another_secondary(
     until(lambda: bool(program.said("alone")), "running alone")
     with listen(address, backlog=4) as rude:
         for _ in range(2):
-            rude.socket.settimeout(20)
-            sock, _ = rude.socket.accept()
-            sock.close()
+            rude.accept(20).close()
     world.standby(address)
     until(lambda: len(program.said("protecting")) == 2, "another secondary", seen=lambda: program.events[-3:])
     assert any("it is tried again" in text for text in program.said("notice"))
@@ -365,7 +363,7 @@ class Met:
         self.promises = Promises(
             LONG_MS, required=True, arbiter=None, checkpoint=lambda: None, tell=self.notices.append, wake=lambda: None)
         self.door = Door(
-            self.listener.socket, handshake_s=5, prepare=lambda s: tune(s, 5), refused=self.notices.append,
+            self.listener, handshake_s=5, refused=self.notices.append,
             lease=self.promises.take, bars=self.promises.bars)
 
     def meet(self, generation: int, **more: Any) -> LeaseConnection:
@@ -426,9 +424,8 @@ def test_a_proof_from_one_that_was_not_met_is_no_proof_and_many_do_not_shut_othe
     session = met.meet(3)
     raw = connect(met.listener.address, 5)
     with raw:
-        raw.sendall(encode(Frame(LeaseMessage.GONE, 3)))
-        raw.settimeout(10)
-        assert raw.recv(1) == b""
+        raw.send(encode(Frame(LeaseMessage.GONE, 3)), timeout_s=10)
+        assert raw.receive(1, timeout_s=10) == b""
     assert not met.proof and any("has not met" in notice for notice in met.notices)
     crowd = []
     for _ in range(2 * CONNECTIONS_MAX):

@@ -32,6 +32,7 @@ from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
 from colo.session.primary import Primary, PrimaryConfig
 from colo.stream import StreamLimits
+from colo.transport import SocketTransport
 from tests.interop.binaries import binary
 
 pytestmark = [
@@ -115,7 +116,7 @@ class Relay:
         sock, _ = listener.accept()
         self.ram = RamSink(image)
         self.follower = Follower(
-            sock, self.ram, LastCommitted(self.ram, [self.ram]), deadlines=Deadlines(idle_s=30), limits=StreamLimits(),
+            SocketTransport(sock), self.ram, LastCommitted(self.ram, [self.ram]), deadlines=Deadlines(idle_s=30), limits=StreamLimits(),
             on_commit=lambda committed, report: self.commit(committed))
         try:
             self.follower.run()

@@ -18,6 +18,7 @@ from colo.lease.link import LeaseLink
 from colo.lease.meeting import Meeting, Welcome
 from colo.lease.promises import Promises
 from colo.lease.served import CONNECTIONS_MAX
+from colo.transport import SocketTransport
 from colo.wire import LeaseMessage
 from tests.strangers import STRANGER, needs_root, user
 
@@ -108,7 +109,7 @@ class Secondary:
     def connect(self) -> socket.socket:
         here, there = socket.socketpair()
         there.settimeout(5)
-        self.promises.take(here)
+        self.promises.take(SocketTransport(here))
         return there
 
 
@@ -133,7 +134,7 @@ def test_one_connection_is_met_once(secondary: Secondary) -> None:
 def test_silent_connections_make_room_for_the_fence(secondary: Secondary) -> None:
     silent = [secondary.connect() for _ in range(2 * CONNECTIONS_MAX)]
     there = secondary.connect()
-    met = LeaseConnection(there, MEETING, unix_path="/s")
+    met = LeaseConnection(SocketTransport(there, unix_path="/s"), MEETING)
     assert met.welcome.generation == 3
     for each in silent:
         each.close()
@@ -157,4 +158,4 @@ def test_a_secondary_that_hangs_up_or_refuses_is_told_so() -> None:
             there.sendall(b"".join(map(encode, frames)))
             there.shutdown(socket.SHUT_WR)
             with pytest.raises(error):
-                LeaseConnection(here, MEETING, unix_path="/s")
+                LeaseConnection(SocketTransport(here), MEETING)

@@ -14,6 +14,7 @@ from colo.errors import ChannelLost, ColoError, ProtocolError, StorageError
 from colo.link.follower import Follower
 from colo.protocol import State
 from colo.stream import Configuration
+from colo.transport import SocketTransport
 from tests.session.scripted_primary import DEADLINES, LIMITS, PAGE, READY, SEND, Peer, epoch, initial, live, page, raw
 
 
@@ -29,7 +30,7 @@ class Guest:
     def __init__(self, peer: Peer) -> None:
         self.sock, other = socket.socketpair()
         self.sock.settimeout(5)
-        self.follower = Follower(other, peer.ram, peer.last, deadlines=DEADLINES, limits=LIMITS)
+        self.follower = Follower(SocketTransport(other), peer.ram, peer.last, deadlines=DEADLINES, limits=LIMITS)
         self.error: ColoError | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()

@@ -27,6 +27,7 @@ from colo.session.primary_config import PrimaryConfig
 from colo.session.primary_deciding import Deciding, PrimaryLease
 from colo.session.primary_waiting import Waiting
 from colo.stream import StreamLimits
+from colo.transport import SocketTransport
 from colo.vm.handle import VmHandle
 from colo.vm.saved_state import StateForm
 from tests.session.primary_vm import PageVm
@@ -104,7 +105,7 @@ def link_of(vm: Any, heard: Heard, *, committed: int | None, actions: dict[Actio
     pages = PrimaryPages(vm.memory, tracker="shadow")
     dialect = Dialect(return_path=True, enable_colo=True)
     return PrimaryLink(
-        ours, VmHandle(vm), pages, StateForm(StreamLimits()), LinkSettings("colo", dialect, Mode.EARLY, True, Deadlines()),
+        SocketTransport(ours), VmHandle(vm), pages, StateForm(StreamLimits()), LinkSettings("colo", dialect, Mode.EARLY, True, Deadlines()),
         participants=Participants([heard]), actions=actions, committed=committed), theirs
 
 

@@ -35,6 +35,7 @@ from colo.stream.writer import (
     section_footer,
     vmdescription,
 )
+from colo.transport import SocketTransport
 from colo.wire import Command, RamFlag
 
 PAGE = 4096
@@ -140,7 +141,7 @@ class Peer:
         self.sock.settimeout(5)
         self.ram = RamSink(self.image)
         self.last = LastCommitted(self.ram, [self.ram, *sinks])
-        self.follower = Follower(other, self.ram, self.last, deadlines=deadlines, limits=limits, mode=mode)
+        self.follower = Follower(SocketTransport(other), self.ram, self.last, deadlines=deadlines, limits=limits, mode=mode)
         self.memory = {name: bytearray(length) for name, length in BLOCKS}
         self.number = -1
         self.error: BaseException | None = None

@@ -8,20 +8,29 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from colo.abc import Peer
 from colo.errors import StrangerRefused
 from colo.transport import connect, listen, peers
-from colo.transport.peers import Peer, check_accepting, check_peer, listener_uid, peer_of, peer_uid
+from colo.transport.peers import accepting_peer_of, check_identity, listener_uid, peer_of, peer_uid
 from tests.strangers import STRANGER, needs_root, user
 
 CLONE_NEWNET = 0x40000000
 ADDRESSES = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+
+
+def check_peer(sock: socket.socket, allow_uids: Collection[int] = ()) -> None:
+    check_identity(peer_of(sock), allow_uids, "a connection from")
+
+
+def check_accepting(sock: socket.socket, allow_uids: Collection[int] = ()) -> None:
+    check_identity(accepting_peer_of(sock), allow_uids, "what listens there is")
 
 
 @pytest.fixture(params=["sock_diag", "proc"])
@@ -60,7 +69,7 @@ def test_a_socket_for_both_families_knows_an_ipv4_peer(table: str) -> None:
 
 def test_unix_sockets_say_who_made_them(short_path: Path) -> None:
     with listen(f"unix:{short_path}/s") as listener, connect(listener.address, 5) as client, listener.accept(5) as accepted:
-        assert peer_of(accepted) == peer_of(client) == Peer(True, os.geteuid())
+        assert accepted.identity() == client.identity() == Peer(True, os.geteuid())
 
 
 def test_an_end_that_is_closed_is_nobodys(table: str) -> None:
@@ -119,9 +128,10 @@ def test_another_user_who_connects_to_a_unix_socket_is_told_from_us(short_path: 
     with listen(f"unix:{short_path}/s") as listener:
         (short_path / "s").chmod(0o777)
         with user(STRANGER, _connector(socket.AF_UNIX, f"{short_path}/s")), listener.accept(10) as accepted:
-            assert peer_uid(accepted) == STRANGER
+            assert accepted.identity() == Peer(True, STRANGER)
             with pytest.raises(StrangerRefused):
-                check_peer(accepted)
+                accepted.check_user()
+            accepted.check_user([STRANGER])
 
 
 @needs_root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import threading
@@ -11,18 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from colo.errors import AddressError, ChannelError, Interrupted
-from colo.transport import ExecSocket, FileUri, connect, listen, open_file
+from colo.errors import AddressError, ChannelError, ChannelLost, Interrupted
+from colo.transport import ExecTransport, FileUri, connect, listen, open_file
 from colo.transport import process as process_module
 
 
 def test_a_child_is_a_channel_and_ends_with_it() -> None:
     with connect("exec:cat", 5) as sock:
-        assert isinstance(sock, ExecSocket)
+        assert isinstance(sock, ExecTransport)
         child = sock.process
-        assert child is not None
-        sock.sendall(b"there and back")
-        assert sock.recv(100) == b"there and back"
+        sock.send(b"there and back", timeout_s=5)
+        assert sock.receive(100, timeout_s=5) == b"there and back"
     assert child.returncode == 0
 
 
@@ -31,7 +31,7 @@ def test_a_child_that_stays_is_killed_with_what_it_started(
 ) -> None:
     monkeypatch.setattr(process_module, "EXIT_GRACE_S", 0.1)
     sock = connect(f"exec:sleep 300 & echo $! > {tmp_path}/pid; echo up; wait", 5)
-    assert sock.recv(10) == b"up\n"
+    assert sock.receive(10, timeout_s=5) == b"up\n"
     sock.close()
     pid = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 10
@@ -46,12 +46,22 @@ def test_a_child_that_stays_is_killed_with_what_it_started(
         pytest.fail("it still runs")
 
 
+def test_a_child_is_killed_at_once_when_its_channel_is_aborted() -> None:
+    with connect("exec:trap '' TERM; echo up; sleep 300", 5) as sock:
+        assert isinstance(sock, ExecTransport)
+        assert sock.receive(10, timeout_s=20) == b"up\n"
+        sock.abort()
+        with pytest.raises(ChannelLost):
+            sock.receive(1, timeout_s=20)
+    assert sock.process.returncode == -signal.SIGKILL
+
+
 def test_a_listener_on_a_child_gives_it_once() -> None:
     listener = listen("exec:echo hello")
     with pytest.raises(AddressError, match="has one connection"):
-        _ = listener.socket
+        listener.fileno()
     with listener.accept(5) as sock:
-        assert sock.recv(100) == b"hello\n"
+        assert sock.receive(100, timeout_s=5) == b"hello\n"
     thread = threading.Timer(0.1, listener.close)
     thread.start()
     with pytest.raises(Interrupted):
@@ -65,8 +75,8 @@ def test_an_inherited_socket_is_a_channel() -> None:
     number = theirs.detach()
     with ours, connect(f"fd:{number}", 5) as sock:
         assert sock.fileno() == number
-        assert not sock.get_inheritable()
-        sock.sendall(b"x")
+        assert not os.get_inheritable(number)
+        sock.send(b"x", timeout_s=5)
         assert ours.recv(1) == b"x"
 
 
@@ -79,7 +89,8 @@ def test_an_inherited_listening_socket_is_listened_on() -> None:
     with listen(f"fd:{number}") as listener:
         assert listener.address == f"tcp:127.0.0.1:{port}"
         with connect(listener.address, 5), listener.accept(5) as theirs:
-            assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            with socket.socket(fileno=os.dup(theirs.fileno())) as raw:
+                assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
 
@@ -88,7 +99,7 @@ def test_an_inherited_connection_is_accepted_once() -> None:
     ours, theirs = socket.socketpair()
     with ours, listen(f"fd:{theirs.detach()}") as listener, listener.accept(5) as sock:
         ours.sendall(b"x")
-        assert sock.recv(1) == b"x"
+        assert sock.receive(1, timeout_s=5) == b"x"
 
 
 def test_descriptors_that_are_no_channel_are_refused_and_stay_open(tmp_path: Path) -> None:

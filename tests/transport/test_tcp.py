@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
+import select
 import socket
 import threading
 import time
 
 import pytest
 
-from colo.errors import AddressError, ChannelError, DeadlineExceeded, Interrupted
-from colo.transport import TcpOptions, abort, check_plaintext, connect, listen, tune
+from colo.abc import Transport
+from colo.errors import AddressError, ChannelError, ChannelLost, DeadlineExceeded, Interrupted
+from colo.transport import TcpOptions, check_plaintext, connect, connect_until, listen
 from colo.transport.tcp import is_loopback
 
 HAS_IPV6 = socket.has_ipv6
@@ -33,16 +35,21 @@ def outside_address() -> str | None:
         return None if is_loopback(address) else address
 
 
+def option_of(transport: Transport, level: int, option: int) -> int:
+    with socket.socket(fileno=os.dup(transport.fileno())) as sock:
+        return sock.getsockopt(level, option)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", *(["[::1]"] if HAS_IPV6 else [])])
 def test_port_0_shows_the_real_port_and_bytes_go_both_ways(host: str) -> None:
     with listen(f"tcp:{host}:0") as listener:
         assert listener.address.startswith(f"tcp:{host}:")
         assert not listener.address.endswith(":0")
         with connect(listener.address, 5) as ours, listener.accept(5) as theirs:
-            ours.sendall(b"question")
-            assert theirs.recv(100) == b"question"
-            theirs.sendall(b"answer")
-            assert ours.recv(100) == b"answer"
+            ours.send(b"question", timeout_s=5)
+            assert theirs.receive(100, timeout_s=5) == b"question"
+            theirs.send(b"answer", timeout_s=5)
+            assert ours.receive(100, timeout_s=5) == b"answer"
 
 
 def test_both_ends_have_the_options_of_a_checkpoint_channel() -> None:
@@ -53,9 +60,9 @@ def test_both_ends_have_the_options_of_a_checkpoint_channel() -> None:
         listener.accept(5) as theirs,
     ):
         for sock in (ours, theirs):
-            assert sock.gettimeout() is None
-            assert not sock.get_inheritable()
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert not os.get_blocking(sock.fileno())
+            assert not os.get_inheritable(sock.fileno())
+            assert option_of(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             for option, value in (
                 (socket.TCP_NODELAY, 1),
                 (socket.TCP_KEEPIDLE, 7),
@@ -63,7 +70,7 @@ def test_both_ends_have_the_options_of_a_checkpoint_channel() -> None:
                 (socket.TCP_KEEPCNT, 4),
                 (socket.TCP_USER_TIMEOUT, 1234),
             ):
-                assert sock.getsockopt(socket.IPPROTO_TCP, option) == value
+                assert option_of(sock, socket.IPPROTO_TCP, option) == value
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "192.0.2.1", *(["[::]"] if HAS_IPV6 else [])])
@@ -98,10 +105,17 @@ def test_what_others_are_to_connect_to_is_checked_the_same_way(uri: str, refused
         check_plaintext(uri, insecure=False)
 
 
-def test_the_user_timeout_can_be_set_later() -> None:
-    with socket.socket() as sock:
-        tune(sock, 2.5)
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2500
+def test_what_is_accepted_has_the_listeners_options_and_can_be_probed_sooner() -> None:
+    with (
+        listen("tcp:127.0.0.1:0", options=TcpOptions.within(2.5)) as listener,
+        connect(listener.address, 5, options=TcpOptions(keepalive_idle_s=0, user_timeout_ms=0)) as ours,
+        listener.accept(5) as theirs,
+    ):
+        assert option_of(theirs, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2500
+        theirs.probe_silence(1)
+        assert option_of(theirs, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 1
+        assert option_of(ours, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+        assert option_of(ours, socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", ""])
@@ -223,60 +237,78 @@ def test_accept_has_a_deadline_and_is_ended_by_close() -> None:
 
 def test_a_connection_that_was_reset_before_it_was_accepted_does_no_harm() -> None:
     with listen("tcp:127.0.0.1:0") as listener:
-        abort(connect(listener.address, 5))
+        with connect(listener.address, 5) as gone:
+            gone.abort()
         with connect(listener.address, 5) as ours:
-            ours.sendall(b"x")
+            ours.send(b"x", timeout_s=5)
             while True:
                 with listener.accept(5) as theirs:
                     try:
-                        if theirs.recv(1) == b"x":
+                        if theirs.receive(1, timeout_s=5) == b"x":
                             break
-                    except ConnectionResetError:
+                    except ChannelLost:
                         pass
 
 
-def test_abort_resets_and_throws_away_what_was_not_sent() -> None:
+def test_abort_tells_the_peer_of_a_reset_and_never_of_an_orderly_end() -> None:
+    """Nothing was sent: an end that shut its writing half first would look as if it had ended on purpose."""
+    for _ in range(20):
+        with listen("tcp:127.0.0.1:0") as listener, connect(listener.address, 5) as ours, listener.accept(5) as theirs:
+            ours.abort()
+            with pytest.raises(ChannelLost, match="reset"):
+                theirs.receive(1, timeout_s=10)
+
+
+def test_where_the_kernel_cannot_be_asked_for_a_reset_abort_still_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colo.transport.sockets._disconnect", lambda fd: False)
+    with listen("tcp:127.0.0.1:0") as listener, connect(listener.address, 5) as ours, listener.accept(5) as theirs:
+        with pytest.raises(DeadlineExceeded):
+            while True:
+                ours.send(bytes(1 << 20), timeout_s=0)
+        ours.abort()
+        with pytest.raises(ChannelLost):
+            ours.receive(1, timeout_s=10)
+        with pytest.raises(ChannelLost):
+            ours.send(b"x", timeout_s=10)
+        ours.close()
+        with pytest.raises(ChannelLost, match="reset"):
+            while theirs.receive(1 << 20, timeout_s=10):
+                pass
+
+
+def test_connecting_goes_on_until_somebody_listens() -> None:
     with listen("tcp:127.0.0.1:0") as listener:
-        ours, theirs = connect(listener.address, 5), listener.accept(5)
-    ours.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            ours.send(bytes(65536))
-    started = time.monotonic()
-    abort(ours)
-    assert time.monotonic() - started < 5
-    assert ours.fileno() == -1
-    abort(ours)
-    with pytest.raises(ConnectionResetError):
-        b"".join(iter(lambda: theirs.recv(1 << 20), b""))
-    theirs.close()
+        address = listener.address
+    looked = threading.Event()
+
+    def ended() -> bool:
+        looked.set()
+        return False
+
+    came = []
+    thread = threading.Thread(
+        target=lambda: came.append(connect_until(address, time.monotonic() + 60, pause_s=0.01, ended=ended)))
+    thread.start()
+    assert looked.wait(20)
+    with listen(address) as listener, listener.accept(60):
+        thread.join(60)
+        came.pop().close()
 
 
-def test_abort_wakes_who_waits_to_read() -> None:
-    with listen("tcp:127.0.0.1:0") as listener, connect(listener.address, 5) as ours, listener.accept(5):
-        got: list[object] = []
-
-        def read() -> None:
-            try:
-                got.append(ours.recv(1))
-            except OSError as error:
-                got.append(error)
-
-        thread = threading.Thread(target=read)
-        thread.start()
-        time.sleep(0.05)
-        abort(ours)
-        thread.join(10)
-        assert not thread.is_alive()
-        assert len(got) == 1
+def test_connecting_ends_when_it_is_told_to_or_when_time_is_up_or_at_once_for_an_error_that_is_final() -> None:
+    with listen("tcp:127.0.0.1:0") as listener:
+        address = listener.address
+    with pytest.raises(Interrupted):
+        connect_until(address, None, pause_s=60, ended=iter([False, False, True, True]).__next__)
+    with pytest.raises(ChannelError, match="refused"):
+        connect_until(address, time.monotonic(), pause_s=60, ended=lambda: False)
+    with pytest.raises(AddressError):
+        connect_until("tcp:127.0.0.1:0", None, pause_s=60, ended=lambda: False, final=(AddressError,))
 
 
 def test_a_listener_can_be_polled() -> None:
-    import select
-
     with listen("tcp:127.0.0.1:0") as listener:
-        assert listener.socket.fileno() == listener.fileno()
-        assert not listener.socket.getblocking()
+        assert not os.get_blocking(listener.fileno())
         assert select.select([listener], [], [], 0)[0] == []
         with connect(listener.address, 5):
             assert select.select([listener], [], [], 5)[0] == [listener]

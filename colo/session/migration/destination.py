@@ -28,7 +28,7 @@ from colo.protocol.migration import Action, Event, Exchange, MigrationMachine, M
 from colo.session.migration.config import Arrival, DestinationConfig
 from colo.stream import Configuration
 from colo.trace import listening
-from colo.transport import listen, tune
+from colo.transport import TcpOptions, listen
 from colo.transport.admission import PENDING_LIMIT, admit
 from colo.vm.calls import call_vm
 from colo.vm.hold import VmHold
@@ -69,7 +69,9 @@ class MigrationDestination:
                 self._cleanup.callback(self._arbiter.close)
                 self._generation = self._arbiter.current()
             self._listener = self._cleanup.enter_context(
-                listen(config.listen, insecure=config.insecure, backlog=PENDING_LIMIT))
+                listen(
+                    config.listen, insecure=config.insecure, backlog=PENDING_LIMIT,
+                    options=TcpOptions.within(config.deadlines.message_s)))
             self.address = self._listener.address
         except BaseException:
             self._cleanup.close()
@@ -188,11 +190,10 @@ class MigrationDestination:
         self._tell("listening", self.address)
         deadlines = self.config.deadlines
         sock = admit(
-            self._listener.socket, handshake_s=deadlines.handshake_s, wake_fd=self._wake.fd,
-            prepare=lambda s: tune(s, deadlines.message_s), refused=lambda text: self._tell("notice", text),
+            self._listener, handshake_s=deadlines.handshake_s, wake_fd=self._wake.fd,
+            refused=lambda text: self._tell("notice", text),
             allow_uids=self.config.allow_uids,
         )
-        sock.settimeout(deadlines.message_s)
         self._began_ns = time.monotonic_ns()
         self._link = link = MigrationIn(
             sock, GuestImage(self.vm.memory.blocks), self._machine, self._exchange.hear, deadlines=deadlines,

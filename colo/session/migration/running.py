@@ -22,7 +22,7 @@ from colo.link.pacer import Pacer
 from colo.protocol.migration import Action, Event, Exchange, MigrationMachine, MigrationStatus, Role, State, next_status
 from colo.session.migration.config import MigrationConfig, MigrationOutcome
 from colo.stream.writer import end_of_stream
-from colo.transport import connect
+from colo.transport import connect_until
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import StateForm, describe
 from colo.vm.source_vm import SourceVm
@@ -132,19 +132,10 @@ class SourceRun:
     # -- what it asks for: setup
 
     def _connect(self) -> Event:
-        until = time.monotonic() + self.config.connect_s
-        while True:
-            if self.cancelled is not None:
-                raise Interrupted("the migration was cancelled from this side")
-            try:
-                sock = connect(
-                    self.config.to, max(0.05, min(1.0, until - time.monotonic())), insecure=self.config.insecure,
-                    allow_uids=self.config.allow_uids)
-                break
-            except ChannelError as error:
-                if isinstance(error, AddressError) or time.monotonic() >= until:
-                    raise
-                time.sleep(CONNECT_RETRY_S)
+        sock = connect_until(
+            self.config.to, time.monotonic() + self.config.connect_s, pause_s=CONNECT_RETRY_S,
+            ended=lambda: self.cancelled is not None, final=(AddressError,), insecure=self.config.insecure,
+            allow_uids=self.config.allow_uids)
         self._link = MigrationOut(
             sock, self._pages, self._pacer, self.progress, self.machine, machine=self.config.machine,
             deadlines=self.config.deadlines, wake_fd=self.wake.fd)
@@ -194,7 +185,7 @@ class SourceRun:
     def _abort_channel(self) -> None:
         if self._link is not None:
             self._link.abort()
-            self._link.release()
+            self._link.close()
 
     def _close_channel(self) -> None:
         assert self._link is not None

@@ -32,6 +32,7 @@ from colo.stream.writer import (
     section_end,
     section_footer,
 )
+from colo.transport import SocketTransport
 
 PAGE, PAGES = 4096, 8
 BLOCKS = [RamBlockInfo("pc.ram", PAGES * PAGE), RamBlockInfo("rom", PAGE)]
@@ -137,7 +138,7 @@ def fuzz_one(data: bytes) -> None:
             ram = RamSink(image)
             last = LastCommitted(ram, [ram])
             follower = Follower(
-                here, ram, last, deadlines=DEADLINES, limits=LIMITS, mode=mode,
+                SocketTransport(here), ram, last, deadlines=DEADLINES, limits=LIMITS, mode=mode,
                 on_commit=lambda committed, report: commits.append(committed.number),
             )
             try:

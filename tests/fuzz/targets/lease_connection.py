@@ -27,6 +27,7 @@ from colo.lease.meeting import Meeting, Welcome, refusal
 from colo.lease.promises import Promises
 from colo.lease.served import CONNECTIONS_MAX
 from colo.protocol.fencing import Fence, FenceAction
+from colo.transport import SocketTransport
 from colo.wire import GENERATION_MAX, LEASE_FRAME_BYTES, LEASE_TEXT_BYTES_MAX, LeaseMessage
 
 TOKEN = "f" * 32
@@ -141,7 +142,7 @@ def hear_as_secondary(beginning: int, data: bytes) -> None:
         here, there = socket.socketpair()
         with there:
             there.settimeout(PATIENCE_S)
-            promises.take(here)
+            promises.take(SocketTransport(here))
             there.sendall(BEGINNINGS[beginning])
             if beginning:
                 assert FrameReader().feed(there.recv(1 << 16))[0].kind is LeaseMessage.WELCOME
@@ -209,7 +210,7 @@ def hear_as_first(beginning: int, data: bytes) -> None:
     with there:
         feeder = feed(there, ANSWERS[beginning] + data)
         try:
-            connection = LeaseConnection(here, MEETING, PATIENCE_S, unix_path="/s")
+            connection = LeaseConnection(SocketTransport(here), MEETING, PATIENCE_S)
             try:
                 struct.pack(">Q", connection.welcome.generation)
                 while connection.receive(PATIENCE_S) is not None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import socket
 import stat
-import tempfile
 import threading
 from pathlib import Path
 
@@ -15,8 +12,7 @@ import pytest
 
 from colo.control.client import ANSWER_LIMIT_BYTES, ControlClient, ask
 from colo.control.server import ControlServer
-from colo.errors import ChannelLost, ColoError, NoCheckpoint, StrangerRefused, Unsupported
-from tests.strangers import STRANGER, as_user, needs_root, user
+from colo.errors import ChannelLost, ColoError, NoCheckpoint, Unsupported
 
 
 @pytest.fixture
@@ -97,7 +93,7 @@ def test_a_dead_session_s_socket_is_replaced(path: Path) -> None:
 
 def test_a_living_session_s_socket_is_not_taken(path: Path) -> None:
     server = ControlServer(path, {"status": lambda: 1})
-    with pytest.raises(Unsupported, match="another session answers there"):
+    with pytest.raises(Unsupported, match="it is in use"):
         ControlServer(path, {"status": lambda: 2})
     assert ask(path, "status") == 1
     server.close()
@@ -135,56 +131,10 @@ def test_a_status_that_fails_at_the_end_does_not_hold_it_up(path: Path) -> None:
     assert not path.exists()
 
 
-def test_what_is_no_session_is_told(path: Path) -> None:
-    with pytest.raises(ColoError, match="no session answers"):
-        ask(path, "status")
+def test_what_another_has_put_in_its_place_is_left_there(path: Path) -> None:
+    server = ControlServer(path, {"status": lambda: 1})
+    path.unlink()
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(os.fspath(path))
-        other.listen()
-
-        def answer() -> None:
-            for line in (b"not json\n", json.dumps([1]).encode() + b"\n", b""):
-                client, _ = other.accept()
-                with client:
-                    client.recv(4096)
-                    client.sendall(line)
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        for words in ("no session answers", "without an answer", "without an answer"):
-            with pytest.raises(ColoError, match=words):
-                ask(path, "status")
-        thread.join(20)
-
-
-@needs_root
-def test_another_users_session_is_not_believed() -> None:
-    directory = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    directory.chmod(0o755)
-    path = directory / "control.sock"
-    server = ControlServer(path, {"status": lambda: {"state": "running"}})
-    try:
-        os.chown(path, STRANGER + 1, -1)
-        assert as_user(STRANGER + 1, lambda: ask(path, "status")) == 0, "root's is"
         server.close()
-        directory.chmod(0o777)
-
-        def lie(parent: socket.socket) -> None:
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.bind(str(path))
-                path.chmod(0o777)
-                sock.listen()
-                parent.send(b"x")
-                parent.recv(1)
-
-        with user(STRANGER, lie) as child:
-            child.recv(1)
-
-            def be_told() -> None:
-                with pytest.raises(StrangerRefused, match=f"uid {STRANGER}'s, not yours"):
-                    ask(path, "status")
-
-            assert as_user(STRANGER + 1, be_told) == 0
-    finally:
-        server.close()
-        shutil.rmtree(directory)
+        assert path.exists()
