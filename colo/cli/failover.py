@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from colo import trace
 from colo.cli.secondary import keep_out_of_core_dumps
 from colo.cli.status import add_session_arguments, session_socket
 from colo.cli.terminal.output import print_mapping
@@ -63,10 +64,10 @@ def _run_kept(arguments: argparse.Namespace, facts: SessionFacts) -> dict[str, A
     config = SecondaryConfig(
         listen="", ram_dir=arguments.ram_dir, standby=standby, arbiter=arguments.arbiter or facts.arbiter, vm=facts.vm,
         share_ram=facts.share_ram, lease_ms=float(facts.lease_ms), takeover_s=arguments.timeout_s)
-    with Secondary(config, on_event=_say) as session, on_ending_signals(session.stop):
+    with Secondary(config, sinks=[_say]) as session, on_ending_signals(session.stop):
         return session.take_over_kept("colo failover").as_dict()
 
 
-def _say(kind: str, data: Any) -> None:
-    if kind == "notice":
-        print(f"colo failover: {data}", file=sys.stderr, flush=True)
+def _say(event: trace.Event) -> None:
+    if isinstance(event, trace.Notice):
+        print(f"colo failover: {event.text}", file=sys.stderr, flush=True)

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         output = SessionOutput(json_lines=arguments.json, title="colo protect", recording=recording)
         outlive_terminal()
         try:
-            with Protector(config, on_event=output.event) as protector:
+            with Protector(config, sinks=[output.event]) as protector:
                 if recording is not None:
                     recording.conditions |= {
                         "QEMU": str(protector.primary.qemu.version), "Link": link(arguments.to),

@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         output = SessionOutput(json_lines=arguments.json, title="colo secondary", recording=recording)
         outlive_terminal()
         try:
-            with Secondary(config_from(arguments), on_event=output.event) as session:
+            with Secondary(config_from(arguments), sinks=[output.event]) as session:
                 try:
                     # In order: nothing of it is left but the last committed checkpoint.
                     with on_ending_signals(session.stop):

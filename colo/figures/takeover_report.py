@@ -37,6 +37,9 @@ class TakeoverReport:
     """The VM is the user's now: its monitor, and its process."""
     pid: int
 
+    def __str__(self) -> str:
+        return f"running from checkpoint {self.checkpoint} after {self.total_ms:.1f} ms (pid {self.pid}, QMP {self.qmp_path})"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON; milliseconds with three digits."""
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
@@ -54,6 +57,9 @@ class InProcessTakeover:
     load_ms: float
     total_ms: float
     checkpoint_age_ms: float
+
+    def __str__(self) -> str:
+        return f"running from checkpoint {self.checkpoint} after {self.total_ms:.1f} ms"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from colo import trace
 from colo.epoch.migration_pages import MigrationPages, RoundCopy
 from colo.link.convergence import AutoConverge
 from colo.link.migration_out import MigrationOut
@@ -27,7 +28,7 @@ class MigrationRounds:
 
     def __init__(
         self, link: MigrationOut, vm: SourceVm, pages: MigrationPages, progress: MigrationProgress, *,
-        converge: AutoConverge | None, downtime_limit_ms: Callable[[], float], tell: Callable[[str, Any], None],
+        converge: AutoConverge | None, downtime_limit_ms: Callable[[], float], tell: Callable[[trace.Event], None],
     ) -> None:
         self._link = link
         self._vm = vm
@@ -63,7 +64,7 @@ class MigrationRounds:
         dirty = pages.harvest()
         progress.syncs += 1
         done = progress.end_round(dirty, (before_ns, self._harvested_ns), seconds)
-        self._tell("round", done)
+        self._tell(trace.Round(done))
         return Event.MUCH_LEFT if done.expected_downtime_ms > self._downtime_limit_ms() else Event.LITTLE_LEFT
 
     def _slow_down(self) -> None:
@@ -71,7 +72,7 @@ class MigrationRounds:
         assert done is not None
         if self._converge is not None and self._converge.after(done):
             self._vm.throttle(self._converge.percent)
-            self._tell("throttle", self._converge.percent)
+            self._tell(trace.Throttle(self._converge.percent))
 
     HANDLERS: ClassVar[dict[Action, Callable[[MigrationRounds], Event | None]]] = {
         Action.TAKE_ALL: _take_all,

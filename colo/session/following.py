@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
+from colo import trace
 from colo.abc import Transport
 from colo.arbiter.watch import ArbiterWatch, GenerationLook
 from colo.epoch.committed import Committed
@@ -29,22 +29,23 @@ from colo.session.secondary_config import InProcessConfig, SecondaryConfig
 from colo.session.taking_over import R, TakingOver
 from colo.stream import Configuration, RamBlockInfo
 from colo.takeover.claiming_side import Loss
+from colo.trace import OnEvent, SessionState, Sink
 
 
 class Following(TakingOver[R]):
     """:meth:`_wait` follows and holds, until there is a checkpoint to take over from."""
 
-    WAITS = "holding"
+    WAITS = SessionState.HOLDING
     """:attr:`state` while a checkpoint is held."""
 
-    def __init__(self, config: SecondaryConfig | InProcessConfig, on_event: Callable[[str, Any], None]) -> None:
+    def __init__(self, config: SecondaryConfig | InProcessConfig, on_event: OnEvent | None, sinks: Iterable[Sink]) -> None:
         self._watch: ArbiterWatch | None = None
         self._eager: Loss | None = None
         """A takeover is due without a request."""
         self._placed: Follower | None = None
         """The one whose checkpoint is held."""
         self._last_byte_ns = 0
-        super().__init__(config, on_event)
+        super().__init__(config, on_event, sinks)
 
     # -- a subclass's part
 
@@ -158,7 +159,7 @@ class Following(TakingOver[R]):
         if self.committed is not held:
             return loss
         if held is None:
-            self.state = "listening"
+            self.state = SessionState.LISTENING
             self._notice(
                 "the primary was lost before its first checkpoint was whole, so there is nothing to resume from: "
                 f"{loss.reason}; waiting for it, or another")
@@ -175,8 +176,8 @@ class Following(TakingOver[R]):
 
     def _follow(self, sock: Transport) -> Loss:
         """Follow the primary at the other end of ``sock``; why that ended, and when it was noticed."""
-        self.state = "connected"
-        self._tell("connected")
+        self.state = SessionState.CONNECTED
+        self._tell(trace.Connected())
         held = self.committed
         follower = self._follower = Follower(
             sock, self.ram, self.last, deadlines=self.config.deadlines, limits=self.config.limits, mode=self.config.mode,
@@ -210,17 +211,17 @@ class Following(TakingOver[R]):
             # Whatever it is: what was committed before must survive it.
             noticed_ns = time.monotonic_ns()
             reason = explain(error)
-            self._tell("lost", reason)
+            self._tell(trace.Lost(reason))
             return Loss(reason, noticed_ns, ours=not isinstance(error, (ChannelError, StreamError, ProtocolError)))
 
     def _committed(self, committed: Committed, report: CheckpointReport) -> None:
         assert self._follower is not None
         self._take_the_place(self._follower)
-        self.state = "protecting"
+        self.state = SessionState.PROTECTING
         self.promises.progress()
         self.statistics.add(report)
         self._kept(committed)
-        self._tell("checkpoint", report)
+        self._tell(trace.Checkpoint(report))
 
     def _take_the_place(self, follower: Follower) -> None:
         self._last_byte_ns = follower.last_byte_ns

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from colo import trace
 from colo.abc import Transport, VirtualMachine
 from colo.arbiter import Runner, arbiter_from_uri
 from colo.errors import ColoError, Interrupted, VmError
@@ -22,6 +23,7 @@ from colo.protocol import Failover
 from colo.session.following import Following
 from colo.session.secondary_config import InProcessConfig
 from colo.takeover.claiming_side import Loss
+from colo.trace import OnEvent, SessionState, Sink
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import decode_state
 
@@ -34,20 +36,22 @@ class InProcessSecondary(Following[InProcessTakeover]):
         with InProcessSecondary(vm, InProcessConfig("tcp:127.0.0.1:9000", "file:/shared/vm1")) as secondary:
             report = secondary.run()       # returns when the VM runs here
 
+    ``sinks`` take the events themselves (:mod:`colo.trace`);
     ``on_event(kind, data)`` hears ``listening``, ``connected``, ``checkpoint``, ``lost``, ``taking-over``, ``notice`` and
     ``running``.
     """
 
-    WAITS = "waiting"
+    WAITS = SessionState.WAITING
     config: InProcessConfig
     image: GuestImage
 
     def __init__(
         self, vm: VirtualMachine, config: InProcessConfig, *,
-        on_event: Callable[[str, Any], None] = lambda kind, data: None,
+        on_event: OnEvent | None = None,
+        sinks: Iterable[Sink] = (),
     ) -> None:
         self.vm = vm
-        super().__init__(config, on_event)
+        super().__init__(config, on_event, sinks)
 
     def _open(self) -> None:
         config = self.config
@@ -56,7 +60,7 @@ class InProcessSecondary(Following[InProcessTakeover]):
         self._receive(
             generation, required=config.lease_ms > 0, parks=True, lease_ms=config.lease_ms,
             control=Path(config.control) if config.control is not None else None)
-        self.state = "listening"
+        self.state = SessionState.LISTENING
 
     def _failover_command(self) -> dict[str, Any]:
         return self.request_failover().result(self.config.takeover_s).as_dict()
@@ -93,7 +97,7 @@ class InProcessSecondary(Following[InProcessTakeover]):
             hold.release()
 
     def _run(self) -> InProcessTakeover:
-        self._tell("listening", self.address)
+        self._tell(trace.Listening(self.address))
         loss = self._wait(Interrupted("the session was asked to stop"))
         self.claiming.heed()
         return self._take_over(loss)

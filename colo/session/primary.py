@@ -6,11 +6,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Self
 
+from colo import trace
 from colo.abc import Transport, VirtualMachine
 from colo.arbiter import arbiter_from_uri
 from colo.epoch.outbox import Outbox
@@ -37,7 +38,7 @@ from colo.session.primary_config import PrimaryConfig, PrimaryEnded, PrimaryEndi
 from colo.session.primary_control import serve
 from colo.session.primary_deciding import Deciding, PrimaryLease
 from colo.session.primary_waiting import CONNECT_RETRY_S, Waiting
-from colo.trace import listening
+from colo.trace import OnEvent, SessionState, Sink, Trace
 from colo.transport import check_plaintext
 from colo.vm.handle import VmHandle
 from colo.vm.hold import VmHold
@@ -59,6 +60,7 @@ class Primary:
     The session pauses and resumes ``vm``, and is the only one to do so while it runs; a second session on the same VM is
     refused. ``outbox`` holds the VM's output back as far as it must. ``participants`` are further parts of each checkpoint
     (:class:`~colo.epoch.participants.EpochSource`), told of its boundaries after the memory and the outbox.
+    ``sinks`` take the events themselves (:mod:`colo.trace`);
     ``on_event(kind, data)`` is called, from the session's threads, with ``connected``, ``protecting``, ``checkpoint``,
     ``lost``, ``resyncing``, ``alone``, ``stopped`` and ``notice``. All methods may be called from any thread.
     """
@@ -70,23 +72,24 @@ class Primary:
         *,
         outbox: Outbox | None = None,
         participants: Sequence[EpochSource] = (),
-        on_event: Callable[[str, Any], None] = lambda kind, data: None,
+        on_event: OnEvent | None = None,
+        sinks: Iterable[Sink] = (),
     ) -> None:
         self.vm = vm
         self.config = config
         self._pid = os.getpid()
         self.outbox = outbox
-        self.state = "new"
+        self.state = SessionState.NEW
         self.statistics = PrimaryStatistics()
         check_plaintext(config.to, insecure=config.insecure)
         self._pace = Pace(
             config.interval_ms, target_pause_ms=config.target_pause_ms, link_share=config.link_share)
-        self._on_event = listening(on_event)
+        self._trace = Trace(on_event, sinks)
         self._settings = LinkSettings(
             config.machine, config.spoken, config.mode, config.sending == "copy", config.deadlines, config.extensions,
             config.precopy)
         self._pages = PrimaryPages(vm.memory, tracker=config.tracker, xbzrle=config.xbzrle)
-        notice = partial(self._tell, "notice")
+        notice = self._trace.notice
         self._participants = Participants([self._pages, *([outbox] if outbox is not None else ()), *participants], notice)
         self._form = StateForm(config.limits, sections=config.sections)
         self._hold = VmHold(vm)
@@ -215,7 +218,7 @@ class Primary:
         self._requests.end(error)
         self._deciding.close()
         if first:
-            self.state = how.ending.name.lower() if isinstance(how, PrimaryOutcome) else "failed"
+            self.state = SessionState(how.ending.name.lower()) if isinstance(how, PrimaryOutcome) else SessionState.FAILED
 
     def _run(self) -> PrimaryOutcome:
         if self.outbox is not None:
@@ -226,7 +229,7 @@ class Primary:
         link: PrimaryLink | None = None
         try:
             while True:
-                self.state = "connecting" if self.state != "alone" else self.state
+                self.state = SessionState.CONNECTING if self.state != SessionState.ALONE else self.state
                 try:
                     connect = partial(self._waiting.connect, self.config, until)
                     if may_hold is None and self.config.leased:
@@ -239,7 +242,7 @@ class Primary:
                         raise
                     if may_hold is not None:
                         may_hold, until = self._alone(link, f"the secondary did not come back: {error}")
-                    elif self._waiting.refused(error, partial(self._tell, "notice")):
+                    elif self._waiting.refused(error, self._trace.notice):
                         return self._leave(link)
                     continue
                 link = self._link = self._new_link(sock, may_hold)
@@ -275,16 +278,16 @@ class Primary:
         )
         self._links += 1
         self._deciding.expect_own()
-        self._tell("connected", self.config.to)
+        self._tell(trace.Connected(self.config.to))
         return link
 
     def _lead(self, link: PrimaryLink) -> None:
         """Never returns: raises what ended the connection."""
-        self.state = "synchronising"
+        self.state = SessionState.SYNCHRONISING
         link.synchronise()
         self._pace.begin(time.monotonic(), asked=True)
-        self.state = "protecting"
-        self._tell("protecting", self.generation)
+        self.state = SessionState.PROTECTING
+        self._tell(trace.Protecting(self.generation))
         while True:
             asked = link.wait(self._pace.due_s - time.monotonic())
             self._waiting.due.clear()  # who asks joins the waiting first, so nobody is forgotten
@@ -302,9 +305,9 @@ class Primary:
 
     def _committed(self, report: PrimaryReport) -> None:
         self.statistics.add(report)
-        self._tell("checkpoint", report)
+        self._tell(trace.Checkpoint(report))
         if (warning := self.statistics.warning()) is not None:
-            self._tell("notice", warning)
+            self._tell(trace.Notice(warning))
 
     # -- the end of a connection
 
@@ -316,15 +319,15 @@ class Primary:
         reason = f"{error} [{type(error).__name__}]"
         if link.acknowledged is None and isinstance(error, ChannelLost):
             reason += "; nothing was committed over this connection: what the secondary says itself tells why"
-        self._tell("lost", reason)
+        self._tell(trace.Lost(reason))
         self._deciding.reason = reason
         state = link.end(event_of(error))
         if state is State.LOST and self.config.resync_s > 0 and not isinstance(error, ProtocolError | StreamError):
             if until is None or link.acknowledged is not None:
                 until = time.monotonic() + self.config.resync_s
             if time.monotonic() < until:
-                self.state = "resyncing"
-                self._tell("resyncing", reason)
+                self.state = SessionState.RESYNCING
+                self._tell(trace.Resyncing(reason))
                 known = link.machine.committed
                 self._waiting.wait(CONNECT_RETRY_S)
                 return known if known is not None else 0, until
@@ -369,12 +372,12 @@ class Primary:
         if state is not State.ALONE:
             assert self._deciding.error is not None
             raise self._deciding.error
-        self.state = "alone"
-        self._tell("alone", reason)
+        self.state = SessionState.ALONE
+        self._tell(trace.Alone(reason))
 
     def _stands_still(self) -> None:
-        self.state = "stopped"
-        self._tell("stopped", self._deciding.reason)
+        self.state = SessionState.STOPPED
+        self._tell(trace.Stopped(self._deciding.reason))
         raise PrimaryEnded(self._outcome(PrimaryEnding.STOPPED, self._deciding.reason))
 
     def _outcome(self, ending: PrimaryEnding, reason: str) -> PrimaryOutcome:
@@ -387,8 +390,8 @@ class Primary:
         if link is not None:
             link.sock.abort()
         if how is error:
-            self._tell("alone", str(error))
+            self._tell(trace.Alone(str(error)))
         self._finish(how)
 
-    def _tell(self, kind: str, data: Any = None) -> None:
-        self._on_event(kind, data)
+    def _tell(self, event: trace.Event) -> None:
+        self._trace.tell(event)

@@ -9,6 +9,7 @@ from colo.control.server import ControlServer
 from colo.errors import Interrupted
 from colo.figures.primary_report import PrimaryReport
 from colo.session.primary_config import PrimaryOutcome
+from colo.trace import SessionState
 
 CHECKPOINT_S = 30.0
 STOP_S = 30.0
@@ -17,7 +18,7 @@ STOP_S = 30.0
 class Commanded(Protocol):
     """The primary, as far as it is commanded."""
 
-    state: str
+    state: SessionState
 
     def status(self) -> dict[str, Any]: ...
     def checkpoint(self, timeout_s: float | None = None) -> PrimaryReport: ...
@@ -31,7 +32,7 @@ def serve(primary: Commanded, path: str) -> ControlServer:
     """
 
     def begun() -> Commanded:
-        if primary.state == "new":
+        if primary.state == SessionState.NEW:
             raise Interrupted("the session has not begun")
         return primary
 

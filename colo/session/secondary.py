@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from colo import trace
 from colo.arbiter import Runner, arbiter_from_uri
 from colo.arbiter.watch import ArbiterWatch, GenerationLook
 from colo.control.server import SOCKET_NAME
@@ -37,6 +38,7 @@ from colo.takeover.kept import check_same_vm, describe, farewell, mark_lost, rec
 from colo.takeover.left_running import finish_what_began
 from colo.takeover.resume import Before, resume
 from colo.takeover.standbys import Standbys
+from colo.trace import OnEvent, SessionState, Sink
 
 __all__ = ["Secondary", "SecondaryConfig"]
 
@@ -55,6 +57,7 @@ class Secondary(Following[TakeoverReport]):
             report = s.run()          # returns when the VM runs here
             print(report.qmp_path, report.pid)
 
+    ``sinks`` take the events themselves (:mod:`colo.trace`);
     ``on_event(kind, data)`` is called, from the session's threads, with ``listening``, ``connected``, ``announced``,
     ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice``, ``verdict`` (of a trial:
     why the stand-by would refuse the VM, or that it loads it) and ``running``.
@@ -67,13 +70,15 @@ class Secondary(Following[TakeoverReport]):
     config: SecondaryConfig
     image: RamImage
 
-    def __init__(self, config: SecondaryConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None) -> None:
+    def __init__(
+        self, config: SecondaryConfig, *, on_event: OnEvent | None = None, sinks: Iterable[Sink] = ()
+    ) -> None:
         self.recovered = False
         """An earlier session committed it: what that one promised is not known here."""
         self._lost_to = ""
         """The other side runs the VM: who, in words."""
         self._standbys: Standbys | None = None
-        super().__init__(config, on_event)
+        super().__init__(config, on_event, sinks)
 
     def _open(self) -> None:
         config = self.config
@@ -99,7 +104,7 @@ class Secondary(Following[TakeoverReport]):
         self._receive(
             generation, required=config.standby is not None and config.lease_ms > 0, parks=config.wait_s > 0,
             lease_ms=lease_ms, forgotten=self.recovered, control=Path(config.ram_dir) / SOCKET_NAME)
-        self.state = self.WAITS if self.recovered else "listening"
+        self.state = self.WAITS if self.recovered else SessionState.LISTENING
 
     def _take_in_copy(self, generation: int | None) -> int | None:
         """What an earlier session left in the directory, and where it stands at the arbiter; returns the generation to claim
@@ -169,7 +174,7 @@ class Secondary(Following[TakeoverReport]):
 
     def _run(self) -> TakeoverReport:
         if self.address:
-            self._tell("listening", self.address)
+            self._tell(trace.Listening(self.address))
         if self.config.standby is not None and not self.config.lease_ms:
             self._notice(NO_LEASE)
         if self.recovered:
@@ -261,8 +266,8 @@ class Secondary(Following[TakeoverReport]):
 
     def _runs_already(self, report: TakeoverReport) -> TakeoverReport:
         """A session before this one had begun it."""
-        self.report, self.state = report, "running"
-        self._tell("running", report)
+        self.report, self.state = report, SessionState.RUNNING
+        self._tell(trace.Running(report))
         return report
 
     def _mark_lost(self, why: str) -> None:
@@ -325,7 +330,7 @@ class Secondary(Following[TakeoverReport]):
     def _foreseen(self, text: str | None) -> None:
         """What a trial of the stand-by found, or None: it can load the VM. The primary's user is to know it too."""
         self.promises.notice(text or "")
-        self._tell("verdict", text or LOADABLE)
+        self._tell(trace.Verdict(text or LOADABLE))
 
     def _alarm(self, text: str) -> None:
         """What this side sees at the arbiter does not fit, so nothing would be protected; "": it does again."""
@@ -335,7 +340,7 @@ class Secondary(Following[TakeoverReport]):
     def _announced(self, configuration: Configuration, blocks: list[RamBlockInfo]) -> None:
         if self.committed is not None:
             check_same_vm(self.image.kept, configuration, blocks)
-        self._tell("announced", (configuration, blocks))
+        self._tell(trace.Announced(configuration, blocks))
         if text := room_notice(self.config.ram_dir, sum(block.used_length for block in blocks)):
             self._notice(text)
         if self._standbys is not None:
@@ -379,7 +384,7 @@ class Secondary(Following[TakeoverReport]):
         assert attempt is not None and committed is not None and standbys is not None
         loss, arbitrated_ns = attempt.loss, time.monotonic_ns()
         self.ram.settle()
-        self._tell("settled", committed)
+        self._tell(trace.Settled(committed))
         settled_ns = time.monotonic_ns()
         before = Before(
             loss.reason, self.generation, loss.noticed_ns, detection_ns=loss.noticed_ns - self._last_byte_ns,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
+from colo import trace
 from colo.abc import EpochSink
 from colo.arbiter import Arbiter, Runner
 from colo.arbiter.watch import why_ended
@@ -27,10 +28,10 @@ from colo.protocol import Action, Event, Failover, FailoverEvent, FailoverStatus
 from colo.session.secondary_config import InProcessConfig, SecondaryConfig
 from colo.takeover.claiming_side import Attempt, ClaimingSide, Loss, standing
 from colo.takeover.reception import Reception
-from colo.trace import listening
+from colo.trace import OnEvent, SessionState, Sink, Trace
 from colo.wake import Wake
 
-R = TypeVar("R")
+R = TypeVar("R", bound=trace.Reported)
 """The report of a takeover."""
 
 
@@ -41,15 +42,15 @@ class TakingOver(Generic[R]):
     checkpoint. What follows from a connection's end is the table's: :attr:`endings` carry it out.
     """
 
-    def __init__(self, config: SecondaryConfig | InProcessConfig, on_event: Callable[[str, Any], None]) -> None:
+    def __init__(self, config: SecondaryConfig | InProcessConfig, on_event: OnEvent | None, sinks: Iterable[Sink]) -> None:
         self.config = config
         self._pid = os.getpid()
         self.statistics = CheckpointStatistics()
         self.heat = DirtyHeat() if config.heat_map else None
         self.failover = Failover()
-        self.state = "starting"
+        self.state = SessionState.STARTING
         self.report: R | None = None
-        self._on_event = listening(on_event)
+        self._trace = Trace(on_event, sinks)
         self._cleanup = contextlib.ExitStack()
         self._wake = Wake()
         self._cleanup.callback(self._wake.close)
@@ -186,11 +187,11 @@ class TakingOver(Generic[R]):
             "statistics": self.statistics.as_dict(),
         }
 
-    def _tell(self, kind: str, data: Any = None) -> None:
-        self._on_event(kind, data)
+    def _tell(self, event: trace.Event) -> None:
+        self._trace.tell(event)
 
     def _notice(self, text: str) -> None:
-        self._tell("notice", text)
+        self._trace.notice(text)
 
     def __enter__(self) -> Self:
         return self
@@ -215,7 +216,7 @@ class TakingOver(Generic[R]):
         try:
             report = self._run_unless_ended()
         except BaseException as error:
-            self.state = "failed"
+            self.state = SessionState.FAILED
             if not self._result.done():
                 self._result.set_exception(
                     error if isinstance(error, ColoError) else Interrupted(f"the session ended: {explain(error)}"))
@@ -243,8 +244,8 @@ class TakingOver(Generic[R]):
 
     def _take_over(self, loss: Loss) -> R:
         """Arbitration, the end of the connection if there is one, and the VM runs here. Raises why not."""
-        self.state = "taking-over"
-        self._tell("taking-over", loss.reason)
+        self.state = SessionState.TAKING_OVER
+        self._tell(trace.TakingOver(loss.reason))
         self.failover.feed(FailoverEvent.REQUEST)
         if self._requested is None:
             self.promises.want()
@@ -264,8 +265,8 @@ class TakingOver(Generic[R]):
             raise attempt.failure
         assert self.report is not None
         self.failover.feed(FailoverEvent.RUNNING)
-        self.state = "running"
-        self._tell("running", self.report)
+        self.state = SessionState.RUNNING
+        self._tell(trace.Running(self.report))
         return self.report
 
     def _arbitrate(self) -> Event:

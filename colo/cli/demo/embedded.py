@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import colo.errors
+from colo import trace
 from colo.arbiter import init_arbiter
 from colo.cli.demo.side import KillPoint, SideSettings, final_state
 from colo.cli.demo.verdict import Verdict, judge, print_summary, proof
@@ -254,7 +255,7 @@ class Demo:
 
     def _secondary_event(self, side: Side, kind: str, data: Any) -> None:
         if kind == "checkpoint":
-            self.output.event("checkpoint", CheckpointReport(**data))
+            self.output.event(trace.Checkpoint(CheckpointReport(**data)))
             return
         if kind == "heat":
             if self.recording is not None:
@@ -273,7 +274,7 @@ class Demo:
 
     def _tell(self, side: Side, kind: str, data: Any, sentences: dict[str, str]) -> None:
         if self.arguments.json:
-            self.output.event(kind, {"side": side.role, "told": data})
+            self.output.json_line(kind, {"side": side.role, "told": data})
         elif kind in sentences:
             self.output.say(sentences[kind].format(data))
 
@@ -282,7 +283,7 @@ class Demo:
         if not words or (words[0] == b"line" and int(words[1]) % SHOWN_EVERY):
             return
         if self.arguments.json:
-            self.output.event("console", {"generation": generation, "line": line.decode()})
+            self.output.json_line("console", {"generation": generation, "line": line.decode()})
         else:
             self.output.say(f"  {'primary  ' if generation == 0 else 'secondary'} | {line.decode()}", remember=False)
 

@@ -15,14 +15,16 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
+from colo import trace
 from colo.arbiter import init_arbiter
 from colo.cli.report.conditions import link, qemu
 from colo.cli.report.option import concluded, reported
 from colo.cli.report.recording import Recording
 from colo.cli.terminal.output import SessionOutput
+from colo.epoch.committed import Committed
 from colo.errors import ColoError, QemuError, Unsupported
+from colo.figures.secondary_report import CheckpointReport
 from colo.figures.series import percentile
 from colo.figures.takeover_report import TakeoverReport
 from colo.qemu.guest import STATE_ADDRESS, GuestParams, make_guest_rom
@@ -115,7 +117,7 @@ class Demo:
             config = SecondaryConfig(
                 "tcp:127.0.0.1:0", self.ram / "image", standby=standby, arbiter=f"file:{arbiter}",
                 heat_map=self.recording is not None)
-            with Secondary(config, on_event=self._event) as secondary:
+            with Secondary(config, sinks=[self._event]) as secondary:
                 thread = threading.Thread(target=self._follow, args=(secondary,), name="colo-secondary")
                 thread.start()
                 try:
@@ -133,13 +135,15 @@ class Demo:
             if isinstance(self.outcome, TakeoverReport):
                 os.kill(self.outcome.pid, signal.SIGKILL)
 
-    def _event(self, kind: str, data: Any) -> None:
-        if kind == "checkpoint":
-            self.last_checkpoint = data.number
-        elif kind == "settled":
-            memory = next(block.memory_buffer for block in data.blocks if block.idstr == "pc.ram")
-            (self.resumed_from,) = struct.unpack_from("<Q", memory, STATE_ADDRESS)
-        self.output.event(kind, data)
+    def _event(self, event: trace.Event) -> None:
+        match event:
+            case trace.Checkpoint(CheckpointReport() as report):
+                self.last_checkpoint = report.number
+            case trace.Settled(Committed() as committed):
+                memory = next(block.memory_buffer for block in committed.blocks if block.idstr == "pc.ram")
+                assert memory is not None
+                (self.resumed_from,) = struct.unpack_from("<Q", memory, STATE_ADDRESS)
+        self.output.event(event)
 
     def _follow(self, secondary: Secondary) -> None:
         try:
@@ -151,7 +155,7 @@ class Demo:
         settings = ColoSettings(
             checkpoint_delay_ms=round(self.arguments.interval_ms), xbzrle=self.arguments.xbzrle)
         config = ProtectorConfig(self.monitor, secondary.address, arbiter=f"file:{arbiter}", settings=settings)
-        with Protector(config, on_event=self._event) as protector:
+        with Protector(config, sinks=[self._event]) as protector:
             watching = threading.Thread(target=self._watch, args=(protector,), name="colo-protector")
             watching.start()
             given = self.arguments.kill_after

@@ -14,14 +14,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from colo import trace
 from colo.cli.report.recording import Recording
 from colo.cli.terminal.figure_text import sparkline
 from colo.cli.terminal.outlet import Outlet
 from colo.figures.kinds import compression_ratio, report_pages
 from colo.figures.secondary_report import CheckpointReport, CheckpointStatistics
 from colo.figures.series import percentile
-from colo.figures.takeover_report import TakeoverReport
 from colo.text import printable, size
+from colo.trace import Kind
 
 LINE_EVERY_S = 1.0
 """In a pipe, one line a second stands for all checkpoints of that second."""
@@ -86,41 +87,42 @@ class SessionOutput:
         self._last_words = ""
         self.out.finish()
 
-    def event(self, kind: str, data: Any = None) -> None:
-        """One event of a session."""
+    def event(self, event: trace.Event) -> None:
+        """One event of a session: this is a sink of its trace."""
         with self._lock:
-            self._show(kind, data)
+            if not isinstance(event, trace.Settled):
+                self._show(event)
 
-    def _show(self, kind: str, data: Any) -> None:
-        if kind == "settled":
-            return
+    def _show(self, event: trace.Event) -> None:
         if self._recording is not None:
-            self._record(self._recording, kind, data)
-        if kind == "checkpoint":
-            self._checkpoint(data)
-        elif kind == "pause":
-            self._show_pause(data)
-        elif self._json:
-            self._print_json(kind, data)
-        else:
-            self.say(self._sentence(kind, data))
+            self._record(self._recording, event)
+        match event:
+            case trace.Checkpoint(CheckpointReport() as report):
+                self._checkpoint(report)
+            case trace.Pause(pause_ms):
+                self._show_pause(pause_ms)
+            case _ if self._json:
+                self.json_line(event.kind, event.as_data())
+            case _:
+                self.say(_sentence(event))
 
-    def _record(self, recording: Recording, kind: str, data: Any) -> None:
-        if kind == "checkpoint":
-            recording.secondary_checkpoint(data.as_dict())
-        elif kind == "pause":
-            recording.vm_pause(data)
-        else:
-            if kind == "lost":
+    def _record(self, recording: Recording, event: trace.Event) -> None:
+        match event:
+            case trace.Checkpoint(report):
+                recording.secondary_checkpoint(report.as_dict())
+                return
+            case trace.Pause(pause_ms):
+                recording.vm_pause(pause_ms)
+                return
+            case trace.Lost():
                 recording.lost()
-            elif kind == "connected":
+            case trace.Connected():
                 recording.found()
-            if kind == "running" and hasattr(data, "as_dict"):
-                recording.running(data.as_dict())
-            elif kind == "ended" and hasattr(data, "as_dict"):
-                recording.ending = data.as_dict()
-            if not isinstance(data, dict):  # what a demo's side told: it is said in words too
-                recording.note(self._sentence(kind, data))
+            case trace.Running(report):
+                recording.running(report.as_dict())
+            case trace.Ended(report):
+                recording.ending = report.as_dict()
+        recording.note(_sentence(event))
 
     def say(self, text: str, *, remember: bool = True) -> None:
         """A line that stays, and, if to be remembered, is in the report."""
@@ -132,7 +134,7 @@ class SessionOutput:
     def _say(self, text: str) -> None:
         text = printable(text)
         if self._json:
-            self._print_json("notice", text)
+            self.json_line(Kind.NOTICE, text)
         elif self._live is not None:
             self._notes = [*self._notes, text][-6:]
             self._live.update(self._render())
@@ -141,7 +143,7 @@ class SessionOutput:
 
     def pause(self, pause_ms: float) -> None:
         """How long the primary's VM stood still for the last checkpoint, as seen from outside."""
-        self.event("pause", pause_ms)
+        self.event(trace.Pause(pause_ms))
 
     def primary_checkpoint(self, report: dict[str, Any]) -> None:
         """A checkpoint as its primary reports it (``PrimaryReport.as_dict()``)."""
@@ -158,46 +160,20 @@ class SessionOutput:
     def _show_pause(self, pause_ms: float) -> None:
         self.pauses_ms.append(pause_ms)
         if self._json:
-            self._print_json("pause", {"pause_ms": round(pause_ms, 3)})
+            self.json_line(Kind.PAUSE, {"pause_ms": round(pause_ms, 3)})
         elif self._live is not None:
             self._live.update(self._render())
         elif not self._recent and self._line_is_due():
             self.out.line(f"pause {len(self.pauses_ms)}: the VM stood still for {pause_ms:.2f} ms")
 
-    def _print_json(self, kind: str, data: Any) -> None:
-        if hasattr(data, "as_dict"):
-            data = data.as_dict()
-        elif kind == "announced":
-            configuration, blocks = data
-            data = {"machine": configuration.machine, "blocks": {b.idstr: b.used_length for b in blocks}}
+    def json_line(self, kind: str, data: Any) -> None:
+        """What a program is told."""
         self.out.line(json.dumps({"event": kind, "time": round(time.time(), 3), "data": data}))
-
-    def _sentence(self, kind: str, data: Any) -> str:
-        if kind == "listening":
-            return f"listening on {data}"
-        if kind == "connected":
-            return "a primary connected"
-        if kind == "announced":
-            configuration, blocks = data
-            total = sum(block.used_length for block in blocks)
-            return f"machine {configuration.machine}, {size(total)} of RAM in {len(blocks)} blocks"
-        if kind == "lost":
-            return f"channel lost: {data}"
-        if kind == "protecting":
-            return f"protecting: checkpoints go to {data}"
-        if kind == "ended":
-            return f"{data.ending.value} ({data.reason})"
-        if kind == "taking-over":
-            return f"taking over ({data})"
-        if kind == "running":
-            where = f" (pid {data.pid}, QMP {data.qmp_path})" if isinstance(data, TakeoverReport) else ""
-            return f"running from checkpoint {data.checkpoint} after {data.total_ms:.1f} ms{where}"
-        return str(data)
 
     def _checkpoint(self, report: CheckpointReport) -> None:
         self.statistics.add(report)
         if self._json:
-            self._print_json("checkpoint", report)
+            self.json_line(Kind.CHECKPOINT, report.as_dict())
             return
         self._recent = [*self._recent, report][-SHOWN:]
         if self._live is not None:
@@ -251,6 +227,25 @@ class SessionOutput:
         last = self.pauses_ms[-1000:]
         return [f"{len(self.pauses_ms)} checkpoints, pause {last[-1]:.2f} ms (p50 {percentile(last, 50):.2f}, "
                 f"p99 {percentile(last, 99):.2f})  {sparkline(last, SPARK_WIDTH)}"]
+
+
+def _sentence(event: trace.Event) -> str:
+    match event:
+        case trace.Listening(address):
+            return f"listening on {address}"
+        case trace.Connected():
+            return "a primary connected"
+        case trace.Announced(configuration, blocks):
+            known = list(blocks)
+            return f"machine {configuration.machine}, {size(sum(b.used_length for b in known))} of RAM in {len(known)} blocks"
+        case trace.Lost(reason):
+            return f"channel lost: {reason}"
+        case trace.Protecting(to):
+            return f"protecting: checkpoints go to {to}"
+        case trace.TakingOver(reason):
+            return f"taking over ({reason})"
+        case _:
+            return str(event.data)
 
 
 def print_mapping(data: dict[str, Any], *, json_output: bool) -> None:

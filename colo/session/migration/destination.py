@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Self
 
+from colo import trace
 from colo.abc import VirtualMachine
 from colo.arbiter import Arbiter, arbiter_from_uri, claim
 from colo.errors import ArbitrationLost, Interrupted, StreamError, VmError
@@ -27,7 +28,7 @@ from colo.memory.guest_image import GuestImage
 from colo.protocol.migration import Action, Event, Exchange, MigrationMachine, MigrationStatus, Role, State
 from colo.session.migration.config import Arrival, DestinationConfig
 from colo.stream import Configuration
-from colo.trace import listening
+from colo.trace import OnEvent, Sink, Trace
 from colo.transport import TcpOptions, listen
 from colo.transport.admission import PENDING_LIMIT, admit
 from colo.vm.calls import call_vm
@@ -40,18 +41,19 @@ from colo.wire import TARGET_PAGE_BYTES
 class MigrationDestination:
     """Takes one migration into ``vm``, which stands still meanwhile; :meth:`run` again after one that failed.
 
+    ``sinks`` take the events themselves (:mod:`colo.trace`);
     ``on_event(kind, data)`` hears ``listening`` (address), ``connected``, ``status`` and ``notice``; what it raises is
     ignored. :meth:`stop` and :meth:`status` may be called from any thread.
     """
 
     def __init__(
         self, vm: VirtualMachine, config: DestinationConfig, *,
-        on_event: Callable[[str, Any], None] = lambda kind, data: None,
+        on_event: OnEvent | None = None, sinks: Iterable[Sink] = (),
     ) -> None:
         self.vm = vm
         self.config = config
         self._pid = os.getpid()
-        self._on_event = listening(on_event)
+        self._trace = Trace(on_event, sinks)
         self._status = MigrationStatus.NONE
         self._error: BaseException | None = None
         self._stopping = False
@@ -160,7 +162,7 @@ class MigrationDestination:
         if self._error is None:
             self._error = error
         elif error is not self._error:
-            self._tell("notice", f"at the end: {error}")
+            self._tell(trace.Notice(f"at the end: {error}"))
 
     def _publish(self) -> None:
         if not self._machine.ended:  # an end is told when all is done
@@ -178,7 +180,7 @@ class MigrationDestination:
             raise self._error
         assert link is not None and link.received is not None
         if self._machine.return_path and not link.confirmed:
-            self._tell("notice", "the VM runs here, and the source could not be told")
+            self._tell(trace.Notice("the VM runs here, and the source could not be told"))
         received = link.received
         return Arrival(
             received.configuration.machine, link.confirmed, link.received_bytes, len(received.device_state),
@@ -187,11 +189,11 @@ class MigrationDestination:
     # -- what it asks for
 
     def _accept(self) -> Event:
-        self._tell("listening", self.address)
+        self._tell(trace.Listening(self.address))
         deadlines = self.config.deadlines
         sock = admit(
             self._listener, handshake_s=deadlines.handshake_s, wake_fd=self._wake.fd,
-            refused=lambda text: self._tell("notice", text),
+            refused=lambda text: self._tell(trace.Notice(text)),
             allow_uids=self.config.allow_uids,
         )
         self._began_ns = time.monotonic_ns()
@@ -199,7 +201,7 @@ class MigrationDestination:
             sock, GuestImage(self.vm.memory.blocks), self._machine, self._exchange.hear, deadlines=deadlines,
             limits=self.config.limits, wake_fd=self._wake.fd, check=self._check)
         self._handlers.update((action, partial(method, link)) for action, method in MigrationIn.HANDLERS.items())
-        self._tell("connected")
+        self._tell(trace.Connected())
         return Event.CONNECTED
 
     def _stop_vm(self) -> Event:
@@ -241,7 +243,7 @@ class MigrationDestination:
     def _claim(self, arbiter: Arbiter) -> None:
         """Win the generation, or raise ArbitrationLost. While it cannot be decided, the VM waits."""
         self._generation = claim(
-            arbiter, self._generation, reason="migration arrived", on_undecided=lambda text: self._tell("notice", text),
+            arbiter, self._generation, reason="migration arrived", on_undecided=lambda text: self._tell(trace.Notice(text)),
             stopping=lambda: self._stopping)
 
     def _check(self, configuration: Configuration) -> None:
@@ -254,8 +256,7 @@ class MigrationDestination:
     def _set_status(self, status: MigrationStatus) -> None:
         if self._status is not status:
             self._status = status
-            self._tell("status", status.value)
+            self._tell(trace.Status(status.value))
 
-    def _tell(self, kind: str, data: Any = None) -> None:
-        with contextlib.suppress(Exception):
-            self._on_event(kind, data)
+    def _tell(self, event: trace.Event) -> None:
+        self._trace.tell(event)

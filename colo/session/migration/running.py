@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from colo import trace
 from colo.abc import VirtualMachine
 from colo.arbiter import Arbiter, claim
 from colo.epoch.migration_pages import MigrationPages
@@ -22,6 +23,7 @@ from colo.link.pacer import Pacer
 from colo.protocol.migration import Action, Event, Exchange, MigrationMachine, MigrationStatus, Role, State, next_status
 from colo.session.migration.config import MigrationConfig, MigrationOutcome
 from colo.stream.writer import end_of_stream
+from colo.trace import Trace
 from colo.transport import connect_until
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import StateForm, describe
@@ -39,7 +41,7 @@ class SourceRun:
 
     def __init__(
         self, vm: VirtualMachine, config: MigrationConfig, pages: MigrationPages, pacer: Pacer, arbiter: Arbiter | None, *,
-        on_event: Callable[[str, Any], None], downtime_limit_ms: Callable[[], float],
+        session_trace: Trace, downtime_limit_ms: Callable[[], float],
     ) -> None:
         self._generation = 0 if arbiter is None else arbiter.current()
         self._converge = AutoConverge(
@@ -69,7 +71,7 @@ class SourceRun:
         self._pacer = pacer
         self._arbiter = arbiter
         self._form = StateForm(config.limits, sections=config.sections)
-        self._on_event = on_event
+        self._trace = session_trace
         self._downtime_limit_ms = downtime_limit_ms
         self._link: MigrationOut | None = None
         self._cause: BaseException | None = None
@@ -123,7 +125,7 @@ class SourceRun:
         if self._cause is None and self.machine.state not in (State.COMPLETED, State.CANCELLED):
             self._cause = error
         elif error is not self._cause:
-            self._tell("notice", f"at the end: {error}")
+            self._tell(trace.Notice(f"at the end: {error}"))
 
     def _publish(self) -> None:
         if not self.machine.ended:  # an end is told with its outcome
@@ -200,9 +202,9 @@ class SourceRun:
         if self.source.throttle_percent:
             try:
                 self.source.throttle(0)
-                self._tell("throttle", 0)
+                self._tell(trace.Throttle(0))
             except VmError as error:
-                self._tell("notice", f"throttling could not be released: {error}")
+                self._tell(trace.Notice(f"throttling could not be released: {error}"))
 
     def _run_on(self) -> Event:
         self.source.run_on()
@@ -214,7 +216,7 @@ class SourceRun:
         try:
             self._generation = claim(
                 self._arbiter, self._generation, reason=f"migration: {self._cause}",
-                on_undecided=lambda text: self._tell("notice", text), stopping=lambda: self.giving_up)
+                on_undecided=lambda text: self._tell(trace.Notice(text)), stopping=lambda: self.giving_up)
         except ArbitrationLost:
             return Event.CLAIM_LOST
         except ArbitrationError:
@@ -319,8 +321,7 @@ class SourceRun:
     def _set_status(self, status: MigrationStatus) -> None:
         if self.status is not status:
             self.status = next_status(self.status, status)
-            self._tell("status", status.value)
+            self._tell(trace.Status(status.value))
 
-    def _tell(self, kind: str, data: Any = None) -> None:
-        with contextlib.suppress(Exception):
-            self._on_event(kind, data)
+    def _tell(self, event: trace.Event) -> None:
+        self._trace.tell(event)

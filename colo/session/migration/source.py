@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, Self
 
 from colo.abc import Throttled, VirtualMachine
@@ -26,7 +26,7 @@ from colo.link.pacer import Pacer
 from colo.protocol.migration import MigrationStatus, VmPlace
 from colo.session.migration.config import MigrationConfig, MigrationOutcome
 from colo.session.migration.running import SourceRun
-from colo.trace import listening
+from colo.trace import OnEvent, Sink, Trace
 from colo.transport import check_plaintext
 
 STOP_S = 30.0
@@ -35,6 +35,7 @@ STOP_S = 30.0
 class Migration:
     """Moves ``vm`` to the destination in ``config``. Started once; no other session may have the VM meanwhile.
 
+    ``sinks`` take the events themselves (:mod:`colo.trace`);
     ``on_event(kind, data)`` hears ``status`` (each new name), ``round`` (a :class:`~colo.link.convergence.Round`),
     ``throttle`` (percent) and ``notice``, from the session's thread; what it raises is ignored. Methods may be called from
     any thread. A VM that has an attribute ``running`` which is false is migrated as it stands, and is not resumed here.
@@ -43,7 +44,8 @@ class Migration:
     """
 
     def __init__(
-        self, vm: VirtualMachine, config: MigrationConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None
+        self, vm: VirtualMachine, config: MigrationConfig, *, on_event: OnEvent | None = None,
+        sinks: Iterable[Sink] = (),
     ) -> None:
         self.vm = vm
         self.config = config
@@ -60,7 +62,7 @@ class Migration:
         if config.arbiter != "none":
             self._arbiter = arbiter_from_uri(config.arbiter, role="primary")
         self._run = SourceRun(
-            vm, config, self._pages, self._pacer, self._arbiter, on_event=listening(on_event),
+            vm, config, self._pages, self._pacer, self._arbiter, session_trace=Trace(on_event, sinks),
             downtime_limit_ms=lambda: self._downtime_limit_ms)
         self.progress = self._run.progress
         self._thread: threading.Thread | None = None

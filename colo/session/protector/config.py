@@ -80,6 +80,9 @@ class ProtectorReport:
     checkpoints: int
     freed_ms: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.ending.value} ({self.reason})"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {

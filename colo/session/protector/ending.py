@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 
+from colo import trace
 from colo.errors import ArbitrationError, ArbitrationLost, QemuError
 from colo.qemu.endings import Ending as QemuEnding
 from colo.qemu.endings import Follows
 from colo.qemu.qmp import QmpError, QmpTimeout
 from colo.session.protector.config import Ending, ProtectorReport
 from colo.session.protector.protection import Protection
+from colo.trace import SessionState
 
 GENERATION_S = 0.2
 """How often the generation is looked at; a takeover is noticed, and this VM ended, within this time."""
@@ -40,9 +42,9 @@ class ProtectorEnding:
         """
         p = self._p
         noticed = time.monotonic()
-        p.state = "settling"
+        p.state = SessionState.SETTLING
         in_order = won is Ending.UNPROTECTED
-        p.tell("notice" if in_order else "lost", reason)
+        p.tell(trace.Notice(reason) if in_order else trace.Lost(reason))
         p.keeping.answering()
         # Asked to leave, the channel is left whole until the claim is won: if it cannot be, protection goes on.
         in_checkpoint = p.meter is not None and p.meter.stopped_at_us is not None
@@ -64,7 +66,7 @@ class ProtectorEnding:
                 if not told:
                     p.notice(f"who may run is undecided, the VM waits: {error}")
                     told = True
-                p.state = "undecided"
+                p.state = SessionState.UNDECIDED
                 self._pause_while_undecided()
                 if self._wait_undecided():
                     raise ArbitrationError(
@@ -132,7 +134,7 @@ class ProtectorEnding:
     def lost(self, reason: str) -> ProtectorReport:
         """The other side holds the next generation: this VM stands still, and is ended as soon as that one runs."""
         p = self._p
-        p.state = "losing"
+        p.state = SessionState.LOSING
         if p.keeping.leased:
             p.keeping.prove(reason)
             if (report := self._await_other_side(reason)) is not None:
@@ -197,7 +199,7 @@ class ProtectorEnding:
             return p.report(
                 Ending.STOPPED, f"the other side took over, generation {p.keeping.taken} (ended by the fence)")
         text = how.text if how is not None else "its process ended"
-        p.state = "ending"
+        p.state = SessionState.ENDING
         if how is not None and how.outcome(p.config.on_crash) is Follows.ENDS:
             p.keeping.ended(text)  # first: whoever finds the generation closed should know why
             p.held.close(text, p.notice)
@@ -210,7 +212,7 @@ class ProtectorEnding:
     def end_on_purpose(self, reason: str) -> ProtectorReport:
         """End the VM: nobody runs it after this, and nobody revives it."""
         p = self._p
-        p.state = "ending"
+        p.state = SessionState.ENDING
         try:
             p.held.close(reason, p.notice)
         except ArbitrationLost as error:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 from colo.arbiter import Arbiter, Runner
 from colo.fence.held_generation import HeldGeneration
@@ -14,6 +12,7 @@ from colo.qemu.news import News
 from colo.qemu.pauses import PauseMeter
 from colo.qemu.primary import QemuPrimary
 from colo.session.protector.config import Ending, ProtectorConfig, ProtectorReport
+from colo.trace import SessionState, Trace
 
 
 class Protection:
@@ -21,7 +20,7 @@ class Protection:
 
     def __init__(
         self, config: ProtectorConfig, primary: QemuPrimary, ends: EndingWatch, arbiter: Arbiter, news: News,
-        on_event: Callable[[str, Any], None],
+        session_trace: Trace,
     ) -> None:
         """Raises QemuError, ArbitrationError."""
         self.config = config
@@ -29,8 +28,9 @@ class Protection:
         self.ends = ends
         self.arbiter = arbiter
         self.news = news
-        self.tell = on_event
-        self.state = "starting"
+        self.trace = session_trace
+        self.tell = session_trace.tell
+        self.state = SessionState.STARTING
         self.leave = ""
         """Why protection is to end in order, once that was asked for."""
         self.end = ""
@@ -45,7 +45,7 @@ class Protection:
 
     def notice(self, text: str) -> None:
         """What people should know."""
-        self.tell("notice", text)
+        self.trace.notice(text)
 
     def ask_to_leave(self, reason: str) -> None:
         """End protection in order. The first reason counts."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, Self
 
+from colo import trace
 from colo.arbiter import arbiter_from_uri, init_arbiter
 from colo.control.server import ControlServer
 from colo.errors import ArbitrationLost, ColoError, QemuError
@@ -24,7 +25,7 @@ from colo.qemu.primary import QemuPrimary
 from colo.session.protector.config import Ending, ProtectorConfig, ProtectorReport
 from colo.session.protector.ending import GENERATION_S, ProtectorEnding
 from colo.session.protector.protection import Protection
-from colo.trace import listening
+from colo.trace import OnEvent, SessionState, Sink, Trace
 from colo.transport import check_listening, check_plaintext
 
 RECONNECT_S = 2.0
@@ -36,11 +37,12 @@ class Protector:
         with Protector(ProtectorConfig("/run/vm1/qmp.sock", "unix:/run/vm1/colo.sock", arbiter="file:/shared/vm1")) as p:
             report = p.run()
 
+    ``sinks`` take the events themselves (:mod:`colo.trace`);
     ``on_event(kind, data)`` hears ``protecting``, ``pause`` (ms), ``notice``, ``lost``, ``alone`` and ``ended``.
     """
 
     def __init__(
-        self, config: ProtectorConfig, *, on_event: Callable[[str, Any], None] = lambda kind, data: None
+        self, config: ProtectorConfig, *, on_event: OnEvent | None = None, sinks: Iterable[Sink] = ()
     ) -> None:
         self.config = config
         self._pid = os.getpid()
@@ -53,7 +55,7 @@ class Protector:
         try:
             self.primary = QemuPrimary.attach(config.qmp, on_exit=self._news.ring)
             try:
-                self._take_on(listening(on_event))
+                self._take_on(Trace(on_event, sinks))
             except BaseException:
                 self.primary.detach()
                 raise
@@ -62,7 +64,7 @@ class Protector:
             raise
         self._endings = ProtectorEnding(self._protection)
 
-    def _take_on(self, on_event: Callable[[str, Any], None]) -> None:
+    def _take_on(self, session_trace: Trace) -> None:
         """Raises ColoError when that cannot be; nothing has been done to the QEMU then."""
         config, qemu = self.config, self.primary.qemu
         ends = EndingWatch(qemu, on_ending=lambda ending: self._news.ring())  # first: no ending is to be missed
@@ -72,7 +74,7 @@ class Protector:
             init_arbiter(config.arbiter, vm=self._vm or f"qemu-{qemu.pid}", uuid=self.primary.uuid)
         self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm, uuid=self.primary.uuid)
         self._arbiter.know_vm(vm=self._vm)  # as -name has it: the arbiter's own name for it may be another
-        self._protection = Protection(config, self.primary, ends, self._arbiter, self._news, on_event)
+        self._protection = Protection(config, self.primary, ends, self._arbiter, self._news, session_trace)
         keeping = self._protection.keeping
         try:
             if keeping.control is not None:
@@ -162,19 +164,19 @@ class Protector:
         ArbitrationError if it cannot begin, ArbitrationError when it was asked to end while who may run was undecided: the VM
         then stands still, under its fence, until another guard comes."""
         p = self._protection
-        p.meter = self.primary.measure_pauses(lambda pause_ms: p.tell("pause", pause_ms), p.notice)
+        p.meter = self.primary.measure_pauses(lambda pause_ms: p.tell(trace.Pause(pause_ms)), p.notice)
         report = self._resume_guarding()
         if report is None:
             for disk in self.primary.unreplicated_disks():
                 p.notice(f"disk {disk} is not replicated: it must be on storage that both sides share")
             report = self._protect()
         while report.ending is Ending.ALONE and self.config.reconnect and not (p.leave or p.end):
-            p.state = "alone"
-            p.tell("alone", report)
+            p.state = SessionState.ALONE
+            p.tell(trace.Alone(report))
             report = self._protect_again(report)
-        p.state = report.ending.name.lower()
+        p.state = SessionState(report.ending.name.lower())
         self._over = True
-        p.tell("ended", report)
+        p.tell(trace.Ended(report))
         return report
 
     # -- beginning
@@ -182,7 +184,7 @@ class Protector:
     def _protect(self) -> ProtectorReport:
         """Meet the secondary, have the lease held, make QEMU a primary, and watch it."""
         p = self._protection
-        p.state = "setting up"
+        p.state = SessionState.SETTING_UP
         if self._actions is None:
             self._actions = EndingActions.hold(p.qemu)
             if self._actions.notice:
@@ -284,7 +286,7 @@ class Protector:
             return self._endings.run_alone(
                 won, "the guard before this one had won the VM for this side", Ending.ALONE, time.monotonic())
         if found.state in ("OVER", "STANDS"):  # the fence has stopped the VM, and nobody was there to ask the arbiter
-            p.state = "undecided"
+            p.state = SessionState.UNDECIDED
             return self._endings.settle(f"the VM was stopped by its fence ({found.reason})")
         return None
 
@@ -311,15 +313,15 @@ class Protector:
                 if str(error) != said:
                     said = str(error)
                     p.notice(f"no secondary yet, it is tried again: {error}")
-                p.state = "alone"
+                p.state = SessionState.ALONE
 
     # -- watching
 
     def _watch(self) -> ProtectorReport:
         """Until it ends. Looked at is what there is news of; what has a time of its own is looked at then."""
         p = self._protection
-        p.state = "protecting"
-        p.tell("protecting", self.config.to)
+        p.state = SessionState.PROTECTING
+        p.tell(trace.Protecting(self.config.to))
         began, next_look = time.monotonic(), 0.0
         while True:
             now = time.monotonic()
