@@ -65,7 +65,8 @@ cdef inline int refused(int code) noexcept nogil:
 
 
 cdef class PageDecoder:
-    """Decodes RAM records from a :class:`~colo._fast.receive.buffers.ReadBuffer` into a :class:`~colo._fast.receive.staging.Staging`.
+    """Decodes RAM records from a :class:`~colo._fast.receive.buffers.ReadBuffer` into a
+    :class:`~colo._fast.receive.staging.Staging`.
 
     ``immediate=True`` applies records as they come, in a small window: for the stream before the first commit, when
     there is no committed state to protect, and for blocks without memory, whose records are only checked and counted.
