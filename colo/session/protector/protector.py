@@ -70,9 +70,10 @@ class Protector:
         ends = EndingWatch(qemu, on_ending=lambda ending: self._news.ring())  # first: no ending is to be missed
         qemu.qmp.on_lost(self._news.ring)
         self._vm = config.vm or qemu.name
+        self._uuid = self.primary.uuid  # asked now: the secondary, once met, must not wait for a monitor
         if config.init_arbiter:
-            init_arbiter(config.arbiter, vm=self._vm or f"qemu-{qemu.pid}", uuid=self.primary.uuid)
-        self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm, uuid=self.primary.uuid)
+            init_arbiter(config.arbiter, vm=self._vm or f"qemu-{qemu.pid}", uuid=self._uuid)
+        self._arbiter = arbiter_from_uri(config.arbiter, role="primary", vm=config.vm, uuid=self._uuid)
         self._arbiter.know_vm(vm=self._vm)  # as -name has it: the arbiter's own name for it may be another
         self._protection = Protection(config, self.primary, ends, self._arbiter, self._news, session_trace)
         keeping = self._protection.keeping
@@ -226,7 +227,7 @@ class Protector:
     def _meeting(self) -> Meeting:
         held, identity = self._protection.held, self._arbiter.identity
         return Meeting(
-            vm=self._known_as, uuid=self.primary.uuid, arbiter_id=identity.id if identity is not None else "",
+            vm=self._known_as, uuid=self._uuid, arbiter_id=identity.id if identity is not None else "",
             generation=held.number, claim_token=held.token, lease_ms=self.config.lease_ms,
             who=f"{socket.gethostname()} (QEMU pid {self.primary.qemu.pid})")
 
