@@ -57,10 +57,9 @@ class Secondary(Following[TakeoverReport]):
             report = s.run()          # returns when the VM runs here
             print(report.qmp_path, report.pid)
 
-    ``sinks`` take the events themselves (:mod:`colo.trace`);
-    ``on_event(kind, data)`` is called, from the session's threads, with ``listening``, ``connected``, ``announced``,
-    ``checkpoint``, ``lost``, ``taking-over``, ``settled`` (the image is whole), ``notice``, ``verdict`` (of a trial:
-    why the stand-by would refuse the VM, or that it loads it) and ``running``.
+    ``sinks`` take the events (:mod:`colo.trace`); ``on_event(kind, data)`` is called, from the session's threads, with
+    ``listening``, ``connected``, ``announced``, ``checkpoint``, ``lost``, ``taking-over``, ``settled``, ``notice``, ``running``
+    and ``verdict`` (of a trial: why the stand-by would refuse the VM, or that it loads it).
 
     The last committed checkpoint outlives the session, however that ends, in ``ram_dir``; a session that is started on one
     (:attr:`recovered`) holds it, lets its primary come back, and can take over from it.
@@ -70,9 +69,7 @@ class Secondary(Following[TakeoverReport]):
     config: SecondaryConfig
     image: RamImage
 
-    def __init__(
-        self, config: SecondaryConfig, *, on_event: OnEvent | None = None, sinks: Iterable[Sink] = ()
-    ) -> None:
+    def __init__(self, config: SecondaryConfig, *, on_event: OnEvent | None = None, sinks: Iterable[Sink] = ()) -> None:
         self.recovered = False
         """An earlier session committed it: what that one promised is not known here."""
         self._lost_to = ""
