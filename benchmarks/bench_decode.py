@@ -28,7 +28,7 @@ from colo.memory import RamImage
 MIB = 1 << 20
 
 
-class Secondary:
+class QemuSecondary:
     """A RAM image, and what takes checkpoints into it."""
 
     def __init__(self, image: RamImage, ram_bytes: int) -> None:
@@ -50,9 +50,9 @@ def ram_bytes(quick: bool) -> int:
 
 
 @pytest.fixture
-def secondary(ram_dir: Path, ram_bytes: int) -> Iterator[Secondary]:
+def secondary(ram_dir: Path, ram_bytes: int) -> Iterator[QemuSecondary]:
     with RamImage(ram_dir / "image") as image:
-        yield Secondary(image, ram_bytes)
+        yield QemuSecondary(image, ram_bytes)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def copy(source: bytes, target: bytearray) -> Callable[[], None]:
 
 
 def test_raw_pages(
-    benchmark: Any, figure: Callable[..., Any], secondary: Secondary, raw_stream: bytes, ram_bytes: int, rounds: int
+    benchmark: Any, figure: Callable[..., Any], secondary: QemuSecondary, raw_stream: bytes, ram_bytes: int, rounds: int
 ) -> None:
     target = bytearray(len(raw_stream))
     limit = copy(raw_stream, target)
@@ -111,7 +111,7 @@ def test_raw_pages(
 
 @pytest.mark.parametrize("already_zero", [False, True], ids=["over data", "already zero"])
 def test_zero_pages(
-    benchmark: Any, figure: Callable[..., Any], secondary: Secondary, raw_stream: bytes, ram_bytes: int, rounds: int,
+    benchmark: Any, figure: Callable[..., Any], secondary: QemuSecondary, raw_stream: bytes, ram_bytes: int, rounds: int,
     already_zero: bool,
 ) -> None:
     zero_stream = section(bytearray(ram_bytes))
@@ -143,7 +143,7 @@ def test_zero_pages(
 
 
 def test_raw_pages_from_a_socket(
-    figure: Callable[..., Any], secondary: Secondary, raw_stream: bytes, rounds: int
+    figure: Callable[..., Any], secondary: QemuSecondary, raw_stream: bytes, rounds: int
 ) -> None:
     """For information: sending takes the other processor, or its share of this one."""
     ours, theirs = socket.socketpair()

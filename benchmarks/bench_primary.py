@@ -30,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from colo.abc import BlockMemory, SteppedMachine
 from colo.figures.primary_report import PrimaryReport
 from colo.figures.series import percentile
-from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig
 
 PAGE = 4096
 FILLING = 3
 """The first checkpoints fill buffers that stay."""
 WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("copy", "copy", {}), ("copy without precopy", "copy", {"precopy": False}), ("direct", "direct", {}))
+    ("copy", "copy", {}), ("copy without copying ahead", "copy", {"copy_ahead": False}), ("direct", "direct", {}))
 warnings.simplefilter("ignore", RuntimeWarning)
 
 
@@ -92,7 +92,7 @@ def secondary_main(length_bytes: int, touched: bool, pipe: Any) -> None:
     vm = BenchVm(length_bytes)
     if touched:
         vm.words[:] = 1
-    with InProcessSecondary(vm, InProcessConfig("tcp:127.0.0.1:0", "none", wait_s=3600)) as secondary:
+    with VmSecondary(vm, VmSecondaryConfig("tcp:127.0.0.1:0", "none", wait_s=3600)) as secondary:
         pipe.send(secondary.address)
         threading.Thread(target=lambda: (pipe.recv(), os._exit(0)), daemon=True).start()
         secondary.run()
@@ -204,8 +204,8 @@ def summary(reports: Sequence[PrimaryReport], total_s: float, pair: Pair) -> dic
     pauses = [r.pause_ms for r in reports]
     return {
         "dirty_pages_p50": median("dirty_pages"), "tracker": pair.primary.status()["tracker"],
-        "precopied_p50": median("precopied_pages"), "paused_pages_p50": median("paused_pages"),
-        "precopy_p50_ms": median("precopy_ms"),
+        "ahead_pages_p50": median("ahead_pages"), "paused_pages_p50": median("paused_pages"),
+        "ahead_p50_ms": median("ahead_ms"),
         "pause_p50_ms": round(percentile(pauses, 50), 3), "pause_p99_ms": round(percentile(pauses, 99), 3),
         "harvest_p50_ms": median("harvest_ms"), "copy_p50_ms": median("copy_ms"), "stop_p50_ms": median("stop_ms"),
         "save_p50_ms": median("save_ms"), "checkpoints_per_s": round(len(reports) / total_s, 1),

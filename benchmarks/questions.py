@@ -120,7 +120,7 @@ def adaptive_figures(saved: Mapping[str, Any]) -> list[Figure]:
 
 def primary_figures(saved: Mapping[str, Any]) -> list[Figure]:
     name, figures = "primary", []
-    for sending in ("copy", "copy without precopy", "direct"):
+    for sending in ("copy", "copy without copying ahead", "direct"):
         few, many = saved[f"1,000 pages, {sending}"], saved[f"25,000 pages, {sending}"]
         ours = sending == "copy"  # the way that is for short pauses, and the default
         parts = {part: few[f"{part}_p50_ms"] for part in ("stop", "save", "harvest", "copy")}

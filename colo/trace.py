@@ -79,7 +79,7 @@ class SessionState(StrEnum):
 class Phase(StrEnum):
     """The parts of a checkpoint and of a takeover, in their order: the words of code, figures, live view and report."""
 
-    PRECOPY = "precopy"
+    AHEAD = "ahead"
     """Dirty pages are copied ahead, the VM runs."""
     STOP = "stop"
     SAVE = "save"

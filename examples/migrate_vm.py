@@ -9,7 +9,7 @@ import time
 
 from tiny_vm import Counter
 
-from colo import DestinationConfig, Migration, MigrationConfig, MigrationDestination
+from colo import MigrationDestination, MigrationDestinationConfig, MigrationSource, MigrationSourceConfig
 
 
 def say(kind: str, data: object) -> None:
@@ -26,12 +26,12 @@ def main() -> None:
     first.resume()
     time.sleep(0.5)
     with tempfile.TemporaryDirectory() as place, MigrationDestination(
-            second, DestinationConfig(f"unix:{place}/vm.sock")) as destination:
+            second, MigrationDestinationConfig(f"unix:{place}/vm.sock")) as destination:
         arriving = threading.Thread(target=destination.run)
         arriving.start()
-        config = MigrationConfig(
+        config = MigrationSourceConfig(
             destination.address, downtime_limit_ms=30, max_bandwidth_bytes_per_s=12 << 20, auto_converge=True)
-        with Migration(first, config, on_event=say) as migration:
+        with MigrationSource(first, config, on_event=say) as migration:
             outcome = migration.run()
             ram = migration.status()["ram"]
             print(f"{outcome.status.value}: {outcome.reason}; {ram['transferred'] >> 10} KiB in {outcome.total_ms:.0f} ms, "

@@ -10,7 +10,7 @@ import time
 
 from tiny_vm import Counter
 
-from colo import InProcessConfig, InProcessSecondary, Outbox, Primary, PrimaryConfig
+from colo import Outbox, Primary, PrimaryConfig, VmSecondary, VmSecondaryConfig
 from colo.arbiter import init_arbiter
 
 
@@ -34,8 +34,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as arbiter:
         init_arbiter(f"file:{arbiter}", vm="example")
         # On one machine a unix socket; between two tcp:HOST:PORT, of a tunnel's end.
-        config = InProcessConfig(f"unix:{place}/vm.sock", f"file:{arbiter}")
-        with InProcessSecondary(second, config) as secondary:
+        config = VmSecondaryConfig(f"unix:{place}/vm.sock", f"file:{arbiter}")
+        with VmSecondary(second, config) as secondary:
             follower = threading.Thread(target=secondary.run)
             follower.start()
             first.resume()

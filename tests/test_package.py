@@ -20,6 +20,24 @@ def test_every_session_is_there_with_its_documentation(name: str) -> None:
     assert name in dir(colo)
 
 
+@pytest.mark.parametrize(("former", "name"), [
+    ("Secondary", "QemuSecondary"), ("SecondaryConfig", "QemuSecondaryConfig"), ("InProcessSecondary", "VmSecondary"),
+    ("InProcessConfig", "VmSecondaryConfig"), ("Protector", "QemuGuard"), ("ProtectorConfig", "QemuGuardConfig"),
+    ("Migration", "MigrationSource"), ("MigrationConfig", "MigrationSourceConfig"),
+    ("DestinationConfig", "MigrationDestinationConfig"),
+])
+def test_a_former_name_is_the_same_thing_and_says_what_it_is_called_now(former: str, name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"colo.{name} now"):
+        found = getattr(colo, former)
+    assert found is getattr(colo, name) and former not in dir(colo)
+
+
+def test_a_former_option_still_counts() -> None:
+    with pytest.warns(DeprecationWarning, match="copy_ahead"):
+        config = colo.PrimaryConfig("tcp:127.0.0.1:1", "none", precopy=False)
+    assert not config.copy_ahead and colo.PrimaryConfig("tcp:127.0.0.1:1", "none").copy_ahead
+
+
 def test_a_name_that_is_not_there_is_refused() -> None:
     with pytest.raises(AttributeError, match="'Nothing'"):
         _ = colo.Nothing  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from colo.cli.terminal.signals import on_ending_signals
 from colo.control.client import ControlClient
 from colo.errors import ColoError, StandbyError
 from colo.memory import KeptCopy, SessionFacts
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,10 +61,10 @@ def _run_kept(arguments: argparse.Namespace, facts: SessionFacts) -> dict[str, A
     standby = tuple(shlex.split(arguments.standby)) if arguments.standby else facts.standby
     if not standby:
         raise StandbyError("the session that left the checkpoint had no --standby: give the primary's QEMU command line")
-    config = SecondaryConfig(
+    config = QemuSecondaryConfig(
         listen="", ram_dir=arguments.ram_dir, standby=standby, arbiter=arguments.arbiter or facts.arbiter, vm=facts.vm,
         share_ram=facts.share_ram, lease_ms=float(facts.lease_ms), takeover_s=arguments.timeout_s)
-    with Secondary(config, sinks=[_say]) as session, on_ending_signals(session.stop):
+    with QemuSecondary(config, sinks=[_say]) as session, on_ending_signals(session.stop):
         return session.take_over_kept("colo failover").as_dict()
 
 

@@ -13,7 +13,7 @@ from colo.cli.terminal.signals import on_ending_signals
 from colo.figures.series import percentile
 from colo.protocol.lease import LEASE_MS
 from colo.qemu.primary import ColoSettings
-from colo.session.protector import Ending, Protector, ProtectorConfig
+from colo.session.qemu_guard import Ending, QemuGuard, QemuGuardConfig
 
 EXIT = {
     Ending.UNPROTECTED: 0, Ending.ENDED: 0, Ending.STOPPED: 4, Ending.HANDED_OVER: 4, Ending.PRIMARY_GONE: 9, Ending.ALONE:
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Protect until it ends; the exit code says how."""
-    config = ProtectorConfig(
+    config = QemuGuardConfig(
         qmp=arguments.qmp, to=arguments.to, arbiter=arguments.arbiter, deadline_ms=arguments.deadline_ms,
         set_up_s=arguments.set_up_s, insecure=arguments.insecure, vm=arguments.vm, init_arbiter=arguments.init_arbiter,
         lease_ms=0.0 if arguments.no_lease else arguments.lease_ms, reconnect=arguments.reconnect,
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         output = SessionOutput(json_lines=arguments.json, title="colo protect", recording=recording)
         outlive_terminal()
         try:
-            with Protector(config, sinks=[output.event]) as protector:
+            with QemuGuard(config, sinks=[output.event]) as protector:
                 if recording is not None:
                     recording.conditions |= {
                         "QEMU": str(protector.primary.qemu.version), "Link": link(arguments.to),

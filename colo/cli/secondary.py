@@ -17,7 +17,7 @@ from colo.cli.terminal.signals import on_ending_signals
 from colo.protocol import Mode
 from colo.protocol.deadlines import Deadlines
 from colo.protocol.lease import LEASE_MS
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from colo.session.secondary_config import RETURN_S
 from colo.stream import StreamLimits
 
@@ -80,13 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def config_from(arguments: argparse.Namespace) -> SecondaryConfig:
+def config_from(arguments: argparse.Namespace) -> QemuSecondaryConfig:
     """The session's configuration, from parsed arguments."""
     deadlines = Deadlines(
         arguments.handshake_s, arguments.message_s, arguments.progress_s, arguments.epoch_s, arguments.idle_s)
     if arguments.deadline_ms is not None:
         deadlines = deadlines.capped(arguments.deadline_ms)
-    return SecondaryConfig(
+    return QemuSecondaryConfig(
         listen=arguments.listen,
         ram_dir=arguments.ram_dir,
         standby=shlex.split(arguments.standby) if arguments.standby else None,
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         output = SessionOutput(json_lines=arguments.json, title="colo secondary", recording=recording)
         outlive_terminal()
         try:
-            with Secondary(config_from(arguments), sinks=[output.event]) as session:
+            with QemuSecondary(config_from(arguments), sinks=[output.event]) as session:
                 try:
                     # In order: nothing of it is left but the last committed checkpoint.
                     with on_ending_signals(session.stop):

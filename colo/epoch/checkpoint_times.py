@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from colo._fast.send.pageencoder import PageEncoder
 from colo.figures.primary_report import PrimaryReport
+from colo.trace import Phase
 
 
 @dataclass(slots=True)
@@ -39,26 +40,26 @@ class CheckpointTimes:
         """By the names of :class:`~colo.figures.primary_report.PrimaryReport`."""
         sending = self.sending or self.begin
         parts = {
-            "precopy_ms": self.paused - (self.ahead or self.paused),
-            "stop_ms": self.stopped - self.paused,
-            "save_ms": self.saved - self.stopped,
-            "harvest_ms": self.harvested - self.saved,
-            "copy_ms": self.copied - self.harvested,
-            "send_ms": self.sent - sending,
-            "acknowledged_ms": now_ns - self.sent,
+            Phase.AHEAD.ms: self.paused - (self.ahead or self.paused),
+            Phase.STOP.ms: self.stopped - self.paused,
+            Phase.SAVE.ms: self.saved - self.stopped,
+            Phase.HARVEST.ms: self.harvested - self.saved,
+            Phase.COPY.ms: self.copied - self.harvested,
+            Phase.SEND.ms: self.sent - sending,
+            Phase.ACKNOWLEDGED.ms: now_ns - self.sent,
             "transfer_ms": now_ns - sending,
         }
         return {name: ns / 1e6 for name, ns in parts.items()}
 
 
     def report(
-        self, connection: int, number: int, *, full_copy: bool, precopied_pages: int, stream_bytes: int, device_bytes: int,
+        self, connection: int, number: int, *, full_copy: bool, ahead_pages: int, stream_bytes: int, device_bytes: int,
         pages: dict[str, int], record_bytes: dict[str, int],
     ) -> PrimaryReport:
         """It was acknowledged just now."""
         return PrimaryReport(
             connection=connection, number=number, full_copy=full_copy, pause_ms=self.pause_ms,
-            dirty_pages=self.dirty_pages, precopied_pages=precopied_pages, paused_pages=self.paused_pages,
+            dirty_pages=self.dirty_pages, ahead_pages=ahead_pages, paused_pages=self.paused_pages,
             stream_bytes=stream_bytes, device_bytes=device_bytes, pages=pages, record_bytes=record_bytes,
             **self.parts_ms(time.monotonic_ns()))
 

@@ -19,7 +19,7 @@ SKIPPED_MAX = 15
 
 
 @dataclass(slots=True)
-class Precopy:
+class CopyAhead:
     """One checkpoint's rounds, and from one to the next whether to make them."""
 
     pages: int = 0

@@ -37,9 +37,9 @@ class PrimaryReport:
     """Each counted once."""
     stream_bytes: int
     device_bytes: int
-    precopy_ms: float = 0.0
+    ahead_ms: float = 0.0
     """Before the pause, while the VM ran: dirty pages were copied ahead."""
-    precopied_pages: int = 0
+    ahead_pages: int = 0
     """Copied then; one that was copied twice counts twice."""
     paused_pages: int = 0
     """Found dirty in the pause."""
@@ -49,6 +49,16 @@ class PrimaryReport:
     """Pages by kind of record: see :data:`colo._fast.send.pageencoder.KINDS`."""
     record_bytes: dict[str, int] = field(default_factory=dict)
     """Bytes of whole records by the same kinds."""
+
+    @property
+    def precopy_ms(self) -> float:
+        """Former name of ``ahead_ms``; goes with the next release."""
+        return self.ahead_ms
+
+    @property
+    def precopied_pages(self) -> int:
+        """Former name of ``ahead_pages``; goes with the next release."""
+        return self.ahead_pages
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -64,7 +74,7 @@ class PrimaryStatistics:
         self.full_copies = 0
         self.losses = 0
         self.dirty_pages = 0
-        self.precopied_pages = 0
+        self.ahead_pages = 0
         self.paused_pages = 0
         self.stream_bytes = 0
         self.pages: Counter[str] = Counter()
@@ -85,7 +95,7 @@ class PrimaryStatistics:
             return
         self.checkpoints += 1
         self.dirty_pages += report.dirty_pages
-        self.precopied_pages += report.precopied_pages
+        self.ahead_pages += report.ahead_pages
         self.paused_pages += report.paused_pages
         self.pages.update(report.pages)
         self.record_bytes.update(report.record_bytes)
@@ -116,7 +126,7 @@ class PrimaryStatistics:
             "full_copies": self.full_copies,
             "losses": self.losses,
             "dirty_pages": self.dirty_pages,
-            "precopied_pages": self.precopied_pages,
+            "ahead_pages": self.ahead_pages,
             "paused_pages": self.paused_pages,
             "stream_bytes": self.stream_bytes,
             "pages": dict(self.pages),

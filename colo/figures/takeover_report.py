@@ -46,7 +46,7 @@ class TakeoverReport:
 
 
 @dataclass(frozen=True, slots=True)
-class InProcessTakeover:
+class VmTakeover:
     """A takeover that succeeded; parts in milliseconds."""
 
     checkpoint: int

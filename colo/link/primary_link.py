@@ -19,7 +19,7 @@ from colo._fast.send.adaptive import AdaptiveCodec
 from colo._fast.send.pageencoder import PageEncoder
 from colo.abc import Transport
 from colo.epoch.checkpoint_times import CheckpointTimes, RecordCounts
-from colo.epoch.copy_ahead import Precopy
+from colo.epoch.copy_ahead import CopyAhead
 from colo.epoch.participants import Participants
 from colo.epoch.primary_pages import PrimaryPages
 from colo.errors import ChannelLost, DeadlineExceeded, ProtocolError, StreamError
@@ -98,8 +98,8 @@ class PrimaryLink:
         self._digest = StreamDigest()
         self._state = b""
         self._times = CheckpointTimes()
-        ahead = settings.copy and settings.precopy and not pages.needs_pause
-        self._precopy = Precopy() if ahead else None
+        ahead = settings.copy and settings.copy_ahead and not pages.needs_pause
+        self._copy_ahead = CopyAhead() if ahead else None
         self._epoch_end_ns = 0
 
     @property
@@ -264,9 +264,9 @@ class PrimaryLink:
     # -- one checkpoint
 
     def _suspend(self) -> Event:
-        if self._precopy is not None and self.machine.state is State.STOPPING:
+        if self._copy_ahead is not None and self.machine.state is State.STOPPING:
             self._times.ahead = time.monotonic_ns()
-            self._precopy.copy(self._pages, self.machine.epoch)
+            self._copy_ahead.copy(self._pages, self.machine.epoch)
         if not self._handle.paused:
             self._handle.pause()
         self._times.paused = self._handle.paused_ns
@@ -336,13 +336,13 @@ class PrimaryLink:
             self._pages.stable.encoders if self.settings.copy and not full_copy else [self._encoder])
         report = self._times.report(
             self.connection, self.machine.committed or 0, full_copy=full_copy,
-            precopied_pages=self._precopy.pages if self._precopy is not None and not full_copy else 0,
+            ahead_pages=self._copy_ahead.pages if self._copy_ahead is not None and not full_copy else 0,
             stream_bytes=self._encoder.stats.sent_bytes - self._times.stream_start, device_bytes=len(self._state),
             pages=pages, record_bytes=record_bytes)
         if not full_copy:
             self.rate.took(report.stream_bytes, report.transfer_ms)
-            if self._precopy is not None:
-                self._precopy.took(report.paused_pages, report.dirty_pages)
+            if self._copy_ahead is not None:
+                self._copy_ahead.took(report.paused_pages, report.dirty_pages)
         self._on_checkpoint(report)
 
     # -- the end

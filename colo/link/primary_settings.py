@@ -34,7 +34,7 @@ class LinkSettings:
     deadlines: Deadlines
     extensions: Extension = NO_EXTENSION
     """What is offered beyond QEMU's protocol, if the dialect has it (:attr:`Dialect.extended`)."""
-    precopy: bool = True
+    copy_ahead: bool = True
     """With ``copy``: copy dirty pages also before the pause (:mod:`colo.epoch.copy_ahead`)."""
     initial_rounds: int = 5
     """Most rounds over RAM while the VM runs, before it is paused for the rest."""

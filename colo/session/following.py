@@ -25,7 +25,7 @@ from colo.figures.secondary_report import CheckpointReport
 from colo.link.endings import end_by
 from colo.link.follower import Follower
 from colo.protocol import Event
-from colo.session.secondary_config import InProcessConfig, SecondaryConfig
+from colo.session.secondary_config import QemuSecondaryConfig, VmSecondaryConfig
 from colo.session.taking_over import R, TakingOver
 from colo.stream import Configuration, RamBlockInfo
 from colo.takeover.claiming_side import Loss
@@ -38,7 +38,9 @@ class Following(TakingOver[R]):
     WAITS = SessionState.HOLDING
     """:attr:`state` while a checkpoint is held."""
 
-    def __init__(self, config: SecondaryConfig | InProcessConfig, on_event: OnEvent | None, sinks: Iterable[Sink]) -> None:
+    def __init__(
+        self, config: QemuSecondaryConfig | VmSecondaryConfig, on_event: OnEvent | None, sinks: Iterable[Sink]
+    ) -> None:
         self._watch: ArbiterWatch | None = None
         self._eager: Loss | None = None
         """A takeover is due without a request."""

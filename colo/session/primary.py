@@ -87,7 +87,7 @@ class Primary:
         self._trace = Trace(on_event, sinks)
         self._settings = LinkSettings(
             config.machine, config.spoken, config.mode, config.sending == "copy", config.deadlines, config.extensions,
-            config.precopy)
+            config.copy_ahead)
         self._pages = PrimaryPages(vm.memory, tracker=config.tracker, xbzrle=config.xbzrle)
         notice = self._trace.notice
         self._participants = Participants([self._pages, *([outbox] if outbox is not None else ()), *participants], notice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -40,7 +41,7 @@ class PrimaryConfig:
     else uses the link keeps the rest."""
     sending: str = "copy"
     """``copy``: the VM runs on as soon as its dirty pages are copied; ``direct``: when the secondary has loaded them."""
-    precopy: bool = True
+    copy_ahead: bool = True
     """With ``copy``: copy dirty pages before the pause too, so that only those written again meanwhile are copied in it.
     It needs a tracker that finds writes of a running VM (``pagemap``, ``explicit``); with others it is left out, and so
     it is for a while when it spared the pause little."""
@@ -78,7 +79,13 @@ class PrimaryConfig:
     control: str | None = None
     """Path of a control socket (mode 0600) that answers ``status``, ``checkpoint`` and ``stop``; see `colo status`."""
 
+    precopy: bool | None = None
+    """Former name of ``copy_ahead``; goes with the next release."""
+
     def __post_init__(self) -> None:
+        if self.precopy is not None:
+            warnings.warn("PrimaryConfig.precopy is copy_ahead now", DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "copy_ahead", self.precopy)
         if self.sending not in ("copy", "direct"):
             raise ValueError(f"sending is 'copy' or 'direct', not {self.sending!r}")
         if not self.arbiter:

@@ -14,9 +14,13 @@ from colo.stream import StreamLimits
 
 RETURN_S = 30.0
 
+NO_LEASE = (
+    "no lease was asked for (--no-lease): a primary that is cut off is not stopped by time, so both sides can run unless the "
+    "arbiter itself fences (exec:)")
+
 
 @dataclass(frozen=True, slots=True)
-class SecondaryConfig:
+class QemuSecondaryConfig:
     """What a secondary needs to know. Only ``listen`` and ``ram_dir`` have no default."""
 
     listen: str
@@ -60,7 +64,7 @@ class SecondaryConfig:
     takeover_s: float = 30.0
     """Most a stand-by may take to load the checkpoint and run."""
     heat_map: bool = False
-    """Count the pages of each checkpoint by place (:attr:`Secondary.heat`)."""
+    """Count the pages of each checkpoint by place (:attr:`QemuSecondary.heat`)."""
 
     def check(self) -> None:
         """Raises ValueError, ArbitrationError for what cannot be."""
@@ -73,7 +77,7 @@ class SecondaryConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class InProcessConfig:
+class VmSecondaryConfig:
     """What an in-process secondary needs to know. Only ``listen`` and ``arbiter`` have no default."""
 
     listen: str
@@ -95,7 +99,7 @@ class InProcessConfig:
     allow_uids: tuple[int, ...] = ()
     """Users of this machine, besides root and this process's own, who may connect."""
     heat_map: bool = False
-    """Count the pages of each checkpoint by place (:attr:`InProcessSecondary.heat`)."""
+    """Count the pages of each checkpoint by place (:attr:`VmSecondary.heat`)."""
     control: str | None = None
     """Path of a control socket (mode 0600) that answers ``status``, ``heat`` and ``failover``; see `colo status`."""
     takeover_s: float = 30.0

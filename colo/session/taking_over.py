@@ -25,7 +25,7 @@ from colo.link.endings import Handlers, end_by
 from colo.link.follower import Follower
 from colo.memory import BlockImage
 from colo.protocol import Action, Event, Failover, FailoverEvent, FailoverStatus
-from colo.session.secondary_config import InProcessConfig, SecondaryConfig
+from colo.session.secondary_config import QemuSecondaryConfig, VmSecondaryConfig
 from colo.takeover.claiming_side import Attempt, ClaimingSide, Loss, standing
 from colo.takeover.reception import Reception
 from colo.trace import OnEvent, SessionState, Sink, Trace
@@ -42,7 +42,9 @@ class TakingOver(Generic[R]):
     checkpoint. What follows from a connection's end is the table's: :attr:`endings` carry it out.
     """
 
-    def __init__(self, config: SecondaryConfig | InProcessConfig, on_event: OnEvent | None, sinks: Iterable[Sink]) -> None:
+    def __init__(
+        self, config: QemuSecondaryConfig | VmSecondaryConfig, on_event: OnEvent | None, sinks: Iterable[Sink]
+    ) -> None:
         self.config = config
         self._pid = os.getpid()
         self.statistics = CheckpointStatistics()

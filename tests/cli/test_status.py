@@ -25,8 +25,8 @@ from colo.cli.terminal.live_view import Watch
 from colo.control.client import ask
 from colo.errors import ColoError, Interrupted
 from colo.figures.kinds import KIND_OF, pages_by_kind
-from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig
 from colo.text import printable
 from tests.cli.watched import COLO, ROOT, Command, PageVm, Terminal, leading, secondary_process
 
@@ -39,11 +39,11 @@ def vm() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def in_process(tmp_path: Path, **options: Any) -> Iterator[InProcessSecondary]:
+def in_process(tmp_path: Path, **options: Any) -> Iterator[VmSecondary]:
     """An in-process secondary on a thread."""
     vm = PageVm(64)
-    secondary = InProcessSecondary(
-        vm, InProcessConfig("tcp:127.0.0.1:0", "none", resume=False, control=str(tmp_path / "second.sock"), **options))
+    secondary = VmSecondary(
+        vm, VmSecondaryConfig("tcp:127.0.0.1:0", "none", resume=False, control=str(tmp_path / "second.sock"), **options))
 
     def run() -> None:
         with contextlib.suppress(ColoError):

@@ -20,7 +20,7 @@ from colo.protocol.deadlines import Deadlines
 from colo.qemu.guest import GuestState, check_guest_memory
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from tests.qemu.tiny_machine import GUEST, RAM_MIB, Machine, wait_for_lines
 
 SETTINGS = ColoSettings(checkpoint_delay_ms=20)
@@ -63,9 +63,9 @@ class Rig:
             "lease_ms": 0.0,  # these primaries are led by the test itself: nobody is there to ask for one
             "takeover_s": 10.0,
         }
-        self.config = replace(SecondaryConfig("tcp:127.0.0.1:0", self.ram_dir), **(values | config))
+        self.config = replace(QemuSecondaryConfig("tcp:127.0.0.1:0", self.ram_dir), **(values | config))
         try:
-            self.secondary = Secondary(self.config, on_event=self._event)
+            self.secondary = QemuSecondary(self.config, on_event=self._event)
         except BaseException:
             self.process.kill()
             raise

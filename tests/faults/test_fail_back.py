@@ -17,7 +17,7 @@ from colo.qemu.capabilities import capabilities_of
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from tests.faults.rig import wait_until
 from tests.interop.binaries import binary
 from tests.qemu.tiny_machine import GUEST, RAM_MIB, Machine, wait_for_lines
@@ -36,8 +36,8 @@ class Follower:
         arbiter = run_dir / f"arbiter-{number}"
         arbiter.mkdir(mode=0o700)
         init_arbiter(f"file:{arbiter}", vm="test")
-        self.secondary = Secondary(
-            SecondaryConfig(
+        self.secondary = QemuSecondary(
+            QemuSecondaryConfig(
                 f"unix:{run_dir}/s{number}", run_dir / f"ram{number}", standby=standby, arbiter=f"file:{arbiter}",
                 share_ram=share_ram, lease_ms=0.0),
             on_event=lambda kind, data: self.notices.append(str(data)) if kind == "notice" else None)

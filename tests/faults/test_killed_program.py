@@ -1,4 +1,4 @@
-"""A program with a VM of its own is protected by ``Secondary`` and a QEMU that stands by: killed, it is proven gone there too."""
+"""A program with a VM of its own is protected by ``QemuSecondary`` and a QEMU that stands by: killed, it is proven gone there too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from colo.memory import RamImage
 from colo.protocol.deadlines import Deadlines
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from colo.stream import StreamLimits
 from colo.transport import SocketTransport
 from tests.faults.rig import wait_until
@@ -76,8 +76,8 @@ def test_a_killed_program_is_taken_over_by_a_qemu_long_before_its_lease_ends(mac
     init_arbiter(arbiter, vm="test")
     reports: list[TakeoverReport] = []
     notices: list[str] = []
-    secondary = Secondary(
-        SecondaryConfig(
+    secondary = QemuSecondary(
+        QemuSecondaryConfig(
             f"unix:{run_dir}/listen", run_dir / "ram", standby=machine(accel="kvm", serial=run_dir / "second.log"),
             arbiter=arbiter, lease_ms=LONG_MS),
         on_event=lambda kind, data: notices.append(str(data)) if kind == "notice" else None)

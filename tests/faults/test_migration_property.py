@@ -24,7 +24,13 @@ from colo.arbiter import init_arbiter
 from colo.errors import ArbitrationError, ColoError
 from colo.memory.trackers import probe
 from colo.protocol.deadlines import Deadlines
-from colo.session.migration import DestinationConfig, Migration, MigrationConfig, MigrationDestination, VmPlace
+from colo.session.migration import (
+    MigrationDestination,
+    MigrationDestinationConfig,
+    MigrationSource,
+    MigrationSourceConfig,
+    VmPlace,
+)
 from colo.stream import StreamLimits
 from tests.faults.test_primary_property import relay
 from tests.session.primary_vm import PAGE, expected, write
@@ -80,7 +86,7 @@ class TurnVm:
 class Ended:
     source: TurnVm
     target: TurnVm
-    migration: Migration
+    migration: MigrationSource
     place: VmPlace
     carried: list[int]
     error: ColoError | None
@@ -119,7 +125,7 @@ def migrate(budgets: list[int | None], arbiter: str = "none", **options: Any) ->
         def close(self) -> None:
             self.sock.close()
 
-    with MigrationDestination(target, DestinationConfig(
+    with MigrationDestination(target, MigrationDestinationConfig(
         "tcp:127.0.0.1:0", deadlines=DEADLINES, limits=LIMITS, arbiter=arbiter)) as destination:
 
         def arrive() -> None:
@@ -136,7 +142,7 @@ def migrate(budgets: list[int | None], arbiter: str = "none", **options: Any) ->
         fd = os.dup(ours.fileno())
         ours.close()
         error = None
-        with Migration(source, MigrationConfig(
+        with MigrationSource(source, MigrationSourceConfig(
             f"fd:{fd}", deadlines=DEADLINES, limits=LIMITS, downtime_limit_ms=0, arbiter=arbiter, **options)) as migration:
             try:
                 place = migration.run().vm

@@ -31,7 +31,7 @@ from colo.link.primary_settings import LinkSettings
 from colo.memory.trackers import open_tracker, probe
 from colo.protocol import Action, Dialect, Event, Mode, State
 from colo.protocol.deadlines import Deadlines
-from colo.session.in_process import InProcessConfig, InProcessSecondary
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig
 from colo.stream import StreamLimits
 from colo.transport import SocketTransport
 from colo.vm.handle import VmHandle
@@ -121,7 +121,7 @@ class Run:
     tracker: str
     xbzrle: Any
     extended: bool
-    precopy: bool
+    copy_ahead: bool
     delivered: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class Run:
         self.pages = PrimaryPages(self.vm.memory, tracker=self.tracker_object, xbzrle=self.xbzrle)
         self.participants = Participants([self.pages, self.outbox])
         self.pages.start()
-        if self.precopy:
+        if self.copy_ahead:
             self.write_after_each_harvest()
         self.form = StateForm(LIMITS)
         self.handle = VmHandle(self.vm)
@@ -142,8 +142,8 @@ class Run:
         self.may_hold: int | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            self.secondary = InProcessSecondary(
-                self.other, InProcessConfig(
+            self.secondary = VmSecondary(
+                self.other, VmSecondaryConfig(
                     "tcp:127.0.0.1:0", "none", deadlines=DEADLINES, limits=LIMITS, mode=self.mode))
         save = self.vm.save_state
 
@@ -182,7 +182,7 @@ class Run:
             SocketTransport(ours), self.handle, self.pages, self.form,
             LinkSettings(
                 "colo", Dialect(enable_colo=True, extended=self.extended), self.mode, self.copy, DEADLINES,
-                extensions=Extension.DIGEST, precopy=self.precopy),
+                extensions=Extension.DIGEST, copy_ahead=self.copy_ahead),
             participants=self.participants, committed=self.may_hold, actions={
                 Action.RUN_ALONE: self.handle.resume, Action.RELEASE_ALL: lambda: self.participants.end(True)},
         )
@@ -255,7 +255,7 @@ def schedule(seed: int) -> set[State]:
     run = Run(
         copy=draw.random() < 0.5, mode=draw.choice([Mode.EARLY, Mode.STRICT]), tracker=draw.choice(TRACKERS),
         xbzrle=draw.choice([None, "shadow", 64 << 10]), extended=draw.random() < 0.7,
-        precopy=draw.random() < 0.7,
+        copy_ahead=draw.random() < 0.7,
     )
     try:
         for _ in range(draw.randrange(1, 4)):

@@ -13,7 +13,7 @@ import pytest
 from colo.arbiter import init_arbiter
 from colo.errors import QemuError
 from colo.qemu.process import QemuProcess
-from colo.session.protector import Ending, Protector, ProtectorConfig, ProtectorReport
+from colo.session.qemu_guard import Ending, QemuGuard, QemuGuardConfig, QemuGuardReport
 from tests.faults.processes import SecondaryProcess, gone
 from tests.faults.rig import SETTINGS, wait_until
 from tests.qemu.tiny_machine import Machine, wait_for_lines
@@ -31,11 +31,11 @@ class Watched:
         self.process = QemuProcess.start(
             machine("-qmp", f"unix:{monitor},server=on,wait=off", accel="kvm", serial=self.serial), run_dir / "primary")
         wait_for_lines(self.serial, 1)
-        self.outcome: ProtectorReport | BaseException | None = None
+        self.outcome: QemuGuardReport | BaseException | None = None
         self.protecting = threading.Event()
-        config = ProtectorConfig(
+        config = QemuGuardConfig(
             monitor, f"tcp:127.0.0.1:{port}", arbiter=arbiter, settings=SETTINGS, deadline_ms=DEADLINE_MS, lease_ms=1000.0)
-        self.protector = Protector(config, on_event=self._event)
+        self.protector = QemuGuard(config, on_event=self._event)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -49,7 +49,7 @@ class Watched:
         except BaseException as error:
             self.outcome = error
 
-    def finish(self, timeout_s: float = 15.0) -> ProtectorReport:
+    def finish(self, timeout_s: float = 15.0) -> QemuGuardReport:
         self.thread.join(timeout_s)
         assert not self.thread.is_alive(), "the protector hangs"
         if isinstance(self.outcome, BaseException):

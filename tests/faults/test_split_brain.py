@@ -11,7 +11,7 @@ import pytest
 
 from colo.errors import ArbitrationLost, QemuError
 from colo.figures.takeover_report import TakeoverReport
-from colo.session.protector import Ending, Protector, ProtectorConfig, ProtectorReport
+from colo.session.qemu_guard import Ending, QemuGuard, QemuGuardConfig, QemuGuardReport
 from tests.faults.proxy import Point, Proxy
 from tests.faults.rig import SETTINGS, rig
 from tests.qemu.tiny_machine import Machine, wait_for_lines
@@ -26,7 +26,7 @@ def cut_both_ways(machine: Machine, run_dir: Path, number: int) -> str:
     point = POINTS[number % len(POINTS)]
     # One side hears of it a little later than the other, now this one, now that.
     delay_s = rng.choice((0.0, 0.0, 0.03))
-    outcome: list[ProtectorReport | BaseException] = []
+    outcome: list[QemuGuardReport | BaseException] = []
 
     def act(proxy: Proxy) -> None:
         first, second = (proxy.cut_secondary, proxy.cut_primary)
@@ -39,13 +39,13 @@ def cut_both_ways(machine: Machine, run_dir: Path, number: int) -> str:
     with rig(machine, run_dir, lease_ms=1000.0) as case:
         case.start()
         with Proxy(case.address, point=point, checkpoint=rng.randint(1, 4), act=act, rng=rng) as proxy:
-            config = ProtectorConfig(
+            config = QemuGuardConfig(
                 case.monitor, f"tcp:127.0.0.1:{proxy.port}", arbiter=f"file:{case.arbiter_dir}", settings=SETTINGS,
                 deadline_ms=500, lease_ms=1000)
 
             def protect() -> None:
                 try:
-                    with Protector(config) as protector:
+                    with QemuGuard(config) as protector:
                         outcome.append(protector.run())
                 except BaseException as error:
                     outcome.append(error)
@@ -56,7 +56,7 @@ def cut_both_ways(machine: Machine, run_dir: Path, number: int) -> str:
             thread.join(20)
             taken = case.finish()
             [ended] = outcome
-            primary_runs = isinstance(ended, ProtectorReport) and ended.ending is Ending.ALONE
+            primary_runs = isinstance(ended, QemuGuardReport) and ended.ending is Ending.ALONE
             # A set-up that failed, and won: the VM runs on where it was.
             primary_runs = primary_runs or (isinstance(ended, QemuError) and isinstance(taken, ArbitrationLost))
             assert primary_runs != isinstance(taken, TakeoverReport), (ended, taken)
@@ -66,7 +66,7 @@ def cut_both_ways(machine: Machine, run_dir: Path, number: int) -> str:
                 wait_for_lines(case.primary_serial, shown + 1)
                 assert not case.serial.exists() or b"colo guest" not in case.serial.read_bytes()
                 return "primary"
-            assert isinstance(ended, ProtectorReport) and ended.ending is Ending.STOPPED, ended
+            assert isinstance(ended, QemuGuardReport) and ended.ending is Ending.STOPPED, ended
             assert isinstance(taken, TakeoverReport)
             expected = point.committed(proxy.checkpoint)
             assert expected is not None

@@ -15,7 +15,7 @@ from colo.errors import ColoError
 from colo.figures.takeover_report import TakeoverReport
 from colo.qemu.primary import QemuPrimary
 from colo.session.primary import Primary, PrimaryConfig
-from colo.session.secondary import SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondaryConfig
 from tests.faults.rig import wait_until
 from tests.faults.test_killed_program import saved
 from tests.qemu.tiny_machine import Machine, wait_for_lines
@@ -31,7 +31,7 @@ def test_a_program_that_was_taken_back_is_taken_over_by_a_qemu(machine: Machine,
     (run_dir / "arbiter").mkdir(mode=0o700)
     arbiter = f"file:{run_dir}/arbiter"
     init_arbiter(arbiter, vm="test")
-    session = Running(SecondaryConfig(
+    session = Running(QemuSecondaryConfig(
         "tcp:127.0.0.1:0", run_dir / "ram", standby=machine(accel="kvm", serial=run_dir / "second.log"), arbiter=arbiter,
         lease_ms=LONG_MS, wait_s=600.0, takeover_s=60.0))
     cut = Cut(session.secondary.address)

@@ -13,7 +13,7 @@ import pytest
 from colo.arbiter import init_arbiter
 from colo.errors import StandbyError
 from colo.qemu.guest import make_guest_image
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from colo.takeover.keeper import check_room_for_sockets
 from tests.faults.rig import Rig, rig, wait_until
 from tests.interop.binaries import binary
@@ -193,13 +193,13 @@ def test_a_directory_too_long_for_sockets_is_refused_at_the_start(machine: Machi
     for length in range(60, 110):
         directory = run_dir / ("d" * (length - len(str(run_dir)) - 1))
         assert len(str(directory)) == length
-        config = SecondaryConfig(
+        config = QemuSecondaryConfig(
             f"unix:{run_dir}/s", directory, standby=machine(accel="kvm"), arbiter=f"file:{run_dir}/a")
         if length <= 91:
             check_room_for_sockets(directory / "standby")
         else:
             with pytest.raises(StandbyError, match=f"--ram-dir is {length - 91} bytes too long"):
-                Secondary(config)
+                QemuSecondary(config)
 
 
 def test_the_longest_directory_takes_over(machine: Machine, run_dir: Path) -> None:

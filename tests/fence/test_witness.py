@@ -26,7 +26,7 @@ from colo.lease.frames import Frame, encode
 from colo.lease.meeting import Meeting
 from colo.lease.promises import Promises
 from colo.lease.served import CONNECTIONS_MAX
-from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig, VmTakeover
 from colo.transport import connect, listen
 from colo.transport.door import Door
 from colo.wire import LeaseMessage
@@ -52,9 +52,9 @@ class Standby:
     def __init__(self, arbiter: str, address: str = "tcp:127.0.0.1:0") -> None:
         self.vm = PageVm()
         self.notices: list[str] = []
-        self.outcome: InProcessTakeover | BaseException | None = None
-        self.secondary = InProcessSecondary(
-            self.vm, InProcessConfig(address, arbiter, resume=False, lease_ms=60_000.0),
+        self.outcome: VmTakeover | BaseException | None = None
+        self.secondary = VmSecondary(
+            self.vm, VmSecondaryConfig(address, arbiter, resume=False, lease_ms=60_000.0),
             on_event=lambda kind, data: self.notices.append(str(data)) if kind == "notice" else None)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()

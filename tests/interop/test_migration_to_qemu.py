@@ -18,7 +18,13 @@ from colo.abc import BlockMemory, SteppedMachine
 from colo.errors import ChannelError, ColoError
 from colo.qemu.guest import check_guest_memory
 from colo.qemu.process import QemuProcess
-from colo.session.migration import DestinationConfig, Migration, MigrationConfig, MigrationDestination, VmPlace
+from colo.session.migration import (
+    MigrationDestination,
+    MigrationDestinationConfig,
+    MigrationSource,
+    MigrationSourceConfig,
+    VmPlace,
+)
 from tests.interop.binaries import binary
 from tests.interop.test_versions import Versioned
 from tests.qemu.tiny_machine import GUEST, RAM_MIB, wait_for_lines
@@ -91,7 +97,7 @@ class Rig:
         vm = HeldVm(blocks)
         for view in (block.view() for block in vm.memory.blocks):
             view[:] = b"\xa5" * len(view)
-        with MigrationDestination(vm, DestinationConfig("tcp:127.0.0.1:0", resume=False)) as destination:
+        with MigrationDestination(vm, MigrationDestinationConfig("tcp:127.0.0.1:0", resume=False)) as destination:
             arrived: list[Any] = []
             thread = threading.Thread(target=lambda: arrived.append(destination.run()), daemon=True)
             thread.start()
@@ -144,10 +150,10 @@ def test_a_vm_goes_from_qemu_to_us_to_qemu(rig: Rig, return_path: bool, options:
     target, to = rig.incoming("-S")
     vm.resume()
     # Some rounds: the link is just faster than the VM writes.
-    settings = MigrationConfig(
+    settings = MigrationSourceConfig(
         to, machine=machine, sections=True, return_path=return_path, downtime_limit_ms=40,
         max_bandwidth_bytes_per_s=120 << 20, **options)
-    with Migration(vm, settings) as migration:
+    with MigrationSource(vm, settings) as migration:
         outcome = migration.run()
         assert outcome.vm is VmPlace.THERE
         assert not vm.running
@@ -174,7 +180,7 @@ def test_qemu_runs_the_vm_as_soon_as_it_has_it(rig: Rig) -> None:
     vm, machine = rig.held()
     target, to = rig.incoming()
     vm.resume()
-    with Migration(vm, MigrationConfig(to, machine=machine, pause_before_switchover=True)) as migration:
+    with MigrationSource(vm, MigrationSourceConfig(to, machine=machine, pause_before_switchover=True)) as migration:
         migration.start()
         deadline = time.monotonic() + 20
         while migration.status()["status"] != "pre-switchover":
@@ -197,7 +203,7 @@ def test_a_qemu_that_refuses_the_devices_leaves_the_vm_here(rig: Rig, return_pat
     at = vm.state.index(b"i8254")
     vm.state = vm.state[:at] + b"i8255" + vm.state[at + 5 :]
     vm.resume()
-    with Migration(vm, MigrationConfig(to, machine=machine, return_path=return_path)) as migration:
+    with MigrationSource(vm, MigrationSourceConfig(to, machine=machine, return_path=return_path)) as migration:
         migration.start()
         if return_path:
             # Noticed before the end of the stream was handed out: there is no doubt about who runs.
@@ -218,7 +224,7 @@ def test_a_qemu_killed_in_a_round_leaves_the_vm_running_here(rig: Rig) -> None:
     vm, machine = rig.held()
     target, to = rig.incoming()
     vm.resume()
-    with Migration(vm, MigrationConfig(to, machine=machine, max_bandwidth_bytes_per_s=4 << 20)) as migration:
+    with MigrationSource(vm, MigrationSourceConfig(to, machine=machine, max_bandwidth_bytes_per_s=4 << 20)) as migration:
         migration.start()
         while migration.status().get("ram", {}).get("transferred", 0) < 2 << 20:
             time.sleep(0.01)

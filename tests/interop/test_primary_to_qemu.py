@@ -148,7 +148,7 @@ class Relay:
             self.vm.disturb()
         report = self.primary.checkpoint(30)
         if self.options["sending"] == "copy" and self.relayed:
-            self.copied_twice += report.precopied_pages + report.paused_pages - report.dirty_pages
+            self.copied_twice += report.ahead_pages + report.paused_pages - report.dirty_pages
         memory = next(b.memory_buffer for b in committed.blocks if b.idstr == "pc.ram")
         self.counters.append(check_guest_memory(memory).counter if self.relayed else 0)
         self.relayed += 1

@@ -98,7 +98,7 @@ def test_before_the_sessions_own_welcome_nothing_is_heard(frames: tuple[Frame, .
         thread.join()
 
 
-class Secondary:
+class QemuSecondary:
     """The secondary's end."""
 
     def __init__(self) -> None:
@@ -114,13 +114,13 @@ class Secondary:
 
 
 @pytest.fixture
-def secondary() -> Iterator[Secondary]:
-    each = Secondary()
+def secondary() -> Iterator[QemuSecondary]:
+    each = QemuSecondary()
     yield each
     each.promises.close()
 
 
-def test_one_connection_is_met_once(secondary: Secondary) -> None:
+def test_one_connection_is_met_once(secondary: QemuSecondary) -> None:
     before = threading.active_count()
     with secondary.connect() as there:
         with pytest.raises(ConnectionError):
@@ -131,7 +131,7 @@ def test_one_connection_is_met_once(secondary: Secondary) -> None:
     assert any("for the second time" in text for text in secondary.told)
 
 
-def test_silent_connections_make_room_for_the_fence(secondary: Secondary) -> None:
+def test_silent_connections_make_room_for_the_fence(secondary: QemuSecondary) -> None:
     silent = [secondary.connect() for _ in range(2 * CONNECTIONS_MAX)]
     there = secondary.connect()
     met = LeaseConnection(SocketTransport(there, unix_path="/s"), MEETING)
@@ -141,7 +141,7 @@ def test_silent_connections_make_room_for_the_fence(secondary: Secondary) -> Non
     there.close()
 
 
-def test_a_meeting_that_no_number_holds_is_refused_in_words(secondary: Secondary) -> None:
+def test_a_meeting_that_no_number_holds_is_refused_in_words(secondary: QemuSecondary) -> None:
     for odd in ({"generation": -1}, {"lease_ms": 10**400}):
         with secondary.connect() as there:
             there.sendall(encode(Frame(LeaseMessage.MEET, 0, text=MEETING.as_dict() | odd)))

@@ -12,7 +12,7 @@ from colo.link.follower import HANDLERS, READERS
 from colo.protocol import Action, Event, Machine, Reads, Role, State
 from colo.protocol.states import OVER, SECONDARY, facts, states
 from colo.protocol.table import ROWS, unexpected
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from tests.session.scripted_primary import Peer
 
 ASKED = {
@@ -27,7 +27,7 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
 
 
 def test_every_action_has_one_handler_and_every_handler_an_action(peer: Peer, tmp_path: Path) -> None:
-    with Secondary(SecondaryConfig(f"unix:{tmp_path}/listen", tmp_path / "other", lease_ms=0.0)) as session:
+    with QemuSecondary(QemuSecondaryConfig(f"unix:{tmp_path}/listen", tmp_path / "other", lease_ms=0.0)) as session:
         handlers = [*HANDLERS, *peer.follower.endings, *session.endings]
     assert sorted(action.name for action in handlers) == sorted(action.name for action in ASKED)
 

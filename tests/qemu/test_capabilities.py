@@ -21,7 +21,7 @@ from colo.qemu.capabilities import (
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import QemuProcess
 from colo.qemu.qmp import QmpCommandError
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from tests.interop.binaries import binary
 from tests.qemu.tiny_machine import Machine, wait_for_lines
 
@@ -132,9 +132,9 @@ def test_a_vm_with_a_leftover_is_protected_all_the_same(versioned: Machine, run_
         switch_on(qemu, name)
         primary = QemuPrimary(qemu)
         wait_for_lines(serial, 1)
-        with Secondary(SecondaryConfig(f"unix:{run_dir}/s", run_dir / "ram")) as secondary:
+        with QemuSecondary(QemuSecondaryConfig(f"unix:{run_dir}/s", run_dir / "ram")) as secondary:
 
-            def follow(followed: Secondary = secondary) -> None:
+            def follow(followed: QemuSecondary = secondary) -> None:
                 with contextlib.suppress(ColoError):
                     followed.run()
 

@@ -29,7 +29,7 @@ from colo.qemu.endings import (
 from colo.qemu.primary import ColoSettings, QemuPrimary
 from colo.qemu.process import Qemu, QemuProcess
 from colo.qemu.qmp import QmpError
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from tests.interop.binaries import binary
 from tests.qemu.tiny_machine import Machine, wait_for_lines
 
@@ -45,7 +45,7 @@ class Protected:
         self.qemu = QemuProcess.start(argv, run_dir / "q")
         self.watch = EndingWatch(self.qemu)
         self.primary = QemuPrimary(self.qemu)
-        self.secondary = Secondary(SecondaryConfig(f"unix:{run_dir}/s", run_dir / "ram"))
+        self.secondary = QemuSecondary(QemuSecondaryConfig(f"unix:{run_dir}/s", run_dir / "ram"))
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def _follow(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from colo.errors import ColoError
-from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig, VmTakeover
 
 
 class Standby:
@@ -18,10 +18,10 @@ class Standby:
     def __init__(self, vm: Any, arbiter: Path | str, **options: Any) -> None:
         uri = arbiter if isinstance(arbiter, str) else f"file:{arbiter}"
         self.vm = vm
-        self.outcome: InProcessTakeover | BaseException | None = None
+        self.outcome: VmTakeover | BaseException | None = None
         self.notices: list[str] = []
-        self.secondary = InProcessSecondary(
-            vm, InProcessConfig(**{"listen": "tcp:127.0.0.1:0", "arbiter": uri, "resume": False, **options}),
+        self.secondary = VmSecondary(
+            vm, VmSecondaryConfig(**{"listen": "tcp:127.0.0.1:0", "arbiter": uri, "resume": False, **options}),
             on_event=lambda kind, data: self.notices.append(str(data)))
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from colo.errors import ArbitrationError, Interrupted, NoCheckpoint, StandbyError
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from colo.transport.admission import PENDING_LIMIT
 from tests.session.scripted_primary import DEADLINES, LIMITS, READY, initial
 
@@ -22,9 +22,9 @@ from tests.session.scripted_primary import DEADLINES, LIMITS, READY, initial
 class Running:
     """A secondary without a stand-by, in a thread."""
 
-    def __init__(self, config: SecondaryConfig) -> None:
+    def __init__(self, config: QemuSecondaryConfig) -> None:
         self.notices: list[str] = []
-        self.secondary = Secondary(config, on_event=self._event)
+        self.secondary = QemuSecondary(config, on_event=self._event)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -51,7 +51,7 @@ class Running:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
-    each = Running(SecondaryConfig("tcp:127.0.0.1:0", tmp_path / "ram", deadlines=DEADLINES, limits=LIMITS))
+    each = Running(QemuSecondaryConfig("tcp:127.0.0.1:0", tmp_path / "ram", deadlines=DEADLINES, limits=LIMITS))
     yield each
     each.secondary.stop()
     each.thread.join(10)
@@ -119,7 +119,7 @@ def test_a_failover_without_a_checkpoint_is_refused(running: Running) -> None:
 
 def test_a_takeover_needs_somebody_to_ask(tmp_path: Path) -> None:
     with pytest.raises(ArbitrationError, match="arbiter"):
-        Secondary(SecondaryConfig("tcp:127.0.0.1:0", tmp_path / "ram", standby=["qemu-system-x86_64"]))
+        QemuSecondary(QemuSecondaryConfig("tcp:127.0.0.1:0", tmp_path / "ram", standby=["qemu-system-x86_64"]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,7 +148,7 @@ def test_stopping_at_the_door(running: Running) -> None:
 
 def test_a_unix_socket_is_private_and_stays_for_lease_connections(tmp_path: Path) -> None:
     path = tmp_path / "listen.sock"
-    each = Running(SecondaryConfig(f"unix:{path}", tmp_path / "ram", deadlines=DEADLINES, limits=LIMITS))
+    each = Running(QemuSecondaryConfig(f"unix:{path}", tmp_path / "ram", deadlines=DEADLINES, limits=LIMITS))
     try:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with socket.socket(socket.AF_UNIX) as sock:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colo import InProcessConfig, InProcessSecondary, Primary, PrimaryConfig
+from colo import Primary, PrimaryConfig, VmSecondary, VmSecondaryConfig
 from colo._fast.kernels.codec_libraries import usable_methods
 from colo.abc import BlockMemory
 from colo.arbiter import init_arbiter
@@ -98,7 +98,7 @@ def test_it_arrives_whatever_the_buffer_is(tmp_path: Path, kind: str, tracker: s
         "sending": draw.choice(("copy", "direct")), "xbzrle": draw.choice((None, "shadow", 1 << 20)),
         "compress": draw.choice((None, *methods)),
     }
-    with InProcessSecondary(other, InProcessConfig("tcp:127.0.0.1:0", f"file:{arbiter}", resume=False)) as secondary:
+    with VmSecondary(other, VmSecondaryConfig("tcp:127.0.0.1:0", f"file:{arbiter}", resume=False)) as secondary:
         thread = threading.Thread(target=secondary.run, daemon=True)
         thread.start()
         watch: Any = tracker

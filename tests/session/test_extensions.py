@@ -16,8 +16,8 @@ from colo._fast.kernels.codec_libraries import usable_methods
 from colo.arbiter import init_arbiter
 from colo.errors import ColoError
 from colo.protocol import Mode
-from colo.session.in_process import InProcessTakeover
 from colo.session.primary import Primary, PrimaryConfig, PrimaryEnding
+from colo.session.vm_secondary import VmTakeover
 from tests.session.primary_vm import PageVm, expected
 from tests.session.test_primary import Standby, arbiter
 
@@ -95,7 +95,7 @@ def damaged_checkpoint(arbiter: Path, sending: str, digest: bool, draw: random.R
             if committed:
                 standby.secondary.request_failover("the end of the test")
                 outcome = standby.join()
-            if isinstance(outcome, InProcessTakeover):
+            if isinstance(outcome, VmTakeover):
                 return committed, other.image() == expected(other.turn, other.pages)
             assert primary.wait(10).ending is PrimaryEnding.ALONE
             return committed, True
@@ -190,7 +190,7 @@ def test_pages_are_compressed_where_the_link_is_slow(arbiter: Path, sending: str
         assert primary.statistics.compression_ratio < 0.8
         assert standby.secondary.statistics.pages["compressed"] >= sum(compressed.values())
         standby.secondary.request_failover("test")
-        assert isinstance(standby.join(), InProcessTakeover)
+        assert isinstance(standby.join(), VmTakeover)
         assert other.image() == vm.image()
     between.close()
     standby.close()

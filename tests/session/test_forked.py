@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from colo.errors import ColoError
-from colo.session.in_process import InProcessConfig, InProcessSecondary
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("primary_vm", Path(__file__).with_name("primary_vm.py"))
@@ -59,7 +59,7 @@ def test_a_forked_child_that_lives_on_does_not_hide_its_parents_death(tmp_path: 
             lost.append(time.monotonic())
 
     vm = primary_vm.PageVm(64)
-    secondary = InProcessSecondary(vm, InProcessConfig("tcp:127.0.0.1:0", "none"), on_event=hear)
+    secondary = VmSecondary(vm, VmSecondaryConfig("tcp:127.0.0.1:0", "none"), on_event=hear)
 
     def run() -> None:
         with contextlib.suppress(ColoError):

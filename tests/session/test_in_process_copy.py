@@ -12,8 +12,8 @@ import pytest
 
 from colo.arbiter import init_arbiter
 from colo.errors import ArbitrationLost, ColoError, VmError
-from colo.session.in_process import InProcessConfig, InProcessSecondary, InProcessTakeover
 from colo.session.primary import Primary, PrimaryConfig
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig, VmTakeover
 from tests.session.primary_vm import PageVm, expected
 
 QUIET = {"interval_ms": 10_000.0}
@@ -24,9 +24,9 @@ class Side:
 
     def __init__(self, arbiter: str, **options: Any) -> None:
         self.vm = PageVm()
-        self.secondary = InProcessSecondary(
-            self.vm, InProcessConfig("tcp:127.0.0.1:0", arbiter, resume=False, **options))
-        self.outcome: InProcessTakeover | BaseException | None = None
+        self.secondary = VmSecondary(
+            self.vm, VmSecondaryConfig("tcp:127.0.0.1:0", arbiter, resume=False, **options))
+        self.outcome: VmTakeover | BaseException | None = None
         self.thread: threading.Thread | None = None
 
     def run(self) -> None:
@@ -131,5 +131,5 @@ def test_a_vm_that_does_not_load_it_leaves_the_copy_and_it_may_be_tried_again(vm
         side.vm.load_state = load  # type: ignore[method-assign]
         side.run()
         side.secondary.request_failover()
-        assert isinstance(side.join(), InProcessTakeover), side.outcome
+        assert isinstance(side.join(), VmTakeover), side.outcome
         assert side.vm.turn == 1 and side.vm.image() == expected(1, vm.pages)

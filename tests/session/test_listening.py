@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from colo.errors import ColoError
-from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig
 from colo.trace import listening
 
 _spec = importlib.util.spec_from_file_location("primary_vm", Path(__file__).with_name("primary_vm.py"))
@@ -38,8 +38,8 @@ def test_both_sessions_go_on_and_say_so_once(error: BaseException, caplog: pytes
         return listener
 
     ours, theirs = PageVm(64, free_running=True), PageVm(64)
-    secondary = InProcessSecondary(
-        theirs, InProcessConfig("tcp:127.0.0.1:0", "none", resume=False), on_event=hear("secondary"))
+    secondary = VmSecondary(
+        theirs, VmSecondaryConfig("tcp:127.0.0.1:0", "none", resume=False), on_event=hear("secondary"))
     ended: list[BaseException] = []
 
     def run() -> None:

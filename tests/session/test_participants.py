@@ -15,8 +15,8 @@ from colo.epoch.outbox import Outbox
 from colo.epoch.participants import EpochSource, Participants
 from colo.epoch.primary_pages import PrimaryPages
 from colo.errors import ArbitrationLost, VmError
-from colo.session.in_process import InProcessTakeover
 from colo.session.primary import Primary, PrimaryConfig, PrimaryEnding
+from colo.session.vm_secondary import VmTakeover
 from tests.session.primary_vm import PageVm, expected
 from tests.session.standby import Cut, Standby
 
@@ -164,7 +164,7 @@ def test_a_loss_that_the_other_side_wins_ends_with_nothing_let_go(vm: Any, stand
         primary.checkpoint(10)
         vm.advance()
         standby.secondary.request_failover("test")
-        assert isinstance(standby.join(), InProcessTakeover)
+        assert isinstance(standby.join(), VmTakeover)
         assert primary.wait(10).ending is PrimaryEnding.STOPPED
     assert part.heard == [*made(0, 1), ("take_back", 2), ("end", False)]
     assert seen == [] and outbox.dropped == 1 and not vm.running

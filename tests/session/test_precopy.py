@@ -17,13 +17,13 @@ import pytest
 from colo._fast.kernels.codec_libraries import usable_methods
 from colo.abc import BlockMemory
 from colo.arbiter import init_arbiter
-from colo.epoch.copy_ahead import FEW_PAGES, ROUNDS_MAX, SKIPPED_MAX, SPARED_PAGES_MIN, Precopy
+from colo.epoch.copy_ahead import FEW_PAGES, ROUNDS_MAX, SKIPPED_MAX, SPARED_PAGES_MIN, CopyAhead
 from colo.epoch.primary_pages import PrimaryPages
 from colo.link import primary_link
 from colo.link.link_rate import LinkRate
 from colo.memory.trackers import open_tracker, probe
-from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig
 
 PAGE = 4096
 PAGES = 8192
@@ -114,7 +114,7 @@ def test_what_is_written_while_pages_are_copied_ahead_arrives(
 ) -> None:
     monkeypatch.setattr(primary_link, "LinkRate", SlowLink)
     vm, other = BusyVm(pages_per_ms=60), BusyVm()
-    secondary = InProcessSecondary(other, InProcessConfig("tcp:127.0.0.1:0", arbiter, resume=False))
+    secondary = VmSecondary(other, VmSecondaryConfig("tcp:127.0.0.1:0", arbiter, resume=False))
     thread = threading.Thread(target=secondary.run, daemon=True)
     thread.start()
     vm.resume()
@@ -134,20 +134,20 @@ def test_what_is_written_while_pages_are_copied_ahead_arrives(
     assert hashlib.sha256(other.buffer).digest() == other.state
     if compress is not None and xbzrle is not None:
         assert any(report.pages[f"{compress}_delta"] for report in reports)
-    ahead = [report for report in reports if report.precopied_pages]
+    ahead = [report for report in reports if report.ahead_pages]
     assert ahead
     for report in ahead:
-        assert max(report.precopied_pages, report.paused_pages) <= report.dirty_pages * ROUNDS_MAX
-        assert report.dirty_pages <= report.precopied_pages + report.paused_pages
-        assert sum(report.pages.values()) == report.precopied_pages + report.paused_pages
-        assert report.precopy_ms > 0
-    assert any(report.precopied_pages + report.paused_pages > report.dirty_pages for report in ahead), "no page twice"
+        assert max(report.ahead_pages, report.paused_pages) <= report.dirty_pages * ROUNDS_MAX
+        assert report.dirty_pages <= report.ahead_pages + report.paused_pages
+        assert sum(report.pages.values()) == report.ahead_pages + report.paused_pages
+        assert report.ahead_ms > 0
+    assert any(report.ahead_pages + report.paused_pages > report.dirty_pages for report in ahead), "no page twice"
 
 
 @pytest.mark.parametrize("tracker", ["shadow", "hash"])
 def test_a_tracker_that_needs_the_pause_copies_nothing_ahead(arbiter: str, tracker: str) -> None:
     vm, other = BusyVm(), BusyVm()
-    with InProcessSecondary(other, InProcessConfig("tcp:127.0.0.1:0", arbiter, resume=False)) as secondary:
+    with VmSecondary(other, VmSecondaryConfig("tcp:127.0.0.1:0", arbiter, resume=False)) as secondary:
         thread = threading.Thread(target=secondary.run, daemon=True)
         thread.start()
         with Primary(vm, PrimaryConfig(secondary.address, arbiter, interval_ms=10_000, tracker=tracker)) as primary:
@@ -155,7 +155,7 @@ def test_a_tracker_that_needs_the_pause_copies_nothing_ahead(arbiter: str, track
             primary.checkpoint(20)
             vm.buffer[5 * PAGE] = 1
             report = primary.checkpoint(20)
-            assert (report.dirty_pages, report.precopied_pages, report.paused_pages) == (1, 0, 1)
+            assert (report.dirty_pages, report.ahead_pages, report.paused_pages) == (1, 0, 1)
             secondary.request_failover("test")
             thread.join(20)
     assert hashlib.sha256(other.buffer).digest() == other.state
@@ -196,43 +196,43 @@ class Writes:
     ([8000, 4000, 2000, 1001, 500], ROUNDS_MAX),
 ])
 def test_rounds_go_on_while_they_shrink(pages: PrimaryPages, counts: list[int], rounds: int) -> None:
-    writes, precopy = Writes(pages, counts), Precopy()
-    precopy.copy(pages, 1)
+    writes, copy_ahead = Writes(pages, counts), CopyAhead()
+    copy_ahead.copy(pages, 1)
     assert writes.harvests == rounds
-    assert precopy.pages == sum(counts[:rounds])
+    assert copy_ahead.pages == sum(counts[:rounds])
     assert pages.owned_pages() == counts[0]  # all began at page 0
     pages.give_back()
     assert pages.harvest() == counts[0]
 
 
-def checkpoint(pages: PrimaryPages, precopy: Precopy, running: int, paused: int) -> bool:
+def checkpoint(pages: PrimaryPages, copy_ahead: CopyAhead, running: int, paused: int) -> bool:
     """One with so many pages written before it, and from the same ones so many again before the pause. Whether it copied
     ahead."""
     tracker: Any = pages.tracker
     tracker["ram"].report(0, running * PAGE)
-    precopy.copy(pages, 1)
+    copy_ahead.copy(pages, 1)
     tracker["ram"].report(0, max(1, paused * PAGE))
     found = pages.harvest_more()
     pages.stable.make_ready(pages.total_bytes)
-    precopy.took(found, pages.owned_pages())
+    copy_ahead.took(found, pages.owned_pages())
     pages.commit()
-    return precopy.pages > 0
+    return copy_ahead.pages > 0
 
 
 def test_it_is_left_out_while_it_spares_little_and_tried_again(pages: PrimaryPages) -> None:
-    precopy = Precopy()
-    done = [checkpoint(pages, precopy, 500, 480) for _ in range(40)]
+    copy_ahead = CopyAhead()
+    done = [checkpoint(pages, copy_ahead, 500, 480) for _ in range(40)]
     tried = [n for n, ahead in enumerate(done) if ahead]
     assert tried == [0, 2, 6, 14, 30]
     assert SKIPPED_MAX == 15
-    while not checkpoint(pages, precopy, 500, 10):
+    while not checkpoint(pages, copy_ahead, 500, 10):
         pass
-    assert all(checkpoint(pages, precopy, 500, 10) for _ in range(10))
+    assert all(checkpoint(pages, copy_ahead, 500, 10) for _ in range(10))
 
 
 @pytest.mark.parametrize(("running", "paused", "worth"), [
     (SPARED_PAGES_MIN - 1, 0, False), (SPARED_PAGES_MIN + 1, 0, True), (1000, 600, False), (1000, 400, True)])
 def test_what_is_worth_it(pages: PrimaryPages, running: int, paused: int, worth: bool) -> None:
-    precopy = Precopy()
-    assert checkpoint(pages, precopy, running, paused)
-    assert checkpoint(pages, precopy, running, paused) is worth
+    copy_ahead = CopyAhead()
+    assert checkpoint(pages, copy_ahead, running, paused)
+    assert checkpoint(pages, copy_ahead, running, paused) is worth

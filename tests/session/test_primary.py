@@ -17,8 +17,8 @@ from colo.epoch.outbox import Outbox
 from colo.epoch.primary_pages import PrimaryPages
 from colo.errors import ArbitrationError, ArbitrationLost, ColoError, TrackerError, VmError
 from colo.memory.trackers import open_tracker, probe
-from colo.session.in_process import InProcessTakeover
 from colo.session.primary import Primary, PrimaryConfig, PrimaryEnding
+from colo.session.vm_secondary import VmTakeover
 from tests.session.primary_vm import PageVm, expected
 from tests.session.standby import Cut, Standby
 
@@ -63,7 +63,7 @@ def test_takeover_resumes_the_last_checkpoint(pair: Any, arbiter: Path, sending:
     assert standby.secondary.committed.number == 11
     standby.secondary.request_failover("test")
     outcome = standby.join()
-    assert isinstance(outcome, InProcessTakeover), outcome
+    assert isinstance(outcome, VmTakeover), outcome
     assert standby.vm.turn == 16
     assert standby.vm.image() == expected(16, vm.pages)
     assert primary.wait(10).ending is PrimaryEnding.STOPPED
@@ -80,7 +80,7 @@ def test_a_running_vm_is_checkpointed_consistently(arbiter: Path) -> None:
         while primary.statistics.checkpoints < 100:
             time.sleep(0.01)
         standby.secondary.request_failover()
-        assert isinstance(standby.join(), InProcessTakeover)
+        assert isinstance(standby.join(), VmTakeover)
         assert standby.vm.image() == expected(standby.vm.turn, vm.pages)
     standby.close()
     vm.close()
@@ -262,7 +262,7 @@ def test_the_same_secondary_is_found_again_with_nothing_forgotten(arbiter: Path)
         assert primary.statistics.losses == 1 and primary.generation == 1
         assert seen == [1, 2, 3, 4]
         standby.secondary.request_failover()
-        assert isinstance(standby.join(), InProcessTakeover)
+        assert isinstance(standby.join(), VmTakeover)
         assert standby.vm.image() == expected(4, vm.pages)
     standby.close()
     vm.close()
@@ -285,7 +285,7 @@ def test_alone_it_goes_on_and_a_new_secondary_gets_everything(arbiter: Path) -> 
     again = Standby(PageVm(), arbiter, listen=port)
     assert primary.checkpoint(20).connection >= 1
     again.secondary.request_failover()
-    assert isinstance(again.join(), InProcessTakeover)
+    assert isinstance(again.join(), VmTakeover)
     assert again.vm.image() == expected(1, vm.pages)
     assert primary.wait(10).ending is PrimaryEnding.STOPPED
     primary.close()
@@ -334,7 +334,7 @@ def test_the_interval_follows_the_pauses(pair: Any, arbiter: Path, monkeypatch: 
         return copy(*arguments)
 
     monkeypatch.setattr(PrimaryPages, "copy", copy_slowly)
-    with Primary(vm, config(standby, arbiter, interval_ms=40.0, target_pause_ms=5.0, precopy=False)) as primary:
+    with Primary(vm, config(standby, arbiter, interval_ms=40.0, target_pause_ms=5.0, copy_ahead=False)) as primary:
         primary.start()
         while primary.status()["interval_ms"] > 5.0 or primary.statistics.checkpoints < 8:
             time.sleep(0.01)

@@ -14,7 +14,7 @@ import pytest
 from colo.errors import Interrupted, NoCheckpoint, StandbyError
 from colo.figures.takeover_report import TakeoverReport
 from colo.session.primary import Primary, PrimaryConfig
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from tests.faults.rig import wait_until
 from tests.session.primary_vm import PageVm, expected
 from tests.session.test_primary import Cut
@@ -23,10 +23,10 @@ from tests.session.test_primary import Cut
 class Running:
     """A secondary, run on a thread."""
 
-    def __init__(self, config: SecondaryConfig) -> None:
+    def __init__(self, config: QemuSecondaryConfig) -> None:
         self.events: list[tuple[str, Any]] = []
         self.outcome: TakeoverReport | BaseException | None = None
-        self.secondary = Secondary(config, on_event=lambda kind, data: self.events.append((kind, data)))
+        self.secondary = QemuSecondary(config, on_event=lambda kind, data: self.events.append((kind, data)))
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -56,7 +56,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     with contextlib.ExitStack() as cleanup:
 
         def start(**options: Any) -> Running:
-            each = Running(SecondaryConfig("tcp:127.0.0.1:0", tmp_path / "ram", lease_ms=0.0, **options))
+            each = Running(QemuSecondaryConfig("tcp:127.0.0.1:0", tmp_path / "ram", lease_ms=0.0, **options))
             cleanup.callback(each.close)
             return each
 

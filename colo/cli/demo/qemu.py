@@ -30,8 +30,8 @@ from colo.figures.takeover_report import TakeoverReport
 from colo.qemu.guest import STATE_ADDRESS, GuestParams, make_guest_rom
 from colo.qemu.primary import ColoSettings
 from colo.qemu.process import QemuProcess
-from colo.session.protector import Protector, ProtectorConfig
-from colo.session.secondary import Secondary, SecondaryConfig
+from colo.session.qemu_guard import QemuGuard, QemuGuardConfig
+from colo.session.qemu_secondary import QemuSecondary, QemuSecondaryConfig
 from colo.text import size
 
 LINE = re.compile(r"colo guest (\d+)")
@@ -114,10 +114,10 @@ class Demo:
         line += ["-qmp", f"unix:{self.monitor},server=on,wait=off"]
         primary = QemuProcess.start(line, self.work / "primary")
         try:
-            config = SecondaryConfig(
+            config = QemuSecondaryConfig(
                 "tcp:127.0.0.1:0", self.ram / "image", standby=standby, arbiter=f"file:{arbiter}",
                 heat_map=self.recording is not None)
-            with Secondary(config, sinks=[self._event]) as secondary:
+            with QemuSecondary(config, sinks=[self._event]) as secondary:
                 thread = threading.Thread(target=self._follow, args=(secondary,), name="colo-secondary")
                 thread.start()
                 try:
@@ -145,17 +145,17 @@ class Demo:
                 (self.resumed_from,) = struct.unpack_from("<Q", memory, STATE_ADDRESS)
         self.output.event(event)
 
-    def _follow(self, secondary: Secondary) -> None:
+    def _follow(self, secondary: QemuSecondary) -> None:
         try:
             self.outcome = secondary.run()
         except BaseException as error:
             self.outcome = error
 
-    def _protect_and_kill(self, primary: QemuProcess, secondary: Secondary, arbiter: Path) -> None:
+    def _protect_and_kill(self, primary: QemuProcess, secondary: QemuSecondary, arbiter: Path) -> None:
         settings = ColoSettings(
             checkpoint_delay_ms=round(self.arguments.interval_ms), xbzrle=self.arguments.xbzrle)
-        config = ProtectorConfig(self.monitor, secondary.address, arbiter=f"file:{arbiter}", settings=settings)
-        with Protector(config, sinks=[self._event]) as protector:
+        config = QemuGuardConfig(self.monitor, secondary.address, arbiter=f"file:{arbiter}", settings=settings)
+        with QemuGuard(config, sinks=[self._event]) as protector:
             watching = threading.Thread(target=self._watch, args=(protector,), name="colo-protector")
             watching.start()
             given = self.arguments.kill_after
@@ -170,7 +170,7 @@ class Demo:
             self.killed = True
             watching.join(10)
 
-    def _watch(self, protector: Protector) -> None:
+    def _watch(self, protector: QemuGuard) -> None:
         try:
             protector.run()
         except ColoError as error:

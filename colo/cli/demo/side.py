@@ -22,8 +22,8 @@ from colo.emulator import EmbeddedVm, Walk
 from colo.emulator.console_link import ConsoleLink
 from colo.epoch.outbox import Outbox
 from colo.errors import ColoError, Interrupted, NoCheckpoint, Unsupported, VmError
-from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig
 
 POINTS = ("connected", "pause", "save", "resume", "committed", "deliver", "delivered")
 TOLD_S = 10.0
@@ -163,8 +163,8 @@ def follow(settings: SideSettings) -> None:
             came_to_nothing.append(str(data))
             secondary.stop()  # it would wait for another primary; here nobody will come any more
 
-    with InProcessSecondary(
-        vm, InProcessConfig("tcp:127.0.0.1:0", settings.arbiter, heat_map=settings.heat_map), on_event=hear
+    with VmSecondary(
+        vm, VmSecondaryConfig("tcp:127.0.0.1:0", settings.arbiter, heat_map=settings.heat_map), on_event=hear
     ) as secondary:
         try:
             secondary.run()

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from colo.cli.report import svg
-from colo.cli.report.recording import TAKEOVER_PARTS, Recording
+from colo.cli.report.recording import Recording
 from colo.cli.report.style import STYLE, STYLE_OF
 from colo.cli.report.words import OUTLIER, fate, few, lead, ms, part_means, paused, share, summary, timed, told, top
 from colo.errors import StorageError
 from colo.figures.kinds import BYTE_KINDS, PAGE_KINDS
 from colo.private import PrivateDirectory
 from colo.text import UNITS, printable, size
+from colo.trace import TAKEOVER_PHASES
 from colo.wire import TARGET_PAGE_BYTES
 
 SHADES = 6
@@ -264,7 +265,7 @@ def _takeover(run: Mapping[str, Any]) -> str:
     takeover = run["takeover"]
     if not takeover:
         return ""
-    parts = [(name, STYLE_OF[name], float(takeover[f"{name}_ms"])) for name in TAKEOVER_PARTS if f"{name}_ms" in takeover]
+    parts = [(name, STYLE_OF[name], float(takeover[f"{name}_ms"])) for name in TAKEOVER_PHASES if f"{name}_ms" in takeover]
     return _figure(
         "takeover", f"Takeover: {ms(takeover['total_ms'])}", svg.both(lambda layout: svg.bar(layout, "Takeover", parts)),
         legend=[(style, f"{name} {ms(value)}") for name, style, value in parts],

@@ -13,6 +13,7 @@ from typing import Any
 from colo.cli.report.conditions import machine
 from colo.figures.kinds import BYTE_KINDS, PAGE_KINDS, compression_ratio, report_bytes, report_pages
 from colo.figures.series import percentile
+from colo.trace import PAUSE_PHASES
 
 SAMPLES = 400
 """Points of time: when there would be more, each two become one."""
@@ -23,8 +24,6 @@ P99_LEAST = 200
 """Of fewer values the 99th percentile is the greatest, or the one beside it: it says nothing of its own, and is not told."""
 NOTES = 200
 """Events told in words; of more the first half and the last are kept."""
-PARTS = ("stop", "save", "harvest", "copy", "rest")
-TAKEOVER_PARTS = ("arbitration", "settle", "compose", "load", "running")
 
 
 class Values:
@@ -214,7 +213,7 @@ class Recording:
             if report["full_copy"]:
                 self._full_copy("primary", report)
                 return
-            parts = {name: report[f"{name}_ms"] for name in PARTS[:-1]}
+            parts = {str(phase): report[phase.ms] for phase in PAUSE_PHASES}
             self._add("primary", self.primary, report, report["pause_ms"], parts, None)
 
     def vm_pause(self, pause_ms: float) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from colo.protocol.migration import VmPlace
-from colo.session.migration.config import Arrival, DestinationConfig, MigrationConfig, MigrationOutcome
+from colo.session.migration.config import Arrival, MigrationDestinationConfig, MigrationOutcome, MigrationSourceConfig
 from colo.session.migration.destination import MigrationDestination
-from colo.session.migration.source import Migration
+from colo.session.migration.source import MigrationSource
 
 __all__ = [
-    "Arrival", "DestinationConfig", "Migration", "MigrationConfig", "MigrationDestination", "MigrationOutcome", "VmPlace",
+    "Arrival",
+    "MigrationDestination",
+    "MigrationDestinationConfig",
+    "MigrationOutcome",
+    "MigrationSource",
+    "MigrationSourceConfig",
+    "VmPlace",
 ]

@@ -11,7 +11,7 @@ from colo.stream import StreamLimits
 
 
 @dataclass(frozen=True, slots=True)
-class MigrationConfig:
+class MigrationSourceConfig:
     """Only ``to`` has no default."""
 
     to: str
@@ -64,7 +64,7 @@ class MigrationOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class DestinationConfig:
+class MigrationDestinationConfig:
     """Only ``listen`` has no default."""
 
     listen: str

@@ -1,9 +1,9 @@
 """Live migration, the destination's side: a VM that stands still here takes a migration stream over, and runs.
 
-The stream is QEMU's: from :class:`~colo.session.migration.Migration`, or from a real QEMU whose RAM blocks and devices the
-VM here has declared. ::
+The stream is QEMU's: from :class:`~colo.session.migration.MigrationSource`, or from a real QEMU whose RAM blocks and
+devices the VM here has declared. ::
 
-    with MigrationDestination(vm, DestinationConfig("tcp:192.0.2.7:9000", insecure=True)) as destination:
+    with MigrationDestination(vm, MigrationDestinationConfig("tcp:192.0.2.7:9000", insecure=True)) as destination:
         arrival = destination.run()       # returns when the VM runs here
 
 Pages are written to the VM's memory as they come: a migration that fails leaves memory with parts of it. State is loaded,
@@ -26,7 +26,7 @@ from colo.errors import ArbitrationLost, Interrupted, StreamError, VmError
 from colo.link.migration_in import MigrationIn
 from colo.memory.guest_image import GuestImage
 from colo.protocol.migration import Action, Event, Exchange, MigrationMachine, MigrationStatus, Role, State
-from colo.session.migration.config import Arrival, DestinationConfig
+from colo.session.migration.config import Arrival, MigrationDestinationConfig
 from colo.stream import Configuration
 from colo.trace import OnEvent, Sink, Trace
 from colo.transport import TcpOptions, listen
@@ -47,7 +47,7 @@ class MigrationDestination:
     """
 
     def __init__(
-        self, vm: VirtualMachine, config: DestinationConfig, *,
+        self, vm: VirtualMachine, config: MigrationDestinationConfig, *,
         on_event: OnEvent | None = None, sinks: Iterable[Sink] = (),
     ) -> None:
         self.vm = vm

@@ -21,7 +21,7 @@ from colo.link.migration_progress import MigrationProgress
 from colo.link.migration_rounds import MigrationRounds
 from colo.link.pacer import Pacer
 from colo.protocol.migration import Action, Event, Exchange, MigrationMachine, MigrationStatus, Role, State, next_status
-from colo.session.migration.config import MigrationConfig, MigrationOutcome
+from colo.session.migration.config import MigrationOutcome, MigrationSourceConfig
 from colo.stream.writer import end_of_stream
 from colo.trace import Trace
 from colo.transport import connect_until
@@ -40,8 +40,8 @@ class SourceRun:
     where the VM hangs, by :attr:`HUNG_HANDLERS`. ``downtime_limit_ms`` is asked after each round."""
 
     def __init__(
-        self, vm: VirtualMachine, config: MigrationConfig, pages: MigrationPages, pacer: Pacer, arbiter: Arbiter | None, *,
-        session_trace: Trace, downtime_limit_ms: Callable[[], float],
+        self, vm: VirtualMachine, config: MigrationSourceConfig, pages: MigrationPages, pacer: Pacer,
+        arbiter: Arbiter | None, *, session_trace: Trace, downtime_limit_ms: Callable[[], float],
     ) -> None:
         self._generation = 0 if arbiter is None else arbiter.current()
         self._converge = AutoConverge(

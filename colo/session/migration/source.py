@@ -2,7 +2,7 @@
 
 ::
 
-    with Migration(vm, MigrationConfig("tcp:192.0.2.7:9000", insecure=True)) as migration:
+    with MigrationSource(vm, MigrationSourceConfig("tcp:192.0.2.7:9000", insecure=True)) as migration:
         outcome = migration.run()
 
 RAM is sent in rounds, each with what was written during the one before, until the rest fits the downtime limit; then the
@@ -24,7 +24,7 @@ from colo.epoch.migration_pages import MigrationPages
 from colo.errors import ColoError
 from colo.link.pacer import Pacer
 from colo.protocol.migration import MigrationStatus, VmPlace
-from colo.session.migration.config import MigrationConfig, MigrationOutcome
+from colo.session.migration.config import MigrationOutcome, MigrationSourceConfig
 from colo.session.migration.running import SourceRun
 from colo.trace import OnEvent, Sink, Trace
 from colo.transport import check_plaintext
@@ -32,7 +32,7 @@ from colo.transport import check_plaintext
 STOP_S = 30.0
 
 
-class Migration:
+class MigrationSource:
     """Moves ``vm`` to the destination in ``config``. Started once; no other session may have the VM meanwhile.
 
     ``sinks`` take the events themselves (:mod:`colo.trace`);
@@ -44,7 +44,7 @@ class Migration:
     """
 
     def __init__(
-        self, vm: VirtualMachine, config: MigrationConfig, *, on_event: OnEvent | None = None,
+        self, vm: VirtualMachine, config: MigrationSourceConfig, *, on_event: OnEvent | None = None,
         sinks: Iterable[Sink] = (),
     ) -> None:
         self.vm = vm

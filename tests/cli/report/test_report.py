@@ -28,8 +28,8 @@ from colo.cli.terminal.output import COLUMNS, SessionOutput, shown_columns
 from colo.errors import ArbitrationLost, ColoError, NoCheckpoint, StorageError
 from colo.figures.kinds import BYTE_KINDS, PAGE_KINDS, report_bytes, report_pages
 from colo.figures.series import percentile
-from colo.session.in_process import InProcessConfig, InProcessSecondary
 from colo.session.primary import Primary, PrimaryConfig
+from colo.session.vm_secondary import VmSecondary, VmSecondaryConfig
 from colo.text import size
 from tests.cli.watched import COLO, ROOT, PageVm, leading, secondary_process
 
@@ -201,8 +201,8 @@ def test_names_from_a_peer_stay_text(tmp_path: Path) -> None:
     with reported(str(tmp_path / "report"), HOSTILE) as recording:
         assert recording is not None
         output = SessionOutput(json_lines=True, recording=recording)
-        with InProcessSecondary(
-            second, InProcessConfig("tcp:127.0.0.1:0", "none", resume=False, heat_map=True), on_event=output.event,
+        with VmSecondary(
+            second, VmSecondaryConfig("tcp:127.0.0.1:0", "none", resume=False, heat_map=True), on_event=output.event,
         ) as secondary:
             def run() -> None:
                 with contextlib.suppress(ColoError):

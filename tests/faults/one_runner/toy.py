@@ -16,7 +16,7 @@ import threading
 import time
 from typing import Any
 
-from colo import InProcessConfig, InProcessSecondary, Primary, PrimaryConfig
+from colo import Primary, PrimaryConfig, VmSecondary, VmSecondaryConfig
 from colo.abc import BlockMemory, SteppedMachine
 from colo.errors import ArbitrationLost, NoCheckpoint, VmError
 from colo.protocol.deadlines import Deadlines
@@ -93,9 +93,9 @@ def primary(vm: ToyVm, arguments: argparse.Namespace) -> int:
 def secondary(vm: ToyVm, arguments: argparse.Namespace) -> int:
     """Follow; run it once it may."""
     config = with_known(
-        InProcessConfig, listen=arguments.address, arbiter=arguments.arbiter, insecure=True, vm=arguments.vm,
+        VmSecondaryConfig, listen=arguments.address, arbiter=arguments.arbiter, insecure=True, vm=arguments.vm,
         lease_ms=arguments.lease_ms, deadlines=Deadlines().capped(arguments.deadline_ms), control=arguments.control or None)
-    with InProcessSecondary(vm, config, on_event=say) as session:
+    with VmSecondary(vm, config, on_event=say) as session:
         signal.signal(signal.SIGTERM, lambda *_: session.stop())
         try:
             session.run()
@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--vm", default="")
     parser.add_argument("--control", default="")
     arguments = parser.parse_args()
-    if "lease_ms" not in InProcessConfig.__dataclass_fields__:  # one side alone cannot have it
+    if "lease_ms" not in VmSecondaryConfig.__dataclass_fields__:  # one side alone cannot have it
         arguments.lease_ms, arguments.deadline_ms = 0, arguments.lease_ms
     else:
         arguments.deadline_ms = arguments.lease_ms

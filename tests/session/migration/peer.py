@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from colo.protocol import encode_return_path
-from colo.session.migration import Migration, MigrationConfig
+from colo.session.migration import MigrationSource, MigrationSourceConfig
 from colo.wire import DIGEST_BYTES, HELLO, HELLO_COLO, LAST_WORD_MIN, ReturnPath
 from tests.session.migration.target import QUICK
 
@@ -64,7 +64,7 @@ def stream_of(vm: Any) -> bytes:
         return False
 
     thread = peer.serve(say)
-    with Migration(vm, MigrationConfig(peer.to, deadlines=QUICK)) as it:
+    with MigrationSource(vm, MigrationSourceConfig(peer.to, deadlines=QUICK)) as it:
         it.run()
     thread.join(10)
     peer.listener.close()

@@ -10,7 +10,13 @@ from typing import Any
 from colo.errors import ColoError
 from colo.memory.trackers import probe
 from colo.protocol.deadlines import Deadlines
-from colo.session.migration import Arrival, DestinationConfig, Migration, MigrationConfig, MigrationDestination
+from colo.session.migration import (
+    Arrival,
+    MigrationDestination,
+    MigrationDestinationConfig,
+    MigrationSource,
+    MigrationSourceConfig,
+)
 from tests.session.primary_vm import PageVm, expected
 
 TRACKERS = [result.name for result in probe() if result.available and result.name != "explicit"]
@@ -25,7 +31,7 @@ class Target:
         self.vm = vm or PageVm(PAGES)
         self.outcome: Arrival | BaseException | None = None
         self.destination = MigrationDestination(
-            self.vm, DestinationConfig(**{"listen": "tcp:127.0.0.1:0", "resume": False, "deadlines": QUICK, **options}))
+            self.vm, MigrationDestinationConfig(**{"listen": "tcp:127.0.0.1:0", "resume": False, "deadlines": QUICK, **options}))
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -49,8 +55,8 @@ class Target:
             self.vm.close()
 
 
-def config(target: Target, **options: Any) -> MigrationConfig:
-    return MigrationConfig(target.destination.address, **{"deadlines": QUICK, **options})
+def config(target: Target, **options: Any) -> MigrationSourceConfig:
+    return MigrationSourceConfig(target.destination.address, **{"deadlines": QUICK, **options})
 
 
 def wait_until(condition: Callable[[], bool], what: str = "") -> None:
@@ -69,6 +75,6 @@ def runs_on(vm: Any) -> None:
         assert vm.image() == expected(vm.turn, vm.pages)
 
 
-def tracked_by_nobody(migration: Migration) -> None:
+def tracked_by_nobody(migration: MigrationSource) -> None:
     for part in migration._pages.tracker.parts:  # type: ignore[attr-defined]
         assert not part.started

@@ -11,7 +11,7 @@ import pytest
 
 from colo.errors import ChannelError
 from colo.protocol.migration import MigrationStatus
-from colo.session.migration import Arrival, Migration, MigrationConfig, VmPlace
+from colo.session.migration import Arrival, MigrationSource, MigrationSourceConfig, VmPlace
 from tests.session.migration.target import PAGES, TRACKERS, Target, config, runs_on, tracked_by_nobody, wait_until
 from tests.session.primary_vm import PAGE, PageVm, expected
 
@@ -27,7 +27,7 @@ def test_memory_and_state_arrive_as_they_were_at_the_pause(
     vm.resume()
     wait_until(lambda: vm.turn > 20)
     # A limit that is not reached at once makes further rounds.
-    with Migration(vm, config(target, tracker=tracker, xbzrle=xbzrle, return_path=return_path, downtime_limit_ms=2)) as it:
+    with MigrationSource(vm, config(target, tracker=tracker, xbzrle=xbzrle, return_path=return_path, downtime_limit_ms=2)) as it:
         outcome = it.run()
         tracked_by_nobody(it)
     assert outcome.status is MigrationStatus.COMPLETED
@@ -47,7 +47,7 @@ def test_over_a_unix_socket(vm: Any, tmp_path: Path) -> None:
     far = Target(listen=f"unix:{tmp_path}/socket")
     vm.resume()
     for return_path in (True, False):
-        with Migration(vm, config(far, max_bandwidth_bytes_per_s=4 << 20, return_path=return_path)) as it:
+        with MigrationSource(vm, config(far, max_bandwidth_bytes_per_s=4 << 20, return_path=return_path)) as it:
             assert it.run().vm is VmPlace.THERE
         assert isinstance(far.join(), Arrival)
         assert far.vm.image() == expected(vm.turn, vm.pages)
@@ -61,7 +61,7 @@ def test_figures_have_the_names_of_query_migrate(vm: Any, target: Target) -> Non
     seen: list[Any] = []
     vm.resume()
     wait_until(lambda: vm.turn > 20)
-    with Migration(vm, config(target, xbzrle="shadow"), on_event=lambda kind, data: seen.append((kind, data))) as it:
+    with MigrationSource(vm, config(target, xbzrle="shadow"), on_event=lambda kind, data: seen.append((kind, data))) as it:
         assert it.status() == {"status": "none", "vm": "here"}
         it.run()
         status = it.status()
@@ -85,11 +85,11 @@ def test_figures_have_the_names_of_query_migrate(vm: Any, target: Target) -> Non
 def test_a_vm_that_stood_still_is_migrated_as_it_stands(target: Target) -> None:
     vm = PageVm(PAGES)
     vm.advance()
-    with Migration(vm, config(target)) as it:
+    with MigrationSource(vm, config(target)) as it:
         it.run()
     target.join()
     assert target.vm.image() == expected(1, vm.pages)
-    with Migration(vm, MigrationConfig("tcp:127.0.0.1:9", connect_s=0.05)) as it, pytest.raises(ChannelError):
+    with MigrationSource(vm, MigrationSourceConfig("tcp:127.0.0.1:9", connect_s=0.05)) as it, pytest.raises(ChannelError):
         it.run()
     assert not vm.running
 
@@ -102,7 +102,7 @@ def test_a_page_changed_and_changed_back_while_it_is_sent_arrives_as_it_is(targe
         view[:] = os.urandom(len(view))
     page = slice(30 * PAGE, 31 * PAGE)
     before = bytes(vm.views[0][page])
-    with Migration(vm, config(target, tracker=tracker, max_bandwidth_bytes_per_s=400_000)) as it:
+    with MigrationSource(vm, config(target, tracker=tracker, max_bandwidth_bytes_per_s=400_000)) as it:
         it.start()
         wait_until(lambda: it.progress.sent_bytes > PAGE)
         assert it.progress.sent_bytes < 25 * PAGE
@@ -116,7 +116,7 @@ def test_a_page_changed_and_changed_back_while_it_is_sent_arrives_as_it_is(targe
 
 def test_it_waits_before_the_switchover_until_told(vm: Any, target: Target) -> None:
     vm.resume()
-    with Migration(vm, config(target, pause_before_switchover=True)) as it:
+    with MigrationSource(vm, config(target, pause_before_switchover=True)) as it:
         it.start()
         with pytest.raises(RuntimeError, match="not pre-switchover"):
             it.continue_()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from colo.errors import ChannelError, ColoError
-from colo.session.migration import DestinationConfig, Migration, MigrationConfig, MigrationDestination
+from colo.session.migration import MigrationDestination, MigrationDestinationConfig, MigrationSource, MigrationSourceConfig
 from colo.stream.writer import end_of_stream, section_footer, vmdescription
 from tests.session.migration.peer import Peer, stream_of
 from tests.session.migration.target import QUICK, Target, runs_on
@@ -57,7 +57,7 @@ def test_what_is_damaged_while_the_vm_stands_still_is_not_run(vm: Any, target: T
 
                 vm.on_save = write_page
             vm.resume()
-            with Migration(vm, MigrationConfig(peer.to, deadlines=QUICK)) as it, pytest.raises(ChannelError, match="SHUT 1"):
+            with MigrationSource(vm, MigrationSourceConfig(peer.to, deadlines=QUICK)) as it, pytest.raises(ChannelError, match="SHUT 1"):
                 it.run()
             assert "damaged on its way" in str(target.join()), target.outcome
             assert vm.running and not target.vm.running
@@ -99,7 +99,7 @@ def test_what_looks_like_the_end_is_not_enough(vm: Any, target: Target) -> None:
 
     thread = peer.serve(say)
     vm.resume()
-    with Migration(vm, MigrationConfig(peer.to, deadlines=QUICK)) as it, pytest.raises(ChannelError):
+    with MigrationSource(vm, MigrationSourceConfig(peer.to, deadlines=QUICK)) as it, pytest.raises(ChannelError):
         it.run()
     thread.join(10)
     time.sleep(0.1)
@@ -117,7 +117,7 @@ def test_a_damaged_or_cut_stream_never_runs_what_did_not_arrive() -> None:
     whole = stream_of(source)
     source.close()
     vm = PageVm(4)
-    with MigrationDestination(vm, DestinationConfig("tcp:127.0.0.1:0", deadlines=QUICK)) as destination:
+    with MigrationDestination(vm, MigrationDestinationConfig("tcp:127.0.0.1:0", deadlines=QUICK)) as destination:
         host, port = destination.address.removeprefix("tcp:").rsplit(":", 1)
         outcomes = []
         for n in range(150):

@@ -13,7 +13,14 @@ from colo.errors import AddressError, ArbitrationError, ChannelError, ChannelLos
 from colo.memory.trackers import open_tracker
 from colo.protocol.deadlines import Deadlines
 from colo.protocol.migration import MigrationStatus
-from colo.session.migration import Arrival, DestinationConfig, Migration, MigrationConfig, MigrationDestination, VmPlace
+from colo.session.migration import (
+    Arrival,
+    MigrationDestination,
+    MigrationDestinationConfig,
+    MigrationSource,
+    MigrationSourceConfig,
+    VmPlace,
+)
 from colo.session.primary import Primary, PrimaryConfig
 from tests.session.migration.target import PAGES, Target, config, runs_on, tracked_by_nobody, wait_until
 from tests.session.primary_vm import PAGE, PageVm, expected
@@ -36,8 +43,8 @@ def test_cancelled_in_any_phase_the_vm_runs_on(phase: str, vm: Any, target: Targ
         vm.on_save = lambda: go_on.wait(1) and None
     settings = config(target, **options)
     if phase == "setup":  # a listener that never answers
-        settings = MigrationConfig(f"tcp:127.0.0.1:{silent.getsockname()[1]}", **options)
-    with Migration(vm, settings) as it:
+        settings = MigrationSourceConfig(f"tcp:127.0.0.1:{silent.getsockname()[1]}", **options)
+    with MigrationSource(vm, settings) as it:
         it.start()
         wait_until(lambda: it.status()["status"] == phase)
         threading.Timer(0.05, go_on.set).start()
@@ -66,7 +73,7 @@ def test_cancelling_is_too_late_once_the_end_is_handed_out(vm: Any) -> None:
 
     far = Target(Slow(PAGES))
     vm.resume()
-    with Migration(vm, config(far)) as it:
+    with MigrationSource(vm, config(far)) as it:
         it.start()
         assert far.vm.loading.wait(10)
         threading.Timer(0.05, far.vm.go_on.set).start()
@@ -82,7 +89,7 @@ def test_save_state_that_raises_leaves_the_vm_running(vm: Any, target: Target) -
 
     vm.on_save = refuse
     vm.resume()
-    with Migration(vm, config(target)) as it:
+    with MigrationSource(vm, config(target)) as it:
         with pytest.raises(VmError, match="no state today"):
             it.run()
         assert it.status()["status"] == "failed" and it.status()["vm"] == "here"
@@ -97,7 +104,7 @@ def test_save_state_that_hangs_is_given_up(vm: Any, target: Target) -> None:
     go_on = threading.Event()
     vm.on_save = lambda: go_on.wait(20) and None
     vm.resume()
-    with Migration(vm, config(target, vm_s=0.3)) as it:
+    with MigrationSource(vm, config(target, vm_s=0.3)) as it:
         with pytest.raises(VmError, match="did not return within"):
             it.run()
         assert vm.running
@@ -113,7 +120,7 @@ def test_a_vm_that_refuses_its_state_gives_it_back(vm: Any) -> None:
 
     far = Target(Refusing(PAGES), resume=True)
     vm.resume()
-    with Migration(vm, config(far)) as it:
+    with MigrationSource(vm, config(far)) as it:
         with pytest.raises(ChannelError, match="did not take the VM over"):
             it.run()
         assert it.status()["vm"] == "here"
@@ -138,7 +145,7 @@ def test_a_vm_that_does_not_resume_gives_it_back_only_if_it_stands_still(vm: Any
 
     far = Target(Stuck(PAGES), resume=True)
     vm.resume()
-    with Migration(vm, config(far)) as it:
+    with MigrationSource(vm, config(far)) as it:
         with pytest.raises(ChannelError if can_pause else ArbitrationError):
             it.run()
         assert vm.running == can_pause
@@ -149,13 +156,13 @@ def test_a_vm_that_does_not_resume_gives_it_back_only_if_it_stands_still(vm: Any
 def test_memory_of_another_shape_is_refused(vm: Any) -> None:
     far = Target(PageVm(PAGES + 1))
     vm.resume()
-    with Migration(vm, config(far)) as it, pytest.raises(ChannelError):
+    with MigrationSource(vm, config(far)) as it, pytest.raises(ChannelError):
         it.run()
     runs_on(vm)
     assert isinstance(far.join(), StreamError)
     far.close()
     far = Target(machine="pc")
-    with Migration(vm, config(far)) as it, pytest.raises(ChannelError):
+    with MigrationSource(vm, config(far)) as it, pytest.raises(ChannelError):
         it.run()
     assert "is 'pc'" in str(far.join())
     far.close()
@@ -163,13 +170,13 @@ def test_memory_of_another_shape_is_refused(vm: Any) -> None:
 
 def test_a_destination_takes_the_next_one_after_a_failure(vm: Any, target: Target) -> None:
     vm.resume()
-    with Migration(vm, config(target, max_bandwidth_bytes_per_s=20_000)) as it:
+    with MigrationSource(vm, config(target, max_bandwidth_bytes_per_s=20_000)) as it:
         it.start()
         wait_until(lambda: it.status()["status"] == "active")
     assert isinstance(target.join(), ChannelLost)
     target.thread = threading.Thread(target=target._run, daemon=True)
     target.thread.start()
-    with Migration(vm, config(target)) as it:
+    with MigrationSource(vm, config(target)) as it:
         it.run()
     assert isinstance(target.join(), Arrival)
     assert target.vm.image() == expected(vm.turn, vm.pages)
@@ -177,13 +184,13 @@ def test_a_destination_takes_the_next_one_after_a_failure(vm: Any, target: Targe
 
 def test_one_session_has_a_vm(vm: Any, target: Target) -> None:
     vm.resume()
-    with Migration(vm, config(target, pause_before_switchover=True)) as it:
+    with MigrationSource(vm, config(target, pause_before_switchover=True)) as it:
         it.start()
         with pytest.raises(RuntimeError, match="another session"):
-            Migration(vm, config(target)).start()
+            MigrationSource(vm, config(target)).start()
         with pytest.warns(RuntimeWarning), pytest.raises(RuntimeError, match="another session"):
             Primary(vm, PrimaryConfig(target.destination.address, "none")).start()
-        with MigrationDestination(vm, DestinationConfig("tcp:127.0.0.1:0")) as other, \
+        with MigrationDestination(vm, MigrationDestinationConfig("tcp:127.0.0.1:0")) as other, \
                 pytest.raises(RuntimeError, match="another session"):
             other.run()
     runs_on(vm)
@@ -191,23 +198,23 @@ def test_one_session_has_a_vm(vm: Any, target: Target) -> None:
 
 def test_what_cannot_be_asked_is_refused(vm: Any) -> None:
     with pytest.raises(AddressError):
-        Migration(vm, MigrationConfig("tcp:192.0.2.1:9"))
+        MigrationSource(vm, MigrationSourceConfig("tcp:192.0.2.1:9"))
     with pytest.raises(ValueError, match="return path"):
-        Migration(vm, MigrationConfig("tcp:127.0.0.1:9", arbiter="file:/nowhere", return_path=False))
+        MigrationSource(vm, MigrationSourceConfig("tcp:127.0.0.1:9", arbiter="file:/nowhere", return_path=False))
     with pytest.raises(ValueError, match="downtime"):
-        Migration(vm, MigrationConfig("tcp:127.0.0.1:9", downtime_limit_ms=-1))
+        MigrationSource(vm, MigrationSourceConfig("tcp:127.0.0.1:9", downtime_limit_ms=-1))
 
     class Plain:
         memory = BlockMemory.allocate({"ram": PAGE})
 
     with pytest.raises(ValueError, match="Throttled"):
-        Migration(Plain(), MigrationConfig("tcp:127.0.0.1:9", auto_converge=True))  # type: ignore[arg-type]
+        MigrationSource(Plain(), MigrationSourceConfig("tcp:127.0.0.1:9", auto_converge=True))  # type: ignore[arg-type]
 
 
 def test_a_tracker_that_lost_the_memory_ends_it(vm: Any, target: Target) -> None:
     tracker = open_tracker("explicit", vm.memory)
     vm.resume()
-    with Migration(vm, config(target, tracker=tracker, max_bandwidth_bytes_per_s=100_000)) as it:
+    with MigrationSource(vm, config(target, tracker=tracker, max_bandwidth_bytes_per_s=100_000)) as it:
         it.start()
         wait_until(lambda: it.status()["status"] == "active")
         tracker.stop()

@@ -10,7 +10,7 @@ import pytest
 from colo.errors import ArbitrationError, ChannelError, ColoError, ProtocolError, StreamError
 from colo.protocol import encode_return_path
 from colo.protocol.deadlines import Deadlines
-from colo.session.migration import Migration, MigrationConfig
+from colo.session.migration import MigrationSource, MigrationSourceConfig
 from colo.wire import ReturnPath
 from tests.session.migration.peer import Peer, colo_until_the_end
 from tests.session.migration.target import QUICK, runs_on
@@ -35,7 +35,7 @@ def test_an_answer_that_is_none_ends_it_and_the_vm_runs_on(vm: Any, answer: byte
 
     thread = peer.serve(say)
     vm.resume()
-    with Migration(vm, MigrationConfig(peer.to, deadlines=QUICK)) as it, pytest.raises(error):
+    with MigrationSource(vm, MigrationSourceConfig(peer.to, deadlines=QUICK)) as it, pytest.raises(error):
         it.run()
     runs_on(vm)
     thread.join(10)
@@ -47,7 +47,7 @@ def test_a_silent_destination_meets_its_deadline(vm: Any) -> None:
     thread = peer.serve(lambda sock, data: False)
     vm.resume()
     deadlines = Deadlines(handshake_s=0.3)
-    with Migration(vm, MigrationConfig(peer.to, deadlines=deadlines)) as it, pytest.raises(ChannelError, match="handshake"):
+    with MigrationSource(vm, MigrationSourceConfig(peer.to, deadlines=deadlines)) as it, pytest.raises(ChannelError, match="handshake"):
         it.run()
     runs_on(vm)
     thread.join(10)
@@ -67,7 +67,7 @@ def test_an_answer_lost_at_the_very_end_runs_the_vm_nowhere_by_itself(vm: Any, l
 
     peer.serve(say)
     vm.resume()
-    with Migration(vm, MigrationConfig(peer.to, deadlines=QUICK)) as it:
+    with MigrationSource(vm, MigrationSourceConfig(peer.to, deadlines=QUICK)) as it:
         with pytest.raises(ArbitrationError, match="stands still"):
             it.run()
         assert not vm.running

@@ -10,7 +10,7 @@ from typing import Any
 
 from colo.errors import ChannelLost
 from colo.protocol.migration import MigrationStatus
-from colo.session.migration import Migration
+from colo.session.migration import MigrationSource
 from tests.session.migration.target import PAGES, Target, config, wait_until
 from tests.session.primary_vm import PAGE, PageVm
 
@@ -54,7 +54,7 @@ def test_without_auto_converge_it_goes_on_and_with_it_it_ends(target: Target) ->
     vm.resume()
     options: dict[str, Any] = {
         "downtime_limit_ms": 0.001, "max_bandwidth_bytes_per_s": 64 << 20, "tracker": AllDirty()}
-    with Migration(vm, config(far, **options)) as it:
+    with MigrationSource(vm, config(far, **options)) as it:
         it.start()
         wait_until(lambda: it.progress.rounds >= 6)
         assert it.status()["status"] == "active"
@@ -63,7 +63,7 @@ def test_without_auto_converge_it_goes_on_and_with_it_it_ends(target: Target) ->
     assert isinstance(far.join(), ChannelLost)
     far.close()
     far = Target(BusyVm())
-    with Migration(vm, config(far, **options, auto_converge=True)) as it:
+    with MigrationSource(vm, config(far, **options, auto_converge=True)) as it:
         it.start()
         wait_until(lambda: len(vm.throttled) >= 3)
         assert vm.throttled[:3] == [20, 30, 40]
@@ -98,7 +98,7 @@ def test_throttling_makes_the_rounds_shorter_until_the_rest_fits() -> None:
     wait_until(lambda: vm.turn > 600)  # no page is zero any more
     rounds: list[Any] = []
     # At 8 MB/s the 2 MiB take a quarter of a second, in which all of them are written again.
-    with Migration(
+    with MigrationSource(
         vm, config(far, auto_converge=True, throttle_initial_percent=60, throttle_increment_percent=39,
                    downtime_limit_ms=60, max_bandwidth_bytes_per_s=8 << 20),
         on_event=lambda kind, data: rounds.append(data) if kind == "round" else None,
@@ -117,7 +117,7 @@ def test_bandwidth_is_limited_and_may_be_changed_meanwhile(target: Target) -> No
     for view in vm.views:
         view[:] = os.urandom(len(view))
     limit = 200_000
-    with Migration(vm, config(target, max_bandwidth_bytes_per_s=limit)) as it:
+    with MigrationSource(vm, config(target, max_bandwidth_bytes_per_s=limit)) as it:
         it.start()
         wait_until(lambda: it.progress.sent_bytes > 40_000)
         elapsed = (time.monotonic_ns() - it.progress.round_began_ns) / 1e9

@@ -17,7 +17,7 @@ from colo.arbiter import init_arbiter
 from colo.errors import ArbitrationError, ArbitrationLost, ChannelError, ColoError
 from colo.link.migration_in import MigrationIn
 from colo.protocol import encode_return_path
-from colo.session.migration import Migration, MigrationConfig, VmPlace
+from colo.session.migration import MigrationSource, MigrationSourceConfig, VmPlace
 from colo.wire import ReturnPath
 from tests.session.migration.peer import Peer, colo_until_the_end
 from tests.session.migration.target import PAGES, QUICK, Target, config, runs_on, wait_until
@@ -47,7 +47,7 @@ def test_the_arbiter_decides_when_the_answer_is_lost(vm: Any, tmp_path: Path, mo
                 raise ArbitrationError("out of reach")
 
             far.destination._claim = die  # type: ignore[method-assign]
-        with Migration(vm, config(far, arbiter=f"file:{arbiter}")) as it:
+        with MigrationSource(vm, config(far, arbiter=f"file:{arbiter}")) as it:
             it.start()
             if destination_claims:
                 assert it.wait(20).vm is VmPlace.THERE
@@ -68,7 +68,7 @@ def test_who_lost_the_claim_does_not_run(vm: Any, tmp_path: Path) -> None:
     init_arbiter(f"file:{arbiter}", vm="test")
     far = Target(arbiter=f"file:{arbiter}", resume=True)
     vm.resume()
-    with Migration(vm, config(far, arbiter=f"file:{arbiter}")) as it:
+    with MigrationSource(vm, config(far, arbiter=f"file:{arbiter}")) as it:
         assert it._arbiter is not None
         it._arbiter.claim(0, reason="a source that saw its answer lost")
         with pytest.raises(ChannelError, match="did not take the VM over"):
@@ -84,7 +84,7 @@ def test_an_arbiter_that_the_destination_does_not_ask_is_refused(vm: Any, target
     arbiter.mkdir(mode=0o700)
     init_arbiter(f"file:{arbiter}", vm="test")
     vm.resume()
-    with Migration(vm, config(target, arbiter=f"file:{arbiter}")) as it, pytest.raises(ArbitrationError, match="both sides"):
+    with MigrationSource(vm, config(target, arbiter=f"file:{arbiter}")) as it, pytest.raises(ArbitrationError, match="both sides"):
         it.run()
     runs_on(vm)
 
@@ -93,7 +93,7 @@ def test_a_tracker_that_fails_when_all_is_over_gives_the_vm_back_to_nobody(vm: A
     """It has moved: whatever goes wrong here afterwards, it does not run here again."""
     notices: list[str] = []
     vm.resume()
-    with Migration(vm, config(target), on_event=lambda kind, data: notices.append(data) if kind == "notice" else None) as it:
+    with MigrationSource(vm, config(target), on_event=lambda kind, data: notices.append(data) if kind == "notice" else None) as it:
         tracker = it._pages.tracker
         stop = tracker.stop
 
@@ -108,7 +108,7 @@ def test_a_tracker_that_fails_when_all_is_over_gives_the_vm_back_to_nobody(vm: A
         assert notices == ["at the end: lost its descriptor"]
         tracker.stop = stop  # type: ignore[method-assign]
     # The VM is not held by a session that is over.
-    with Migration(vm, MigrationConfig("tcp:127.0.0.1:9", connect_s=0.05)) as it, contextlib.suppress(ColoError):
+    with MigrationSource(vm, MigrationSourceConfig("tcp:127.0.0.1:9", connect_s=0.05)) as it, contextlib.suppress(ColoError):
         it.run()
 
 
@@ -135,7 +135,7 @@ def test_a_vm_that_hangs_when_all_is_over_is_not_let_run_here(vm: Any, answered:
 
     peer.serve(say)
     slow.resume()
-    with Migration(slow, MigrationConfig(peer.to, deadlines=QUICK, auto_converge=True, vm_s=0.3)) as it:
+    with MigrationSource(slow, MigrationSourceConfig(peer.to, deadlines=QUICK, auto_converge=True, vm_s=0.3)) as it:
         it._run.source.throttle_percent = 20  # as if it had been slowed down
         it.start()
         if answered:
@@ -159,7 +159,7 @@ def test_an_arbiter_that_breaks_leaves_it_undecided(vm: Any, tmp_path: Path, mon
     monkeypatch.setattr(MigrationIn, "say", lambda link, kind, value, *, must=False, say=MigrationIn.say: (
         kind is not ReturnPath.SHUT and say(link, kind, value, must=must)))
     vm.resume()
-    with Migration(vm, config(far, arbiter=f"file:{arbiter}")) as it:
+    with MigrationSource(vm, config(far, arbiter=f"file:{arbiter}")) as it:
         assert it._arbiter is not None
 
         def claim(*args: Any, **options: Any) -> Any:
@@ -188,7 +188,7 @@ class Vm(PageVm):
             time.sleep(60)
         super().load_state(state)
 vm = Vm({pages})
-with MigrationDestination(vm, DestinationConfig("tcp:127.0.0.1:0")) as destination:
+with MigrationDestination(vm, MigrationDestinationConfig("tcp:127.0.0.1:0")) as destination:
     print(destination.address, flush=True)
     destination.run()
 """
@@ -204,7 +204,7 @@ def test_a_killed_destination(vm: Any, when: str) -> None:
     vm.resume()
     wait_until(lambda: vm.turn > 10)
     options: dict[str, Any] = {"max_bandwidth_bytes_per_s": 20_000} if when == "round" else {}
-    with Migration(vm, MigrationConfig(address, **options)) as it:
+    with MigrationSource(vm, MigrationSourceConfig(address, **options)) as it:
         it.start()
         if when == "round":
             wait_until(lambda: it.progress.sent_bytes > 2000)

@@ -22,19 +22,19 @@ from colo.lease.meeting import Meeting
 from colo.qemu.endings import EndingActions, EndingWatch
 from colo.qemu.news import News
 from colo.qemu.primary import QemuPrimary
-from colo.session.protector.config import Ending, ProtectorConfig, ProtectorReport
-from colo.session.protector.ending import GENERATION_S, ProtectorEnding
-from colo.session.protector.protection import Protection
+from colo.session.qemu_guard.config import Ending, QemuGuardConfig, QemuGuardReport
+from colo.session.qemu_guard.ending import GENERATION_S, QemuGuardEnding
+from colo.session.qemu_guard.protection import Protection
 from colo.trace import OnEvent, SessionState, Sink, Trace
 from colo.transport import check_listening, check_plaintext
 
 RECONNECT_S = 2.0
 
 
-class Protector:
+class QemuGuard:
     """Sets a running QEMU up as primary, and watches it. ::
 
-        with Protector(ProtectorConfig("/run/vm1/qmp.sock", "unix:/run/vm1/colo.sock", arbiter="file:/shared/vm1")) as p:
+        with QemuGuard(QemuGuardConfig("/run/vm1/qmp.sock", "unix:/run/vm1/colo.sock", arbiter="file:/shared/vm1")) as p:
             report = p.run()
 
     ``sinks`` take the events themselves (:mod:`colo.trace`);
@@ -42,7 +42,7 @@ class Protector:
     """
 
     def __init__(
-        self, config: ProtectorConfig, *, on_event: OnEvent | None = None, sinks: Iterable[Sink] = ()
+        self, config: QemuGuardConfig, *, on_event: OnEvent | None = None, sinks: Iterable[Sink] = ()
     ) -> None:
         self.config = config
         self._pid = os.getpid()
@@ -62,7 +62,7 @@ class Protector:
         except BaseException:
             self._news.close()
             raise
-        self._endings = ProtectorEnding(self._protection)
+        self._endings = QemuGuardEnding(self._protection)
 
     def _take_on(self, session_trace: Trace) -> None:
         """Raises ColoError when that cannot be; nothing has been done to the QEMU then."""
@@ -160,7 +160,7 @@ class Protector:
 
     # -- the session
 
-    def run(self) -> ProtectorReport:
+    def run(self) -> QemuGuardReport:
         """Protect until it ends; the report says how. Raises QemuError, QemuUnsupported, ChannelError, ProtocolError or
         ArbitrationError if it cannot begin, ArbitrationError when it was asked to end while who may run was undecided: the VM
         then stands still, under its fence, until another guard comes."""
@@ -182,7 +182,7 @@ class Protector:
 
     # -- beginning
 
-    def _protect(self) -> ProtectorReport:
+    def _protect(self) -> QemuGuardReport:
         """Meet the secondary, have the lease held, make QEMU a primary, and watch it."""
         p = self._protection
         p.state = SessionState.SETTING_UP
@@ -242,7 +242,7 @@ class Protector:
         identity = self._arbiter.identity
         return self.config.vm or (identity.vm if identity is not None else "") or self._vm
 
-    def _resume_guarding(self) -> ProtectorReport | None:
+    def _resume_guarding(self) -> QemuGuardReport | None:
         """A QEMU that is in COLO already: the guard before this one died, and this one goes on. None: it is not."""
         p = self._protection
         if p.keeping.guard is None:
@@ -271,7 +271,7 @@ class Protector:
             return self._endings.settle(f"QEMU left COLO while nobody guarded it (its migration is {status!r})")
         return self._watch()
 
-    def _adopt(self, found: FenceStatus) -> ProtectorReport | None:
+    def _adopt(self, found: FenceStatus) -> QemuGuardReport | None:
         """Go on with the fence that a guard before this one has left; the report where that had ended already."""
         p, guard = self._protection, self._protection.keeping.guard
         assert guard is not None
@@ -291,7 +291,7 @@ class Protector:
             return self._endings.settle(f"the VM was stopped by its fence ({found.reason})")
         return None
 
-    def _protect_again(self, alone: ProtectorReport) -> ProtectorReport:
+    def _protect_again(self, alone: QemuGuardReport) -> QemuGuardReport:
         """Alone: look for a secondary, for ever."""
         p, said = self._protection, ""
         while True:
@@ -299,7 +299,7 @@ class Protector:
             while time.monotonic() < until and not (p.leave or p.end) and p.qemu.alive():
                 p.wait(until)
             if p.leave:
-                return ProtectorReport(Ending.UNPROTECTED, p.leave, p.checkpoints, alone.freed_ms)
+                return QemuGuardReport(Ending.UNPROTECTED, p.leave, p.checkpoints, alone.freed_ms)
             if p.end:
                 return self._endings.end_on_purpose(p.end)
             if not p.qemu.alive():
@@ -318,7 +318,7 @@ class Protector:
 
     # -- watching
 
-    def _watch(self) -> ProtectorReport:
+    def _watch(self) -> QemuGuardReport:
         """Until it ends. Looked at is what there is news of; what has a time of its own is looked at then."""
         p = self._protection
         p.state = SessionState.PROTECTING

@@ -11,7 +11,7 @@ from colo.qemu.endings import EndingWatch
 from colo.qemu.news import News
 from colo.qemu.pauses import PauseMeter
 from colo.qemu.primary import QemuPrimary
-from colo.session.protector.config import Ending, ProtectorConfig, ProtectorReport
+from colo.session.qemu_guard.config import Ending, QemuGuardConfig, QemuGuardReport
 from colo.trace import SessionState, Trace
 
 
@@ -19,7 +19,7 @@ class Protection:
     """One VM's. :meth:`ask_to_leave` and :meth:`ask_to_end` are for any thread, all else is for the session's own."""
 
     def __init__(
-        self, config: ProtectorConfig, primary: QemuPrimary, ends: EndingWatch, arbiter: Arbiter, news: News,
+        self, config: QemuGuardConfig, primary: QemuPrimary, ends: EndingWatch, arbiter: Arbiter, news: News,
         session_trace: Trace,
     ) -> None:
         """Raises QemuError, ArbitrationError."""
@@ -66,10 +66,10 @@ class Protection:
         """Pauses seen so far."""
         return self.meter.count if self.meter is not None else 0
 
-    def report(self, ending: Ending, reason: str, noticed: float | None = None) -> ProtectorReport:
+    def report(self, ending: Ending, reason: str, noticed: float | None = None) -> QemuGuardReport:
         """``noticed``: when the loss was (``time.monotonic()``), of a VM that runs alone now."""
         freed_ms = None if noticed is None else round((time.monotonic() - noticed) * 1000, 3)
-        return ProtectorReport(ending, reason, self.checkpoints, freed_ms)
+        return QemuGuardReport(ending, reason, self.checkpoints, freed_ms)
 
     def close(self) -> None:
         """Look no more."""

@@ -13,7 +13,7 @@ from colo.qemu.primary import ColoSettings
 
 
 @dataclass(frozen=True, slots=True)
-class ProtectorConfig:
+class QemuGuardConfig:
     """What ``colo protect`` needs to know. Only ``qmp``, ``to`` and ``arbiter`` have no default."""
 
     qmp: str | os.PathLike[str]
@@ -72,7 +72,7 @@ class Ending(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ProtectorReport:
+class QemuGuardReport:
     """What came of it; ``freed_ms`` is from the loss being noticed to the VM running alone."""
 
     ending: Ending

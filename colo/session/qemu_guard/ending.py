@@ -9,8 +9,8 @@ from colo.errors import ArbitrationError, ArbitrationLost, QemuError
 from colo.qemu.endings import Ending as QemuEnding
 from colo.qemu.endings import Follows
 from colo.qemu.qmp import QmpError, QmpTimeout
-from colo.session.protector.config import Ending, ProtectorReport
-from colo.session.protector.protection import Protection
+from colo.session.qemu_guard.config import Ending, QemuGuardReport
+from colo.session.qemu_guard.protection import Protection
 from colo.trace import SessionState
 
 GENERATION_S = 0.2
@@ -28,13 +28,13 @@ HAND_OVER_LEASES = 3
 """So long the other side may take to take a VM over that is of no use here: while it is heard of, and, in leases, anyhow."""
 
 
-class ProtectorEnding:
+class QemuGuardEnding:
     """Each method is one way in which ``protection`` ends, to its end, and returns the report of it."""
 
     def __init__(self, protection: Protection) -> None:
         self._p = protection
 
-    def settle(self, reason: str, won: Ending = Ending.ALONE) -> ProtectorReport:
+    def settle(self, reason: str, won: Ending = Ending.ALONE) -> QemuGuardReport:
         """The secondary is lost, or let go. Whoever wins the generation runs.
 
         Raises ArbitrationError when it was asked to end while that was undecided, QemuError when the VM may run and its QEMU
@@ -96,7 +96,7 @@ class ProtectorEnding:
 
     # -- this side runs the VM
 
-    def run_alone(self, generation: int, reason: str, won: Ending, noticed: float) -> ProtectorReport:
+    def run_alone(self, generation: int, reason: str, won: Ending, noticed: float) -> QemuGuardReport:
         """``generation`` was won. Raises QemuError when QEMU refuses to run the VM."""
         p = self._p
         p.held.number = generation
@@ -131,7 +131,7 @@ class ProtectorEnding:
 
     # -- the other side runs it
 
-    def lost(self, reason: str) -> ProtectorReport:
+    def lost(self, reason: str) -> QemuGuardReport:
         """The other side holds the next generation: this VM stands still, and is ended as soon as that one runs."""
         p = self._p
         p.state = SessionState.LOSING
@@ -144,7 +144,7 @@ class ProtectorEnding:
         p.keeping.release(stopped=True)
         return p.report(Ending.STOPPED, f"{reason} ({how})")
 
-    def _await_other_side(self, reason: str) -> ProtectorReport | None:
+    def _await_other_side(self, reason: str) -> QemuGuardReport | None:
         """Keep the stopped VM until the other side says that it runs, or cannot run it: then it is claimed back."""
         p, began = self._p, time.monotonic()
         while p.qemu.alive():
@@ -164,7 +164,7 @@ class ProtectorEnding:
             p.wait(until + 0.001)
         return None
 
-    def _hand_over(self, reason: str) -> ProtectorReport:
+    def _hand_over(self, reason: str) -> QemuGuardReport:
         """QEMU is of no use here: the VM is left to the other side, if that can run it."""
         p = self._p
         if not p.keeping.leased:
@@ -191,7 +191,7 @@ class ProtectorEnding:
 
     # -- QEMU ends
 
-    def ended_itself(self, how: QemuEnding | None) -> ProtectorReport:
+    def ended_itself(self, how: QemuEnding | None) -> QemuGuardReport:
         """QEMU ends, or has ended: its VM ends with it, or moves over. The fence tells the other side, and stays until
         that was heard. Raises ArbitrationLost when the VM was to end, and somebody else has it."""
         p = self._p
@@ -209,7 +209,7 @@ class ProtectorEnding:
         p.keeping.moves(text)
         return p.report(Ending.PRIMARY_GONE, text)
 
-    def end_on_purpose(self, reason: str) -> ProtectorReport:
+    def end_on_purpose(self, reason: str) -> QemuGuardReport:
         """End the VM: nobody runs it after this, and nobody revives it."""
         p = self._p
         p.state = SessionState.ENDING

@@ -17,23 +17,23 @@ from colo import trace
 from colo.abc import Transport, VirtualMachine
 from colo.arbiter import Runner, arbiter_from_uri
 from colo.errors import ColoError, Interrupted, VmError
-from colo.figures.takeover_report import InProcessTakeover
+from colo.figures.takeover_report import VmTakeover
 from colo.memory.guest_image import GuestImage
 from colo.protocol import Failover
 from colo.session.following import Following
-from colo.session.secondary_config import InProcessConfig
+from colo.session.secondary_config import VmSecondaryConfig
 from colo.takeover.claiming_side import Loss
 from colo.trace import OnEvent, SessionState, Sink
 from colo.vm.hold import VmHold
 from colo.vm.saved_state import decode_state
 
-__all__ = ["InProcessConfig", "InProcessSecondary", "InProcessTakeover"]
+__all__ = ["VmSecondary", "VmSecondaryConfig", "VmTakeover"]
 
 
-class InProcessSecondary(Following[InProcessTakeover]):
+class VmSecondary(Following[VmTakeover]):
     """Follows a primary into ``vm``, which must stand still, and makes it run when the primary is lost. ::
 
-        with InProcessSecondary(vm, InProcessConfig("tcp:127.0.0.1:9000", "file:/shared/vm1")) as secondary:
+        with VmSecondary(vm, VmSecondaryConfig("tcp:127.0.0.1:9000", "file:/shared/vm1")) as secondary:
             report = secondary.run()       # returns when the VM runs here
 
     ``sinks`` take the events themselves (:mod:`colo.trace`);
@@ -42,11 +42,11 @@ class InProcessSecondary(Following[InProcessTakeover]):
     """
 
     WAITS = SessionState.WAITING
-    config: InProcessConfig
+    config: VmSecondaryConfig
     image: GuestImage
 
     def __init__(
-        self, vm: VirtualMachine, config: InProcessConfig, *,
+        self, vm: VirtualMachine, config: VmSecondaryConfig, *,
         on_event: OnEvent | None = None,
         sinks: Iterable[Sink] = (),
     ) -> None:
@@ -66,14 +66,14 @@ class InProcessSecondary(Following[InProcessTakeover]):
         return self.request_failover().result(self.config.takeover_s).as_dict()
 
     def status(self) -> dict[str, Any]:
-        """What ``colo status`` shows; keys are stable, and those of :meth:`colo.session.secondary.Secondary.status`
+        """What ``colo status`` shows; keys are stable, and those of :meth:`colo.session.qemu_secondary.QemuSecondary.status`
         as far as they mean something here."""
         return super().status() | {
             "ram_bytes": sum(block.length_bytes for block in self.vm.memory.blocks),
             "takeover": self.report.as_dict() if self.report else None,
         }
 
-    def run(self) -> InProcessTakeover:
+    def run(self) -> VmTakeover:
         """Follow a primary; returns when the VM was taken over.
 
         Raises RuntimeError (another session has the VM), NoCheckpoint (lost before the first commit), ArbitrationLost (the
@@ -96,7 +96,7 @@ class InProcessSecondary(Following[InProcessTakeover]):
                 self.ram.settle()  # whoever looks at what is committed finds it in the blocks
             hold.release()
 
-    def _run(self) -> InProcessTakeover:
+    def _run(self) -> VmTakeover:
         self._tell(trace.Listening(self.address))
         loss = self._wait(Interrupted("the session was asked to stop"))
         self.claiming.heed()
@@ -129,7 +129,7 @@ class InProcessSecondary(Following[InProcessTakeover]):
             raise VmError(
                 f"the VM did not take checkpoint {committed.number} over: {type(error).__name__}: {error}") from error
         done_ns = time.monotonic_ns()
-        self.report = InProcessTakeover(
+        self.report = VmTakeover(
             checkpoint=committed.number,
             reason=attempt.loss.reason,
             generation=self.generation,

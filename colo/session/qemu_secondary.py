@@ -30,7 +30,7 @@ from colo.protocol import Failover
 from colo.qemu.foresight import room_notice
 from colo.qemu.standby import Standby
 from colo.session.following import Following
-from colo.session.secondary_config import SecondaryConfig
+from colo.session.secondary_config import NO_LEASE, QemuSecondaryConfig
 from colo.stream import Configuration, RamBlockInfo
 from colo.takeover.claiming_side import Loss
 from colo.takeover.keeper import STANDBY_NAMES, check_room_for_sockets
@@ -40,36 +40,34 @@ from colo.takeover.resume import Before, resume
 from colo.takeover.standbys import Standbys
 from colo.trace import OnEvent, SessionState, Sink
 
-__all__ = ["Secondary", "SecondaryConfig"]
+__all__ = ["QemuSecondary", "QemuSecondaryConfig"]
 
 LOADABLE = "tried: the stand-by can load this VM"
 REFUSED_RETRY_S = 2.0
 """A stand-by that would not run the VM (a disk is held) is followed by another after this time: nobody else may run it."""
-NO_LEASE = (
-    "no lease was asked for (--no-lease): a primary that is cut off is not stopped by time, so both sides can run unless the "
-    "arbiter itself fences (exec:)")
 
 
-class Secondary(Following[TakeoverReport]):
+class QemuSecondary(Following[TakeoverReport]):
     """A secondary session. ::
 
-        with Secondary(SecondaryConfig("tcp:127.0.0.1:9000", "/dev/shm/vm1", standby=argv, arbiter="file:/shared/vm1")) as s:
+        config = QemuSecondaryConfig("tcp:127.0.0.1:9000", "/dev/shm/vm1", standby=argv, arbiter="file:/shared/vm1")
+        with QemuSecondary(config) as s:
             report = s.run()          # returns when the VM runs here
             print(report.qmp_path, report.pid)
 
     ``sinks`` take the events (:mod:`colo.trace`); ``on_event(kind, data)`` is called, from the session's threads, with
-    ``listening``, ``connected``, ``announced``, ``checkpoint``, ``lost``, ``taking-over``, ``settled``, ``notice``, ``running``
-    and ``verdict`` (of a trial: why the stand-by would refuse the VM, or that it loads it).
+    ``listening``, ``connected``, ``announced``, ``checkpoint``, ``lost``, ``taking-over``, ``settled``, ``notice``,
+    ``running`` and ``verdict`` (of a trial: why the stand-by would refuse the VM, or that it loads it).
 
     The last committed checkpoint outlives the session, however that ends, in ``ram_dir``; a session that is started on one
     (:attr:`recovered`) holds it, lets its primary come back, and can take over from it.
     :meth:`request_failover`, :meth:`status` and :meth:`stop` may be called from any thread.
     """
 
-    config: SecondaryConfig
+    config: QemuSecondaryConfig
     image: RamImage
 
-    def __init__(self, config: SecondaryConfig, *, on_event: OnEvent | None = None, sinks: Iterable[Sink] = ()) -> None:
+    def __init__(self, config: QemuSecondaryConfig, *, on_event: OnEvent | None = None, sinks: Iterable[Sink] = ()) -> None:
         self.recovered = False
         """An earlier session committed it: what that one promised is not known here."""
         self._lost_to = ""
