@@ -17,6 +17,8 @@ class HeldGeneration:
         self.number = arbiter.current()
         self.token = ""
         """Of the claim that won it; "" where the arbiter keeps none."""
+        self.won: int | None = None
+        """A newer generation, which a guard before this one has won for this very QEMU, as :meth:`is_gone` found."""
         self._runner = runner
 
     def take_first(self) -> None:
@@ -42,11 +44,15 @@ class HeldGeneration:
         return True
 
     def is_gone(self) -> bool:
-        """Whether another generation holds now. While it cannot be told, nobody takes over as long as the lease lasts."""
+        """Whether somebody else holds the VM now. Where it is a newer generation of this very QEMU's, :attr:`won` says so.
+        While it cannot be told, nobody takes over as long as the lease lasts."""
         try:
-            return not self.arbiter.still_holds(self.number)
+            if self.arbiter.still_holds(self.number):
+                return False
+            self.won = self._newer()
         except ArbitrationError:
             return False
+        return self.won is None
 
     def claim(self, reason: str) -> int:
         """The generation that is won. Raises ArbitrationLost, ArbitrationError."""
@@ -63,12 +69,15 @@ class HeldGeneration:
 
     def won_before(self) -> int | None:
         """The newer generation that a guard before this one won for this very QEMU, and ended before it could say so."""
-        if self._runner is None or self.arbiter.identity is None:
-            return None
         try:
-            held = self.arbiter.holder()
+            return self._newer()
         except ArbitrationError:
             return None  # it cannot be told just now: whoever has to know asks again
+
+    def _newer(self) -> int | None:
+        if self._runner is None or self.arbiter.identity is None:
+            return None
+        held = self.arbiter.holder()
         mine = held.generation > self.number and held.runner == self._runner and not held.closed
         return held.generation if mine else None
 

@@ -148,7 +148,12 @@ class Fence:
             return self.moves("its process ended, and nobody is there to say why")
         if not connected and self.wanted and self.renews:
             return self.prove("the secondary takes over, and nobody guards the VM here")
-        return (FenceAction.TELL_GUARD,) if connected else ()
+        if not connected:
+            return ()
+        if self.state is FenceState.LEASED and self.lease.left_ns(now_ns):
+            # A guard before it may have stopped the VM, late or in this fence's stead, and be gone: nobody else would know.
+            return (FenceAction.CONTINUE_VM, FenceAction.TELL_GUARD)
+        return (FenceAction.TELL_GUARD,)
 
     def answering(self) -> None:
         """The guard is at it: it claims, or will say what is proven."""

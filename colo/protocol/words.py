@@ -170,7 +170,6 @@ class Action(Enum):
     SEND_VMSTATE_LOADED = "send VMSTATE_LOADED"
     DROP_EPOCH = "drop what is staged and not committed"
     # Both: the end.
-    CLOSE_CHANNEL = "close the channel"
     ABORT_CHANNEL = "reset the channel"
     REFUSE_FAILOVER = "refuse: nothing is committed yet"
     ARBITRATE = "ask the arbiter for the next generation"

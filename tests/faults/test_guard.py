@@ -20,6 +20,7 @@ import pytest
 from colo.arbiter import Runner, arbiter_from_uri, init_arbiter
 from colo.control.client import ask
 from colo.errors import ColoError, QemuError
+from colo.fence.processes import thread_states
 from colo.qemu.process import QemuProcess
 from tests.faults.processes import ROOT, SecondaryProcess, colo, gone
 from tests.faults.rig import wait_until
@@ -130,6 +131,38 @@ def test_without_its_guard_a_failover_still_leaves_one_that_runs(host: Host) -> 
     host.secondary.wait_event("running")
     wait_until(lambda: not host.qemu.alive(), what="the end of the loser's QEMU")
     assert host.goes_on(host.standby_serial)
+
+
+@pytest.mark.parametrize("arbiter", ["file", "exec"])
+def test_a_vm_that_its_fence_has_stopped_runs_on_with_a_new_guard(machine: Machine, run_dir: Path, arbiter: str) -> None:
+    """With guard and secondary gone nobody asks the arbiter, and a stopped QEMU answers nobody: the new guard begins there."""
+    host = Host(machine, run_dir, arbiter="exec:/bin/true" if arbiter == "exec" else "")
+    try:
+        guard = host.protect()
+        host.await_checkpoints()
+        guard.kill()
+        guard.wait()
+        host.secondary.signal(signal.SIGKILL)
+        host.secondary.wait()
+        wait_until(lambda: set(thread_states(host.qemu.pid or 0)) <= {"T"}, what="the lease's end")
+        events = host.said(host.protect())
+        assert [e["data"]["ending"] for e in events if e["event"] == "ended"] == ["alone"], host.output
+        assert host.goes_on(host.serial)
+    finally:
+        host.close()
+
+
+def test_a_vm_that_a_guard_has_stopped_in_its_fences_stead_goes_on_with_the_next(host: Host) -> None:
+    guard = host.protect()
+    host.await_checkpoints()
+    guard.kill()
+    guard.wait()
+    host.qemu.send_signal(signal.SIGSTOP)
+    host.protect()
+    wait_until(lambda: host.state() == "protecting", what="the next guard")
+    number = host.secondary.events[-1]["data"].get("number", 0)
+    host.secondary.wait_event("checkpoint", number=number + 5)
+    assert host.goes_on(host.serial)
 
 
 @pytest.mark.parametrize("secondary", ["follows", "is lost"])

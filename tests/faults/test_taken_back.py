@@ -7,8 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.lease.protected import SavedVm
-from tests.lease.test_witness import LONG_MS
+from tests.session.test_secondary import Running
 
 from colo.arbiter import init_arbiter
 from colo.errors import ColoError
@@ -18,9 +17,10 @@ from colo.session.primary import Primary, PrimaryConfig
 from colo.session.qemu_secondary import QemuSecondaryConfig
 from tests.faults.rig import wait_until
 from tests.faults.test_killed_program import saved
+from tests.fence.protected import SavedVm
+from tests.fence.test_witness import LONG_MS
 from tests.qemu.tiny_machine import Machine, wait_for_lines
 from tests.session.test_primary import Cut
-from tests.session.test_secondary import Running
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]
 

@@ -206,9 +206,9 @@ def test_what_is_staged_for_the_next_checkpoint_is_no_part_of_the_last(tmp_path:
         peer.request()
         peer.send(epoch(raw(0, 55) + raw(PAGE, 56, None), 2)[:-30])
         until = time.monotonic() + 10
-        while peer.follower._staging.records < 2 and time.monotonic() < until:
+        while peer.ram.staging.records < 2 and time.monotonic() < until:
             time.sleep(0.01)
-        assert peer.follower._staging.records == 2
+        assert peer.ram.staging.records == 2
         killed = copy_of(peer.image.directory, tmp_path / "killed")
         with RamImage(killed) as image:
             assert image.kept.record is not None and image.kept.record.checkpoint == 1
@@ -274,19 +274,19 @@ def committed_and_not_replayed(tmp_path: Path) -> Path:
     """A directory whose process was killed right after a commit with two raw pages."""
     with Peer(tmp_path) as peer:
         peer.begin()
-        apply = peer.follower._apply
+        apply = peer.ram._apply
 
         def apply_later(*, first: bool) -> None:
-            assert peer.follower.committed is not None
-            if peer.follower.committed.number == 1:
+            assert peer.last.committed is not None
+            if peer.last.committed.number == 1:
                 copy_of(peer.image.directory, tmp_path / "killed")
             apply(first=first)
 
-        peer.follower._apply = apply_later  # type: ignore[method-assign]
+        peer.ram._apply = apply_later  # type: ignore[method-assign]
         peer.checkpoint(raw(PAGE, 90) + raw(5 * PAGE, 91, None), {PAGE: page(90), 5 * PAGE: page(91)})
         peer.sock.close()
         peer.finish()
-        peer.follower.settle()
+        peer.ram.settle()
     return tmp_path / "killed"
 
 

@@ -167,7 +167,7 @@ class World:
             self.peer(role).inbox += SENT[action]
         if action in REPORTS:
             side.reports += (REPORTS[action],)
-        if action in {A.CLOSE_CHANNEL, A.ABORT_CHANNEL}:
+        if action is A.ABORT_CHANNEL:
             side.channel_open = False
             side.inbox = ()
             self.cut = True

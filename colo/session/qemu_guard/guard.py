@@ -18,6 +18,7 @@ from colo.arbiter import arbiter_from_uri, init_arbiter
 from colo.control.server import ControlServer
 from colo.errors import ArbitrationLost, ColoError, QemuError
 from colo.fence.fence import FenceStatus
+from colo.fence.stopped import let_go_on
 from colo.lease.meeting import Meeting
 from colo.qemu.endings import EndingActions, EndingWatch
 from colo.qemu.news import News
@@ -51,11 +52,14 @@ class QemuGuard:
         self._actions: EndingActions | None = None
         check_plaintext(config.to, insecure=config.insecure)
         check_listening(config.to, config.allow_uids)
+        session_trace = Trace(on_event, sinks)
         self._news = News()
         try:
+            self._won = let_go_on(
+                config.qmp, lambda: arbiter_from_uri(config.arbiter, role="primary", vm=config.vm), session_trace.notice)
             self.primary = QemuPrimary.attach(config.qmp, on_exit=self._news.ring)
             try:
-                self._take_on(Trace(on_event, sinks))
+                self._take_on(session_trace)
             except BaseException:
                 self.primary.detach()
                 raise
@@ -248,6 +252,8 @@ class QemuGuard:
         if p.keeping.guard is None:
             return None
         found = p.keeping.find()
+        if self._won is not None:
+            return self._run_alone_as_won(self._won)
         if found is not None and found.generation:
             if (report := self._adopt(found)) is not None:
                 return report
@@ -283,13 +289,18 @@ class QemuGuard:
                 f"this QEMU is protected already, with --arbiter {found.notes['arbiter']} and --to {found.notes.get('to')}: "
                 "give these, or end that protection first (`colo unprotect`)")
         p.notice(f"this VM's fence (pid {found.fence_pid}) is here: protection goes on where the guard left it")
-        if (won := p.held.won_before()) is not None:
-            return self._endings.run_alone(
-                won, "the guard before this one had won the VM for this side", Ending.ALONE, time.monotonic())
+        if (won := p.held.won_before()) is None and found.state == "ALONE":
+            won = found.generation + 1  # from an arbiter that does not keep who holds it
+        if won is not None:
+            return self._run_alone_as_won(won)
         if found.state in ("OVER", "STANDS"):  # the fence has stopped the VM, and nobody was there to ask the arbiter
             p.state = SessionState.UNDECIDED
             return self._endings.settle(f"the VM was stopped by its fence ({found.reason})")
         return None
+
+    def _run_alone_as_won(self, generation: int) -> QemuGuardReport:
+        return self._endings.run_alone(
+            generation, "the guard before this one had won the VM for this side", Ending.ALONE, time.monotonic())
 
     def _protect_again(self, alone: QemuGuardReport) -> QemuGuardReport:
         """Alone: look for a secondary, for ever."""
@@ -336,6 +347,8 @@ class QemuGuard:
                 next_look = now + GENERATION_S
                 if p.held.is_gone():
                     return self._endings.lost("its generation is over: the secondary took over")
+                if p.held.won is not None:
+                    return self._run_alone_as_won(p.held.won)
             if (reason := p.keeping.why_lost()) is not None:
                 return self._endings.settle(reason)
             if self.primary.colo_exited.is_set():

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from colo import trace
 from colo.abc import BlockMemory
 from colo.cli.report import page as report
 from colo.cli.report import words as report_words
@@ -202,7 +203,7 @@ def test_names_from_a_peer_stay_text(tmp_path: Path) -> None:
         assert recording is not None
         output = SessionOutput(json_lines=True, recording=recording)
         with VmSecondary(
-            second, VmSecondaryConfig("tcp:127.0.0.1:0", "none", resume=False, heat_map=True), on_event=output.event,
+            second, VmSecondaryConfig("tcp:127.0.0.1:0", "none", resume=False, heat_map=True), sinks=[output.event],
         ) as secondary:
             def run() -> None:
                 with contextlib.suppress(ColoError):
@@ -284,7 +285,7 @@ def test_pauses_seen_from_outside_are_those_of_the_page(tmp_path: Path) -> None:
     output = SessionOutput(json_lines=True, recording=recording)
     for n in range(40):
         output.pause(2.0 + n % 5)
-    output.event("lost", "it was cut")
+    output.event(trace.Lost("it was cut"))
     report.write(report.prepare(tmp_path), recording)
     page = Page(tmp_path)
     assert page.figures() == ["pause", "interval"]
@@ -328,7 +329,7 @@ def lost_run(tmp_path: Path, error: ColoError) -> Page:
         recording.secondary_checkpoint({**secondary_report(1, 2.0), "number": 0})
         for n in range(1, 30):
             recording.secondary_checkpoint(secondary_report(n, 2.0))
-        output.event("lost", "the peer closed the connection")
+        output.event(trace.Lost("the peer closed the connection"))
         raise error
     return Page(tmp_path / "report")
 
@@ -350,8 +351,8 @@ def test_a_primary_that_came_back_is_not_lost(tmp_path: Path) -> None:
     recording = Recording("back")
     output = SessionOutput(json_lines=True, recording=recording)
     recording.secondary_checkpoint({**secondary_report(1, 2.0), "number": 0})
-    for kind in ("connected", "lost", "connected"):
-        output.event(kind, "words")
+    for event in (trace.Connected(), trace.Lost("words"), trace.Connected()):
+        output.event(event)
     recording.ending = {"text": "Interrupted", "reason": "asked to end"}
     report.write(report.prepare(tmp_path), recording)
     assert Page(tmp_path).fate() is None

@@ -158,7 +158,7 @@ def hear_as_secondary(beginning: int, data: bytes) -> None:
         while threading.active_count() > before + 1:  # meetings that were under way
             assert time.monotonic() < until
             time.sleep(0.001)
-        assert promises._thread.is_alive() and not failures(), failures()
+        assert promises._served._thread.is_alive() and not failures(), failures()
     finally:
         promises.close()
     assert not failures(), failures()
