@@ -331,7 +331,7 @@ def test_a_session_killed_after_it_won_takes_over_when_it_is_started_again(pair:
     counter = guest_counter(pair.ram_dir)
     script = (
         "import os, signal, sys\n"
-        "from colo.session.qemu_secondary import Secondary\n"
+        "from colo.session.qemu_secondary import QemuSecondary\n"
         "QemuSecondary._resume = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from colo.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n")
