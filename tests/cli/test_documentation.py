@@ -107,7 +107,7 @@ def test_the_readmes_python_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the session itself is run: its configuration is one."""
     code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     namespace: dict[str, object] = {}
-    exec(compile(code.split("with Secondary")[0], "README.md", "exec"), namespace)
+    exec(compile(code.split("with QemuSecondary")[0], "README.md", "exec"), namespace)
     compile(code, "README.md", "exec")
     assert getattr(namespace["config"], "arbiter") == "file:/shared/vm1-arbiter"  # noqa: B009
 

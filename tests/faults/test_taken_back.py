@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.session.test_secondary import Running
+from tests.session.test_qemu_secondary import Running
 
 from colo.arbiter import init_arbiter
 from colo.errors import ColoError

@@ -178,7 +178,7 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {root!r})
 from tests.session.primary_vm import PageVm
-from colo.session.migration import DestinationConfig, MigrationDestination
+from colo.session.migration import MigrationDestination, MigrationDestinationConfig
 
 
 class Vm(PageVm):
