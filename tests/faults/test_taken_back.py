@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.session.test_qemu_secondary import Running
 
 from colo.arbiter import init_arbiter
 from colo.errors import ColoError
@@ -21,6 +20,7 @@ from tests.fence.protected import SavedVm
 from tests.fence.test_witness import LONG_MS
 from tests.qemu.tiny_machine import Machine, wait_for_lines
 from tests.session.test_primary import Cut
+from tests.session.test_qemu_secondary import Running
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("kvm")]
 
