@@ -152,6 +152,26 @@ def test_a_vm_that_its_fence_has_stopped_runs_on_with_a_new_guard(machine: Machi
         host.close()
 
 
+def test_a_new_guard_goes_on_also_where_the_arbiter_keeps_no_generations(machine: Machine, run_dir: Path) -> None:
+    host = Host(machine, run_dir, arbiter="exec:/bin/true")
+    try:
+        guard = host.protect()
+        host.await_checkpoints()
+        guard.kill()
+        guard.wait()
+        again = host.protect()
+        wait_until(lambda: host.state() == "protecting", what="the next guard")
+        number = host.secondary.events[-1]["data"].get("number", 0)
+        host.secondary.wait_event("checkpoint", number=number + 5)
+        host.secondary.signal(signal.SIGKILL)
+        host.secondary.wait()
+        events = host.said(again)
+        assert [e["data"]["ending"] for e in events if e["event"] == "ended"] == ["alone"], host.output
+        assert host.goes_on(host.serial)
+    finally:
+        host.close()
+
+
 def test_a_vm_that_a_guard_has_stopped_in_its_fences_stead_goes_on_with_the_next(host: Host) -> None:
     guard = host.protect()
     host.await_checkpoints()

@@ -254,7 +254,7 @@ class QemuGuard:
         found = p.keeping.find()
         if self._won is not None:
             return self._run_alone_as_won(self._won)
-        if found is not None and found.generation:
+        if found is not None and found.state != "UNLEASED":  # generations of some arbiters begin at 0
             if (report := self._adopt(found)) is not None:
                 return report
         elif self.primary.migration_status() == "colo":
